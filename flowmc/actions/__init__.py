@@ -1,0 +1,7 @@
+"""Targets: actions S(field) with their forces in the group's algebra."""
+
+from flowmc.actions.base import Action, ScaledAction, SumAction, check_force
+from flowmc.actions.gauge import Wilson
+from flowmc.actions.scalar import FreeScalar, Phi4
+
+__all__ = ["Action", "FreeScalar", "Phi4", "ScaledAction", "SumAction", "Wilson", "check_force"]

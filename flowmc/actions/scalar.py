@@ -1,0 +1,171 @@
+r"""Actions of a real scalar field: phi^4 in both usual parametrisations, and the free field.
+
+All are members of one hopping form,
+
+.. math:: S = \sum_x \Big[ -2k \sum_\mu \phi_x \phi_{x+\hat\mu} + a\,\phi_x^2
+          + \lambda\,\phi_x^4 \Big],
+
+with (k, a) below.  Beware when comparing papers: the kinetic term has *no* factor 1/2 in the
+(m2, lambda) form of Albergo, Kanwar and Shanahan (arXiv:1904.12072, eq. 16), and the anvil papers
+write beta = 2 kappa.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flowmc.actions.base import Action
+from flowmc.groups import Real
+from flowmc.lattice import lattice_momenta_squared
+
+__all__ = ["FreeScalar", "Phi4"]
+
+
+class _Hopping(Action):
+    """S = sum_x [-2k sum_mu phi phi_mu + a phi^2 + lambda phi^4]."""
+
+    group = Real()
+    k: float
+    a: float
+    quartic: float
+
+    def _set_lattice(self, lattice: Sequence[int]) -> None:
+        self.lattice = tuple(int(extent) for extent in lattice)
+        if not self.lattice or min(self.lattice) < 2:
+            raise ValueError(f"lattice extents must be at least 2, got {list(self.lattice)}")
+
+    def __call__(self, field: Tensor) -> Tensor:
+        neighbours = torch.zeros_like(field)
+        for mu in range(self.dimensions):
+            neighbours = neighbours + torch.roll(field, -1, dims=1 + mu)
+        square = field * field
+        density = square * (self.a + self.quartic * square) - 2 * self.k * field * neighbours
+        return density.reshape(field.shape[0], -1).sum(1, dtype=torch.float64)
+
+    def force(self, field: Tensor) -> Tensor:
+        r"""Return :math:`-2k \sum_{\pm\mu} \phi_{x \pm \mu} + 2a\,\phi + 4\lambda\,\phi^3`."""
+        neighbours = torch.roll(field, 1, dims=1)
+        neighbours += torch.roll(field, -1, dims=1)
+        for mu in range(1, self.dimensions):
+            neighbours += torch.roll(field, 1, dims=1 + mu)
+            neighbours += torch.roll(field, -1, dims=1 + mu)
+        local = field * (2 * self.a)
+        if self.quartic:
+            local = field * (2 * self.a + 4 * self.quartic * (field * field))
+        return local.sub_(neighbours, alpha=2 * self.k)
+
+
+class Phi4(_Hopping):
+    r"""The phi^4 action on a periodic lattice of any dimension >= 1.
+
+    Either with (m2, lambda),
+
+    .. math:: S = \sum_x \Big[ \sum_\mu (\phi_{x+\mu} - \phi_x)^2 + m^2 \phi_x^2
+              + \lambda \phi_x^4 \Big] \qquad (k = 1,\; a = 2d + m^2),
+
+    (arXiv:1904.12072; no factors 1/2), or with (kappa, lambda),
+
+    .. math:: S = \sum_x \Big[ -2\kappa \sum_\mu \phi_x \phi_{x+\mu} + (1 - 2\lambda) \phi_x^2
+              + \lambda \phi_x^4 \Big] \qquad (k = \kappa,\; a = 1 - 2\lambda)
+
+    (arXiv:2007.07115).  The measure is prod dphi.
+
+    Args:
+        lattice: extents, each >= 2.
+        m2, kappa: exactly one of the two.
+        lam: quartic coupling, >= 0 (spelled ``lambda`` in configuration files).
+
+    Raises:
+        ValueError: if both or none of m2 and kappa are given, or lam < 0.
+    """
+
+    name = "phi4"
+
+    def __init__(
+        self,
+        lattice: Sequence[int],
+        *,
+        lam: float,
+        m2: float | None = None,
+        kappa: float | None = None,
+    ) -> None:
+        self._set_lattice(lattice)
+        if (m2 is None) == (kappa is None):
+            raise ValueError("phi4 needs exactly one of m2 and kappa beside lambda")
+        if lam < 0:
+            raise ValueError(f"phi4 needs lambda >= 0 for a bounded action, got {lam}")
+        self.quartic = float(lam)
+        if m2 is not None:
+            self.k, self.a = 1.0, 2 * len(self.lattice) + float(m2)
+            self.parameters = {"m2": float(m2), "lambda": float(lam)}
+        else:
+            assert kappa is not None
+            self.k, self.a = float(kappa), 1 - 2 * float(lam)
+            self.parameters = {"kappa": float(kappa), "lambda": float(lam)}
+        if lam == 0 and self.a - 2 * abs(self.k) * len(self.lattice) <= 0:
+            raise ValueError("without a quartic term this action is unbounded: raise m2")
+
+    def at(self, **couplings: float) -> Phi4:
+        merged = {**self.parameters, **couplings}
+        unknown = set(couplings) - set(self.parameters)
+        if unknown:
+            raise ValueError(
+                f"phi4 has the couplings {list(self.parameters)}, not {sorted(unknown)}"
+            )
+        lam = merged.pop("lambda")
+        return Phi4(self.lattice, lam=lam, **merged)
+
+
+class FreeScalar(_Hopping):
+    r"""The free field, exactly solvable: :math:`S = \sum_x [\sum_\mu (\Delta_\mu\phi)^2 + m^2\phi^2]`.
+
+    In momentum space :math:`S = \frac1V \sum_p (\hat p^2 + m^2) |\tilde\phi_p|^2`, so each mode has
+    :math:`\langle |\tilde\phi_p|^2 \rangle = V / (2 (\hat p^2 + m^2))`.
+
+    Args:
+        lattice: extents, each >= 2.
+        m2: squared mass, > 0.
+    """
+
+    name = "free"
+
+    def __init__(self, lattice: Sequence[int], *, m2: float) -> None:
+        self._set_lattice(lattice)
+        if m2 <= 0:
+            raise ValueError(f"the free field needs m2 > 0 to be normalisable, got {m2}")
+        self.k, self.a, self.quartic = 1.0, 2 * len(self.lattice) + float(m2), 0.0
+        self.m2 = float(m2)
+        self.parameters = {"m2": self.m2}
+
+    def at(self, **couplings: float) -> FreeScalar:
+        unknown = set(couplings) - {"m2"}
+        if unknown:
+            raise ValueError(f"the free field has the coupling m2, not {sorted(unknown)}")
+        return FreeScalar(self.lattice, m2=couplings.get("m2", self.m2))
+
+    def mode_action(self, device: torch.device | str = "cpu") -> Tensor:
+        r"""Return :math:`\hat p^2 + m^2` per momentum, ``(*L)`` float64, in FFT order."""
+        return lattice_momenta_squared(self.lattice, device) + self.m2
+
+    def sample(
+        self, chains: int, rng: torch.Generator, dtype: torch.dtype = torch.float64
+    ) -> Tensor:
+        """Return exact independent draws ``(chains, *L)`` by colouring white noise with an FFT."""
+        noise = torch.randn(
+            (chains, *self.lattice), dtype=torch.float64, device=rng.device, generator=rng
+        )
+        axes = tuple(range(1, 1 + self.dimensions))
+        amplitude = (2 * self.mode_action(rng.device)).rsqrt()
+        return torch.fft.ifftn(torch.fft.fftn(noise, dim=axes) * amplitude, dim=axes).real.to(dtype)
+
+    def log_partition(self) -> float:
+        r"""Return :math:`\ln Z = \tfrac12 \sum_p \ln \frac{\pi}{\hat p^2 + m^2}` (measure dphi)."""
+        return float(0.5 * (torch.pi / self.mode_action()).log().sum())
+
+    def propagator(self) -> Tensor:
+        """Return the exact <phi_x phi_0>, ``(*L)`` float64."""
+        spectrum = 0.5 / self.mode_action()
+        return torch.fft.ifftn(spectrum).real

@@ -1,0 +1,234 @@
+r"""The contract of flows and priors, and the checks that hold a flow to it.
+
+A flow is an invertible map that carries a log-density along:
+
+.. code-block:: python
+
+    y, log_density = flow.forward(x, log_density)   # log_density - log|det dy/dx|
+    x, log_density = flow.inverse(y, log_density)   # log_density + log|det dy/dx|
+
+Whoever calls it never meets the sign of a Jacobian: put the density of ``x`` in, get the density
+of ``y`` out.  With ``log_density = 0`` the output is the change itself, so for the target
+:math:`e^{-S}` of either side the work of a map is ``S_new(new) + log_density - S_old(old)``.
+Determinants are taken in the coordinates of :mod:`flowmc.groups` (Haar measure).
+
+``log_density`` is ``(chains,)`` float64.  A flow whose inverse is iterative and did not reach
+round-off for a chain returns NaN as that chain's density; kernels reject such moves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from flowmc.groups import Group, Real
+
+__all__ = [
+    "Chain",
+    "Flow",
+    "FlowModel",
+    "Identity",
+    "Inverse",
+    "Prior",
+    "check_equivariance",
+    "check_inverse",
+    "check_log_det",
+]
+
+
+class Flow(nn.Module, ABC):
+    """An invertible map of fields; subclasses implement :meth:`forward` and :meth:`inverse`.
+
+    Attributes:
+        log_density_is_exact: False for a flow whose log-density is that of a continuous flow and
+            whose map is a discretisation of it; then :meth:`density_error` measures the difference.
+    """
+
+    log_density_is_exact: bool = True
+
+    @abstractmethod
+    def forward(self, x: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
+        """Map ``x (chains, ...)``; return ``y`` and ``log_density - log|det dy/dx|``."""
+
+    @abstractmethod
+    def inverse(self, y: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
+        """Map back; return ``x`` and ``log_density + log|det dy/dx|`` (NaN: not converged)."""
+
+    def density_error(self, x: Tensor) -> Tensor:
+        """Return an estimate per chain of the error of the log-density, ``(chains,)`` >= 0."""
+        return torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
+
+
+class Identity(Flow):
+    """The map y = x; as a flow between replicas it makes plain parallel tempering."""
+
+    def forward(self, x: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
+        return x, log_density
+
+    def inverse(self, y: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
+        return y, log_density
+
+
+class Inverse(Flow):
+    """The inverse of a flow as a flow."""
+
+    def __init__(self, flow: Flow) -> None:
+        super().__init__()
+        self.flow = flow
+        self.log_density_is_exact = flow.log_density_is_exact
+
+    def forward(self, x: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
+        return self.flow.inverse(x, log_density)
+
+    def inverse(self, y: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
+        return self.flow.forward(y, log_density)
+
+    def density_error(self, x: Tensor) -> Tensor:
+        y, _ = self.flow.inverse(x, torch.zeros(x.shape[0], dtype=torch.float64, device=x.device))
+        return self.flow.density_error(y)
+
+
+class Chain(Flow):
+    """The composition ``layers[-1] o ... o layers[0]``."""
+
+    def __init__(self, layers: Iterable[Flow]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.log_density_is_exact = all(layer.log_density_is_exact for layer in self)
+
+    def __iter__(self):
+        return iter(self.layers)
+
+    def forward(self, x: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
+        for layer in self.layers:
+            x, log_density = layer.forward(x, log_density)
+        return x, log_density
+
+    def inverse(self, y: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
+        for layer in reversed(self.layers):
+            y, log_density = layer.inverse(y, log_density)
+        return y, log_density
+
+    def density_error(self, x: Tensor) -> Tensor:
+        zero = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
+        total = zero
+        for layer in self.layers:
+            total = total + layer.density_error(x)
+            x, _ = layer.forward(x, zero)
+        return total
+
+
+class Prior(ABC):
+    """A distribution that can be drawn from and whose normalised log-density is known."""
+
+    group: Group = Real()
+
+    @abstractmethod
+    def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw; return ``x (n, ...)`` and ``log q (n,)`` float64."""
+
+    @abstractmethod
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return the log-density of given fields, ``(n,)`` float64."""
+
+
+class FlowModel(nn.Module):
+    r"""A prior pushed through a flow: :math:`\ln q(f(z)) = \ln r(z) - \ln|\det \partial f|`.
+
+    Args:
+        prior: where z is drawn.
+        flow: the map f.
+    """
+
+    def __init__(self, prior: Prior, flow: Flow) -> None:
+        super().__init__()
+        self.prior = prior
+        self.flow = flow
+
+    def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw ``n`` fields; return ``x (n, ...)`` and ``log q (n,)`` float64."""
+        z, log_prior = self.prior.sample(n, rng)
+        return self.flow.forward(z, log_prior)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return log q of given fields by the inverse flow, ``(n,)`` float64."""
+        zero = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
+        z, minus_prior = self.flow.inverse(x, zero)
+        # inverse adds +ln|det|; log q(x) = log r(z) - ln|det|.
+        return self.prior.log_prob(z) - minus_prior
+
+    def fingerprint(self) -> str:
+        """Return a short digest of all weights; it keys cached densities of this very model."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(repr(self.prior).encode())
+        return digest.hexdigest()[:16]
+
+
+def check_inverse(flow: Flow, x: Tensor) -> tuple[float, float]:
+    """Run forward then inverse; return the largest error of the field and of the log-density."""
+    zero = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
+    with torch.no_grad():
+        y, forward = flow.forward(x, zero)
+        back, round_trip = flow.inverse(y, forward)
+    return float((back - x).abs().max()), float(round_trip.abs().max())
+
+
+def check_log_det(flow: Flow, x: Tensor, group: Group, *, inverse: bool = False) -> float:
+    r"""Compare the log-density change with the full Jacobian; return the largest difference.
+
+    The Jacobian is taken in algebra coordinates: with :math:`y = f(x)` and
+    :math:`x \to e^{\omega_a T_a} x`, its entries are the coordinates of
+    :math:`(\partial y / \partial\omega_a)\, y^{-1}`, whose determinant is that of the map with
+    respect to the Haar measure.  The cost grows as the square of the number of degrees of freedom:
+    use small lattices, in float64.
+
+    Args:
+        flow: the map.
+        x: ``(chains, ...)`` float64.
+        group: of the field's elements.
+        inverse: check :meth:`Flow.inverse` instead.
+    """
+    apply = flow.inverse if inverse else flow.forward
+    zero = torch.zeros(1, dtype=torch.float64, device=x.device)
+    worst = 0.0
+    for field in x:
+        field = field[None]
+
+        def displaced(coordinates: Tensor, field: Tensor = field) -> Tensor:
+            y, _ = apply(group.move(field, group.coordinates_to_algebra(coordinates)), zero)
+            return torch.view_as_real(y) if y.is_complex() else y
+
+        elements = field.shape[: field.dim() - len(group.element_shape)]
+        origin = torch.zeros(*elements, group.algebra_dimension, dtype=torch.float64)
+        columns = torch.autograd.functional.jacobian(displaced, origin, vectorize=False)
+        y, change = apply(field, zero)
+        dofs = origin.numel()
+        columns = columns.reshape(*displaced(origin).shape, dofs)
+        if y.is_complex():
+            derivative = torch.complex(columns[..., 0, :], columns[..., 1, :]).movedim(-1, 0)
+            algebra = derivative @ y.mH
+        else:
+            algebra = columns.movedim(-1, 0)
+        jacobian = group.algebra_to_coordinates(algebra).reshape(dofs, dofs)
+        expected = -torch.linalg.slogdet(jacobian)[1]
+        worst = max(worst, float((change[0] - expected).abs()))
+    return worst
+
+
+def check_equivariance(
+    flow: Flow, x: Tensor, transformation: Callable[[Tensor], Tensor]
+) -> tuple[float, float]:
+    r"""Compare :math:`f(g x)` with :math:`g f(x)`; return the errors of field and log-density."""
+    zero = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
+    with torch.no_grad():
+        y, density = flow.forward(x, zero)
+        y_moved, density_moved = flow.forward(transformation(x), zero)
+    field_error = (y_moved - transformation(y)).abs().max()
+    return float(field_error), float((density_moved - density).abs().max())

@@ -1,0 +1,113 @@
+"""The contract of Markov kernels: ``init(field) -> state``, ``step(state, rng) -> (state, info)``.
+
+A state holds the fields of a batch of chains and what the next step needs, all per chain and for
+exactly these fields; a kernel that moves the field drops whatever it did not recompute.  States
+hold no tuning parameters.  ``info`` holds the diagnostics of one step.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowmc.actions.base import Action
+
+__all__ = ["Info", "Kernel", "NonFiniteStateError", "State", "action_of"]
+
+
+@dataclass(frozen=True)
+class State:
+    """A batch of chains.
+
+    Attributes:
+        field: ``(chains, ...)``.
+        action: S of these fields, ``(chains,)`` float64, or None if not known.
+        log_q: log-densities of these fields under flow models, by
+            :meth:`~flowmc.flows.base.FlowModel.fingerprint`; each ``(chains,)`` float64.
+    """
+
+    field: Tensor
+    action: Tensor | None = None
+    log_q: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def chains(self) -> int:
+        """Number of chains in the batch."""
+        return self.field.shape[0]
+
+    def moved(self, field: Tensor, action: Tensor | None = None) -> State:
+        """Return the state at another field, without the caches of the old one."""
+        return State(field, action)
+
+    def with_log_q(self, key: str, value: Tensor) -> State:
+        """Return this state with one more cached log-density."""
+        return replace(self, log_q={**self.log_q, key: value})
+
+
+@dataclass(frozen=True)
+class Info:
+    """Diagnostics of one step of one kernel.
+
+    Attributes:
+        is_accepted: ``(chains, proposals)`` bool: what became of every proposal of the step.
+        values: further diagnostics per chain, each ``(chains, ...)``; names as in the report.
+        parts: the infos of composed kernels, by name; then ``is_accepted`` is empty.
+    """
+
+    is_accepted: Tensor
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+    parts: Mapping[str, Info] = field(default_factory=dict)
+
+
+class NonFiniteStateError(RuntimeError):
+    """The current state of a chain is not finite: the run must stop, not sample garbage."""
+
+
+class Kernel(ABC):
+    """A Markov kernel that leaves the density of its action(s) invariant.
+
+    Attributes:
+        name: how infos, logs and reports call this kernel.
+    """
+
+    name: str = "kernel"
+
+    @abstractmethod
+    def init(self, field: Any) -> Any:
+        """Return the state of a batch of fields."""
+
+    @abstractmethod
+    def step(self, state: Any, rng: torch.Generator) -> tuple[Any, Info]:
+        """Advance every chain by one application of the kernel."""
+
+    def adapt(self, info: Info, update: int) -> None:  # noqa: B027
+        """Tune from the infos of *all* chains of one update; called in thermalisation only."""
+
+    def tuning(self) -> dict[str, float]:
+        """Return what :meth:`adapt` has tuned, for the checkpoint."""
+        return {}
+
+    def set_tuning(self, values: Mapping[str, float]) -> None:  # noqa: B027
+        """Restore what :meth:`tuning` returned."""
+
+
+def action_of(action: Action, state: State) -> Tensor:
+    """Return S of the state, from its cache if present.
+
+    Raises:
+        NonFiniteStateError: naming the first chain whose action is not finite.
+    """
+    value = action(state.field) if state.action is None else state.action
+    finite = torch.isfinite(value)
+    if not bool(finite.all()):
+        chain = int((~finite).nonzero()[0])
+        raise NonFiniteStateError(
+            f"the action of chain {chain} of this block is {float(value[chain])}: the field is "
+            "corrupt; restart from the last checkpoint or another start configuration"
+        )
+    return value

@@ -1,0 +1,153 @@
+"""One way from a name and a table of a configuration file to an object.
+
+A component (action, observable, flow, prior, kernel) is a class or function.  It is found by its
+built-in name, as ``"package.module:Name"``, or by an entry point of the group ``flowmc.<kind>``;
+its keyword-only parameters and their annotations are its configuration keys.  User code therefore
+needs nothing but a signature, and is validated like ours.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+__all__ = ["BUILTIN", "ConfigError", "build", "nearest", "parameters", "resolve"]
+
+BUILTIN: dict[str, dict[str, str]] = {
+    "actions": {
+        "phi4": "flowmc.actions:Phi4",
+        "free": "flowmc.actions:FreeScalar",
+        "wilson": "flowmc.actions:Wilson",
+    },
+    "kernels": {
+        "hmc": "flowmc.kernels:HMC",
+        "independence": "flowmc.kernels:Independence",
+        "exchange": "flowmc.kernels:Exchange",
+    },
+    "flows": {
+        "identity": "flowmc.flows:Identity",
+        "affine_coupling": "flowmc.flows:AffineCouplingFlow",
+        "continuous": "flowmc.flows:ContinuousFlow",
+        "residual": "flowmc.flows:ResidualFlow",
+    },
+    "priors": {
+        "gaussian": "flowmc.flows:GaussianPrior",
+        "free_field": "flowmc.flows:FreeFieldPrior",
+        "haar": "flowmc.flows:HaarPrior",
+    },
+    "observables": {
+        "action": "flowmc.observables:action_density",
+        "plaquette": "flowmc.observables:plaquette",
+        "topological_charge": "flowmc.observables:topological_charge",
+        "polyakov_loop": "flowmc.observables:polyakov_loop",
+        "wilson_loop": "flowmc.observables:wilson_loop",
+        "magnetization": "flowmc.observables:magnetization",
+        "abs_magnetization": "flowmc.observables:abs_magnetization",
+        "phi2": "flowmc.observables:phi2",
+        "susceptibility": "flowmc.observables:susceptibility",
+        "correlator": "flowmc.observables:correlator",
+    },
+}
+
+# Words of the configuration file that are Python keywords.
+_ALIASES = {"lambda": "lam"}
+
+
+class ConfigError(ValueError):
+    """Unusable input: the message names the key, what is wrong and what to do."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the closest known word, or the list of known words."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+def resolve(kind: str, name: str) -> Callable[..., Any]:
+    """Return the component ``name`` of a kind ("actions", "kernels", "flows", ...).
+
+    Raises:
+        ConfigError: for an unknown name (with the nearest known one) or a failing import.
+    """
+    table = BUILTIN[kind]
+    target = table.get(name)
+    if target is None and ":" in name:
+        target = name
+    if target is None:
+        plugins = {entry.name: entry.value for entry in entry_points(group=f"flowmc.{kind}")}
+        target = plugins.get(name)
+        if target is None:
+            raise ConfigError(
+                f"unknown {kind.removesuffix('s')} {name!r}{nearest(name, {*table, *plugins})} "
+                "(your own are named 'package.module:Name')"
+            )
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"cannot load {kind.removesuffix('s')} {name!r}: {error}") from error
+
+
+def parameters(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the keyword-only parameters of a component: its configuration keys."""
+    return {
+        key: parameter
+        for key, parameter in inspect.signature(component).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def build(
+    component: Callable[..., Any], table: Mapping[str, Any], where: str, *positional: Any
+) -> Any:
+    """Call ``component(*positional, **table)`` after checking the table against its signature.
+
+    Args:
+        component: a class or function.
+        table: keys and values from a configuration file.
+        where: how to name the table in messages, e.g. ``"[theory]"``.
+        positional: arguments that flowmc supplies.
+
+    Raises:
+        ConfigError: for unknown or missing keys, wrong types and refused values.
+    """
+    return component(*positional, **validate(component, table, where))
+
+
+def validate(component: Callable[..., Any], table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return ``table`` as keyword arguments of ``component``, types checked; see :func:`build`."""
+    known = parameters(component)
+    written = {_written(key): key for key in known}
+    function = component.__init__ if inspect.isclass(component) else component
+    hints = typing.get_type_hints(function)
+    arguments: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in written:
+            raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, written)}")
+        name = written[key]
+        try:
+            adapter = TypeAdapter(
+                hints.get(name, Any), config=ConfigDict(arbitrary_types_allowed=True)
+            )
+            arguments[name] = adapter.validate_python(value, strict=False)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise ConfigError(f"{where}: {key} = {value!r}: {reason}") from error
+    for name, parameter in known.items():
+        if parameter.default is inspect.Parameter.empty and name not in arguments:
+            raise ConfigError(f"{where}: missing key {_written(name)!r}")
+    return arguments
+
+
+def _written(parameter: str) -> str:
+    return {name: alias for alias, name in _ALIASES.items()}.get(parameter, parameter)
