@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["checkerboard", "check_even", "coordinates", "lattice_momenta_squared", "shift"]
+__all__ = ["check_even", "checkerboard", "coordinates", "lattice_momenta_squared", "shift"]
 
 
 def shift(site_field: Tensor, mu: int, steps: int = 1) -> Tensor:

@@ -15,7 +15,7 @@ from flowmc.actions.base import Action
 from flowmc.groups import SUN, U1, Group, parse_group, traceless_antihermitian
 from flowmc.lattice import shift
 
-__all__ = ["Wilson", "plaquette_angles", "plaquettes", "planes", "staples"]
+__all__ = ["Wilson", "planes", "plaquette_angles", "plaquettes", "staples"]
 
 
 def planes(dimensions: int) -> Iterator[tuple[int, int]]:
@@ -106,8 +106,8 @@ class Wilson(Action):
         r"""Return the algebra gradient, shaped like the field.
 
         SU(N): with A the sum of the 2(d-1) staples, :math:`\partial_a S = -\tfrac{\beta}{N}
-        \mathrm{Re\,tr}(T_a U A)`, hence :math:`\sum_a T_a \partial_a S = \tfrac{\beta}{2N} (U A)_{TA}`
-        with tr(T_a T_b) = -1/2 delta.  U(1): :math:`\beta \sum \pm\sin\theta_P` over the plaquettes
+        \mathrm{Re\,tr}(T_a U A)`, hence :math:`\sum_a T_a \partial_a S = \tfrac{\beta}{2N}
+        (U A)_{TA}` with tr(T_a T_b) = -1/2 delta.  U(1): :math:`\beta \sum \pm\sin\theta_P` over the plaquettes
         that contain the link.
         """
         if isinstance(self.group, U1):

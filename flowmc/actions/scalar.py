@@ -6,7 +6,7 @@ All are members of one hopping form,
           + \lambda\,\phi_x^4 \Big],
 
 with (k, a) below.  Beware when comparing papers: the kinetic term has *no* factor 1/2 in the
-(m2, lambda) form of Albergo, Kanwar and Shanahan (arXiv:1904.12072, eq. 16), and the anvil papers
+(m2, lambda) form of Albergo, Kanwar and Shanahan (arXiv:1904.12072), and the anvil papers
 write beta = 2 kappa.
 """
 
@@ -120,9 +120,9 @@ class Phi4(_Hopping):
 
 
 class FreeScalar(_Hopping):
-    r"""The free field, exactly solvable: :math:`S = \sum_x [\sum_\mu (\Delta_\mu\phi)^2 + m^2\phi^2]`.
+    r"""The free field, exactly solvable.
 
-    In momentum space :math:`S = \frac1V \sum_p (\hat p^2 + m^2) |\tilde\phi_p|^2`, so each mode has
+    :math:`S = \sum_x [\sum_\mu (\phi_{x+\mu} - \phi_x)^2 + m^2\phi_x^2]`.  In momentum space :math:`S = \frac1V \sum_p (\hat p^2 + m^2) |\tilde\phi_p|^2`, so each mode has
     :math:`\langle |\tilde\phi_p|^2 \rangle = V / (2 (\hat p^2 + m^2))`.
 
     Args:

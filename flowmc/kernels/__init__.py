@@ -1,0 +1,25 @@
+"""Markov kernels that leave a target invariant: HMC, flow proposals, exchange, compositions."""
+
+from flowmc.kernels.base import Info, Kernel, NonFiniteStateError, State
+from flowmc.kernels.composition import Cycle, Mixture, Repeat
+from flowmc.kernels.exchange import EachReplica, Exchange, LadderState
+from flowmc.kernels.hmc import HMC
+from flowmc.kernels.independence import Independence
+from flowmc.kernels.integrators import INTEGRATORS, Integrator
+
+__all__ = [
+    "HMC",
+    "INTEGRATORS",
+    "Cycle",
+    "EachReplica",
+    "Exchange",
+    "Independence",
+    "Info",
+    "Integrator",
+    "Kernel",
+    "LadderState",
+    "Mixture",
+    "NonFiniteStateError",
+    "Repeat",
+    "State",
+]

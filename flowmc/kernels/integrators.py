@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from flowmc.actions.base import Action
@@ -28,9 +27,9 @@ class Integrator:
     Attributes:
         name: as in configuration files.
         order: the energy error of a trajectory is O(step_size^order).
-        operations: pairs of "drift" or "kick" and the coefficient of the step size; or "kick_gradient",
-            a kick with the force taken at the field displaced by the second coefficient
-            times ``step_size^2`` along minus the force.
+        operations: pairs of "drift" or "kick" and the coefficient of the step size; or
+            "kick_gradient", a kick with the force taken at the field displaced by the second
+            coefficient times ``step_size^2`` along minus the force.
     """
 
     name: str
@@ -51,12 +50,12 @@ def _palindrome(*half: tuple) -> tuple:
 
 
 # Second-order minimum-norm scheme: the kick coefficient that minimises the error constant,
-# I.P. Omelyan, I.M. Mryglod, R. Folk, Comput. Phys. Commun. 151 (2003) 272, eq. (31);
-# T. Takaishi, Ph. de Forcrand, hep-lat/0505020, eq. (15).
+# I.P. Omelyan, I.M. Mryglod, R. Folk, Comput. Phys. Commun. 151 (2003) 272;
+# T. Takaishi, Ph. de Forcrand, hep-lat/0505020.
 _LAMBDA = 0.1931833275037836
 
 # Fourth-order minimum-norm scheme with five force evaluations, velocity version ("OMF4"),
-# Omelyan et al. 2003, eq. (63) and table 2.
+# Omelyan et al. 2003.
 _RHO = 0.2539785108410595
 _THETA = -0.03230286765269967
 _VARTHETA = 0.08398315262876693
@@ -83,9 +82,10 @@ INTEGRATORS: dict[str, Integrator] = {
                 ("drift", 1 - 2 * (_THETA + _RHO)),
             ),
         ),
-        # Force-gradient scheme of order four, Omelyan et al. 2003, eq. (49): the kick of the
-        # middle carries -(1/72) step^3 [V,[T,V]]; the commutator is had from a force at a displaced
-        # field, H. Yin, R.D. Mawhinney, arXiv:1111.5059, eq. (2.9).
+        # Force-gradient scheme of order four, Omelyan et al. 2003: the middle kick
+        # carries the commutator (1/72) step^3 [V,[T,V]], had from a force at a displaced field
+        # (H. Yin, R.D. Mawhinney, arXiv:1111.5059): F(U - d F) = F - d F.grad F + O(d^2), and
+        # 2/3 d = step^2/36.
         Integrator(
             "force_gradient",
             4,

@@ -1,0 +1,33 @@
+"""What is measured on a field.
+
+An observable is a function ``observable(field, action, **parameters) -> (chains, ...)``; the action
+tells it the theory (group, lattice), keyword-only parameters are its configuration keys.
+"""
+
+from flowmc.observables.gauge import (
+    plaquette,
+    polyakov_loop,
+    topological_charge,
+    wilson_loop,
+)
+from flowmc.observables.scalar import (
+    abs_magnetization,
+    action_density,
+    correlator,
+    magnetization,
+    phi2,
+    susceptibility,
+)
+
+__all__ = [
+    "abs_magnetization",
+    "action_density",
+    "correlator",
+    "magnetization",
+    "phi2",
+    "plaquette",
+    "polyakov_loop",
+    "susceptibility",
+    "topological_charge",
+    "wilson_loop",
+]

@@ -1,0 +1,144 @@
+"""Kernels made of kernels that leave the same density invariant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from flowmc.kernels.base import Info, Kernel
+
+__all__ = ["Cycle", "Mixture", "Repeat", "concatenate"]
+
+
+class _Composed(Kernel):
+    """Shared by cycles and mixtures: unique names, adaptation and tuning of the parts."""
+
+    def __init__(self, kernels: Sequence[Kernel]) -> None:
+        if not kernels:
+            raise ValueError(f"a {self.name} needs at least one kernel")
+        self.parts: dict[str, Kernel] = {}
+        for kernel in kernels:
+            name, count = kernel.name, 1
+            while name in self.parts:
+                count += 1
+                name = f"{kernel.name}_{count}"
+            self.parts[name] = kernel
+
+    def init(self, field: Any) -> Any:
+        return next(iter(self.parts.values())).init(field)
+
+    def adapt(self, info, update):
+        for name, part in info.parts.items():
+            self.parts[name].adapt(part, update)
+
+    def tuning(self):
+        return {
+            f"{name}/{key}": value
+            for name, kernel in self.parts.items()
+            for key, value in kernel.tuning().items()
+        }
+
+    def set_tuning(self, values):
+        for name, kernel in self.parts.items():
+            prefix = f"{name}/"
+            own = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
+            if own:
+                kernel.set_tuning(own)
+
+
+class Cycle(_Composed):
+    """Apply all kernels in order; invariant if each is, though not reversible."""
+
+    name = "cycle"
+
+    def step(self, state: Any, rng: torch.Generator) -> tuple[Any, Info]:
+        parts = {}
+        for name, kernel in self.parts.items():
+            state, parts[name] = kernel.step(state, rng)
+        return state, Info(torch.empty(0, 0, dtype=torch.bool), parts=parts)
+
+
+class Mixture(_Composed):
+    """Apply one kernel drawn with fixed probabilities; reversible if each kernel is.
+
+    Args:
+        kernels: the components.
+        weights: positive, normalised here; equal by default.
+
+    The draw is one per step for the whole batch and does not look at the state.  ``info`` has the
+    part of the kernel that was applied.
+    """
+
+    name = "mixture"
+
+    def __init__(self, kernels: Sequence[Kernel], weights: Sequence[float] | None = None) -> None:
+        super().__init__(kernels)
+        weights = [1.0] * len(kernels) if weights is None else list(weights)
+        if len(weights) != len(kernels) or min(weights) <= 0:
+            raise ValueError("a mixture needs one positive weight per kernel")
+        total = sum(weights)
+        self.weights = [weight / total for weight in weights]
+
+    def step(self, state: Any, rng: torch.Generator) -> tuple[Any, Info]:
+        draw = float(torch.rand((), dtype=torch.float64, device=rng.device, generator=rng))
+        names = list(self.parts)
+        name = names[-1]
+        for candidate, weight in zip(names, self.weights, strict=True):
+            if draw < weight:
+                name = candidate
+                break
+            draw -= weight
+        state, info = self.parts[name].step(state, rng)
+        return state, Info(torch.empty(0, 0, dtype=torch.bool), parts={name: info})
+
+
+class Repeat(Kernel):
+    """Apply one kernel ``times`` times; the infos are joined along the proposal axis."""
+
+    def __init__(self, kernel: Kernel, times: int) -> None:
+        if times < 1:
+            raise ValueError(f"repeat needs at least 1, got {times}")
+        self.kernel, self.times, self.name = kernel, times, kernel.name
+
+    def init(self, field: Any) -> Any:
+        return self.kernel.init(field)
+
+    def step(self, state: Any, rng: torch.Generator) -> tuple[Any, Info]:
+        infos = []
+        for _ in range(self.times):
+            state, info = self.kernel.step(state, rng)
+            infos.append(info)
+        return state, concatenate(infos, axis=1)
+
+    def adapt(self, info, update):
+        self.kernel.adapt(info, update)
+
+    def tuning(self):
+        return self.kernel.tuning()
+
+    def set_tuning(self, values):
+        self.kernel.set_tuning(values)
+
+
+def concatenate(infos: Sequence[Info], axis: int) -> Info:
+    """Join infos of the same kernel: ``axis`` 0 for blocks of chains, 1 for repetitions."""
+    if len(infos) == 1:
+        return infos[0]
+    first = infos[0]
+
+    def join(tensors: list[torch.Tensor]) -> torch.Tensor:
+        if axis == 1 and tensors[0].dim() == 1:
+            return torch.stack(tensors, 1)
+        return torch.cat(tensors, axis)
+
+    names = [name for info in infos for name in info.parts]
+    return Info(
+        join([info.is_accepted for info in infos]),
+        {key: join([info.values[key] for info in infos]) for key in first.values},
+        {
+            name: concatenate([info.parts[name] for info in infos if name in info.parts], axis)
+            for name in dict.fromkeys(names)
+        },
+    )

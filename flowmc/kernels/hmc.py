@@ -1,0 +1,159 @@
+"""Hybrid Monte Carlo on any group.
+
+S. Duane, A.D. Kennedy, B.J. Pendleton, D. Roweth, Phys. Lett. B195 (1987) 216.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from flowmc.actions.base import Action
+from flowmc.kernels.base import Info, Kernel, State, action_of
+from flowmc.kernels.integrators import INTEGRATORS, trajectory
+from flowmc.registry import ConfigError, nearest
+
+__all__ = ["HMC"]
+
+
+class HMC(Kernel):
+    r"""HMC with Metropolis test: accept with probability :math:`\min(1, e^{-\Delta H})`.
+
+    Momenta are drawn afresh, :math:`p_a \sim N(0, 1)`, and :math:`H = K + S` is accumulated in
+    float64.  A non-finite :math:`\Delta H` is a rejection, counted in ``non_finite``.
+
+    Args:
+        action: the target.
+        trajectory: molecular-dynamics time :math:`\tau` of a trajectory.
+        steps: integrator steps per trajectory; the start value if the step size is adapted.
+        integrator: "leapfrog", "omelyan2", "omelyan4" or "force_gradient".
+        jitter: each chain's step size is multiplied by 1 + jitter * u with u uniform in [-1, 1],
+            drawn afresh per trajectory; it breaks the periodic orbits of harmonic modes
+            (P.B. Mackenzie, Phys. Lett. B226 (1989) 369).
+        target_acceptance: adapt the number of steps to this mean acceptance in thermalisation, at
+            fixed trajectory length; None keeps ``steps``.
+        check_reversibility: the share of trajectories that are also integrated backwards; their
+            largest distance from the start is reported as ``reversibility_violation``.
+
+    ``info.values`` holds per chain ``energy_error`` (:math:`\Delta H`), ``exp_minus_energy_error``
+    (whose mean is 1), ``acceptance_probability``, ``non_finite`` and ``reversibility_violation`` (NaN where it was not checked).
+
+    Raises:
+        ConfigError: for values out of range and unknown integrators.
+    """
+
+    name = "hmc"
+
+    def __init__(
+        self,
+        action: Action,
+        *,
+        trajectory: float = 1.0,
+        steps: int = 10,
+        integrator: str = "omelyan2",
+        jitter: float = 0.1,
+        target_acceptance: float | None = None,
+        check_reversibility: float = 0.01,
+    ) -> None:
+        if integrator not in INTEGRATORS:
+            raise ConfigError(
+                f"unknown integrator {integrator!r}{nearest(integrator, INTEGRATORS)}"
+            )
+        if not (trajectory > 0 and math.isfinite(trajectory)):
+            raise ConfigError(f"hmc needs trajectory > 0, got {trajectory}")
+        if steps < 1:
+            raise ConfigError(f"hmc needs steps >= 1, got {steps}")
+        if not 0 <= jitter < 1:
+            raise ConfigError(f"hmc needs 0 <= jitter < 1, got {jitter}")
+        if target_acceptance is not None and not 0 < target_acceptance < 1:
+            raise ConfigError(f"hmc needs 0 < target_acceptance < 1, got {target_acceptance}")
+        if not 0 <= check_reversibility <= 1:
+            raise ConfigError(f"hmc needs 0 <= check_reversibility <= 1, got {check_reversibility}")
+        self.action = action
+        self.trajectory = float(trajectory)
+        self.integrator = INTEGRATORS[integrator]
+        self.jitter = float(jitter)
+        self.target_acceptance = target_acceptance
+        self.check_reversibility = float(check_reversibility)
+        self._log_step_size = math.log(self.trajectory / steps)
+
+    @property
+    def steps(self) -> int:
+        """Integrator steps per trajectory."""
+        # Rounded before the ceiling: log and exp must not turn 10 steps into 11.
+        return max(1, math.ceil(round(self.trajectory / math.exp(self._log_step_size), 9)))
+
+    @property
+    def step_size(self) -> float:
+        """Mean step size: trajectory length over number of steps."""
+        return self.trajectory / self.steps
+
+    def init(self, field: Tensor) -> State:
+        self.action.check_field(field)
+        return State(field, self.action(field))
+
+    @torch.no_grad()
+    def step(self, state: State, rng: torch.Generator) -> tuple[State, Info]:
+        action, group, field = self.action, self.action.group, state.field
+        start_action = action_of(action, state)
+        momentum = group.draw_algebra(field, rng)
+        uniform = torch.rand(
+            (3, state.chains), dtype=torch.float64, device=field.device, generator=rng
+        )
+        step_size = self.step_size * (1 + self.jitter * (2 * uniform[0] - 1))
+
+        end, end_momentum = trajectory(
+            action, group, field, momentum, self.integrator, step_size, self.steps
+        )
+        proposal = group.project(end)
+        end_action = action(proposal)
+        energy_error = (end_action + group.kinetic_energy(end_momentum)) - (
+            start_action + group.kinetic_energy(momentum)
+        )
+        finite = torch.isfinite(energy_error)
+        is_accepted = finite & (uniform[1].log() < -energy_error)
+
+        violation = torch.full_like(energy_error, math.nan)
+        # One decision for the batch: the backward trajectory is as parallel as the forward one.
+        if float(uniform[2, 0]) < self.check_reversibility:
+            back, _ = trajectory(
+                action, group, end, -end_momentum, self.integrator, step_size, self.steps
+            )
+            violation = group.distance(back, field)
+
+        if bool(is_accepted.any()):
+            chosen = is_accepted.reshape(-1, *[1] * (field.dim() - 1))
+            state = state.moved(
+                torch.where(chosen, proposal, field),
+                torch.where(is_accepted, end_action, start_action),
+            )
+        probability = torch.where(finite, (-energy_error).clamp(max=0).exp(), 0.0)
+        return state, Info(
+            is_accepted[:, None],
+            {
+                "energy_error": energy_error,
+                "exp_minus_energy_error": torch.where(finite, (-energy_error).exp(), 0.0),
+                "acceptance_probability": probability,
+                "non_finite": ~finite,
+                "reversibility_violation": violation,
+            },
+        )
+
+    def adapt(self, info: Info, update: int) -> None:
+        """Move ln(step size) towards the target by a Robbins-Monro step with gain (n + 1)^-0.6."""
+        if self.target_acceptance is None:
+            return
+        acceptance = float(info.values["acceptance_probability"].mean())
+        gain = (update + 1) ** -0.6
+        self._log_step_size += gain * (acceptance - self.target_acceptance)
+        # A step longer than the trajectory has no meaning; keep the memory of the walk bounded.
+        self._log_step_size = min(self._log_step_size, math.log(self.trajectory))
+
+    def tuning(self) -> dict[str, float]:
+        return {"log_step_size": self._log_step_size}
+
+    def set_tuning(self, values: Mapping[str, float]) -> None:
+        self._log_step_size = float(values["log_step_size"])
