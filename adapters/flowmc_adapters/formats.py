@@ -1,0 +1,78 @@
+"""What a file format is to the rest of the package: the `Format` contract."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+
+from .configuration import Configuration, Header
+
+PathLike = str | os.PathLike[str]
+
+
+class Format(ABC):
+    """A file format: recognise, read and write.
+
+    A format parses and encodes. What all formats have in common is done by the registry: comparing
+    the checksum, plaquette and link trace a file stores with those of its links, group membership,
+    and the choice of the format.
+
+    Attributes:
+        name: what users type, e.g. "nersc".
+        description: one line for help texts.
+    """
+
+    name: str
+    description: str
+
+    @abstractmethod
+    def detect(self, head: bytes, path: PathLike) -> bool:
+        """Whether this format should read the file. Must not raise.
+
+        Args:
+            head: the first bytes of the file (4096, or all of a shorter one).
+            path: the file, for those that need more than the head.
+        """
+
+    @abstractmethod
+    def read_header(self, path: PathLike, *, dims: tuple[int, ...] | None = None) -> Header:
+        """What the file says about itself, without reading the links.
+
+        Raises:
+            FormatError: the header is damaged or its claims do not fit the size of the file.
+            OSError: the file cannot be opened.
+        """
+
+    @abstractmethod
+    def read(self, path: PathLike, *, dims: tuple[int, ...] | None = None) -> Configuration:
+        """The links, and the stored checksum, plaquette and link trace, not yet compared.
+
+        Args:
+            path: the file.
+            dims: extents (Lx, Ly, Lz, Lt), for files that do not state them.
+
+        Raises:
+            FormatError: damaged, truncated, or `dims` missing.
+            CheckError: the links are not finite.
+            OSError: the file cannot be opened.
+        """
+
+    @abstractmethod
+    def write(
+        self, path: PathLike, configuration: Configuration, *, precision: int | None = None
+    ) -> list[str]:
+        """Write atomically; equal arguments give equal bytes.
+
+        Args:
+            path: the file, replaced if it exists.
+            configuration: links and metadata.
+            precision: 32 or 64; None keeps that of the links.
+
+        Returns:
+            Warnings: what could not be kept.
+
+        Raises:
+            FormatError: the format cannot hold this field.
+            CheckError: the links are not finite.
+            OSError: disk full and the like; `path` is then as before.
+        """

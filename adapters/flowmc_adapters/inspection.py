@@ -1,0 +1,136 @@
+"""What a file holds and whether it is sound, for people and for scripts."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from .configuration import Configuration
+from .errors import CheckError, FormatError
+from .formats import PathLike
+from .npy import NumpyFormat, read_array
+from .registry import detect, read_and_measure
+
+FINE, CHECK_FAILED, UNUSABLE = 0, 1, 2
+
+
+@dataclass
+class Inspection:
+    """The result of looking at one file.
+
+    Attributes:
+        report: the dictionary described at `inspect`.
+        metadata: source strings, see `Configuration.metadata`.
+        status: 0 fine, 1 a check failed, 2 not usable.
+    """
+
+    report: dict[str, Any]
+    metadata: dict[str, str] = field(default_factory=dict)
+    status: int = FINE
+
+
+def inspect(path: PathLike, *, dims: tuple[int, ...] | None = None) -> dict[str, Any]:
+    """Describe a configuration file; never raises for a bad one.
+
+    Args:
+        path: the file.
+        dims: extents (Lx, Ly, Lz, Lt), for the few files that do not state them.
+
+    Returns:
+        `path`, `format`, `dims` [Lx, Ly, Lz, Lt], `nc`, `precision`, `plaquette`,
+        `plaquette_space`, `plaquette_time`, `link_trace` (normalised to 1), `unitarity_error`,
+        `determinant_error`, `checksum` {kind, stored, computed, ok} or None, `warnings` (list of
+        texts), `error` (text or None). What could not be found out is None. Everything in it can
+        be written as JSON.
+    """
+    return examine(path, dims=dims).report
+
+
+def examine(
+    path: PathLike, *, dims: tuple[int, ...] | None = None, ignore_checksum: bool = False
+) -> Inspection:
+    """As `inspect`, with metadata and the exit status of the command.
+
+    With `ignore_checksum` disagreements of checksum, plaquette and link trace are reported, but do
+    not count for the status.
+    """
+    report: dict[str, Any] = {
+        "path": os.fspath(path),
+        "format": None,
+        "dims": None,
+        "nc": None,
+        "precision": None,
+        "plaquette": None,
+        "plaquette_space": None,
+        "plaquette_time": None,
+        "link_trace": None,
+        "unitarity_error": None,
+        "determinant_error": None,
+        "checksum": None,
+        "warnings": [],
+        "error": None,
+    }
+    try:
+        found = detect(path)
+        report["format"] = found.name
+        if found.name == NumpyFormat.name:
+            note = _plain_array_note(found, path)
+            if note is not None:
+                report["warnings"] = [note]
+                return Inspection(report)
+        configuration, measurements = read_and_measure(path, dims=dims)
+    except CheckError as error:
+        report["error"] = str(error)
+        return Inspection(report, status=CHECK_FAILED)
+    except (FormatError, OSError, MemoryError) as error:
+        report["error"] = str(error) or type(error).__name__
+        return Inspection(report, status=UNUSABLE)
+    report |= {
+        "dims": list(configuration.dims),
+        "nc": configuration.nc,
+        "precision": configuration.precision,
+        "plaquette": _number(measurements.plaquettes.mean),
+        "plaquette_space": _number(measurements.plaquettes.space),
+        "plaquette_time": _number(measurements.plaquettes.time),
+        "link_trace": _number(measurements.link_trace),
+        "unitarity_error": _number(measurements.group.unitarity),
+        "determinant_error": _number(measurements.group.determinant),
+        "checksum": _checksum(configuration),
+        "warnings": [*configuration.failed_checks.values(), *configuration.warnings],
+    }
+    failed = bool(configuration.failed_checks) and not ignore_checksum
+    status = CHECK_FAILED if failed or not measurements.is_in_group else FINE
+    return Inspection(report, configuration.metadata, status)
+
+
+def _plain_array_note(found: object, path: PathLike) -> str | None:
+    """What to say about an npy file that is sound but no gauge field; None for a gauge field."""
+    assert isinstance(found, NumpyFormat)
+    try:
+        found.read_header(path)
+    except FormatError:
+        array = read_array(path)  # raises for a damaged file
+        return (
+            f"a plain {array.dtype.name} array of shape {array.shape}, no gauge field: only that "
+            "all numbers are finite was checked"
+        )
+    return None
+
+
+def _checksum(configuration: Configuration) -> dict[str, Any] | None:
+    checksum = configuration.checksum
+    if checksum is None:
+        return None
+    return {
+        "kind": checksum.kind,
+        "stored": checksum.stored,
+        "computed": checksum.computed,
+        "ok": checksum.ok,
+    }
+
+
+def _number(value: float | None) -> float | None:
+    """JSON has no nan and no infinity."""
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,340 @@
+"""Reading gauge fields from LIME files: which records belong together and what they say.
+
+ILDG and SciDAC (QIO) files hold the same bytes of links under different record types, with
+overlapping metadata, so both formats are read here. The payload is big-endian, its order
+that of `payload`; the checksum is `checksums.ScidacChecksum`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import lime, lime_text
+from .checksums import ScidacChecksum, parse_hexadecimal
+from .configuration import Checksum, Configuration, Header
+from .errors import FormatError
+from .formats import PathLike
+from .metadata import carried_keys
+from .payload import PayloadLayout, read_links
+
+ILDG_PAYLOAD = "ildg-binary-data"
+SCIDAC_PAYLOAD = "scidac-binary-data"
+# Record types kept verbatim as metadata.
+TEXT_RECORDS = ("xlf-info", "scidac-file-xml", "scidac-record-xml", "ildg-data-lfn")
+# Metadata that no standard record has room for, as a JSON object of strings.
+EXTRA_RECORD = "flowmc-metadata"
+
+
+@dataclass(frozen=True)
+class GaugeRecord:
+    """The gauge field of a LIME file.
+
+    Attributes:
+        header: what the file says.
+        layout: where the links are.
+        missing_checksum: why the lack of a checksum is suspicious here, or None.
+    """
+
+    header: Header
+    layout: PayloadLayout
+    missing_checksum: str | None
+
+
+def payload_kinds(path: PathLike) -> set[str]:
+    """Which of the two payload record types occur in a file; empty for a damaged one."""
+    try:
+        records, _ = lime.scan_records(path)
+    except (FormatError, OSError):
+        return set()
+    return {record.kind for record in records} & {ILDG_PAYLOAD, SCIDAC_PAYLOAD}
+
+
+def find_gauge_record(
+    path: PathLike, format_name: str, dims: tuple[int, ...] | None = None
+) -> GaugeRecord:
+    """Find the gauge field of a file and what is said about it.
+
+    Args:
+        path: the file.
+        format_name: goes into the header.
+        dims: extents, for files without an ildg-format or SciDAC record.
+
+    Raises:
+        FormatError: no gauge field, contradictory records, or extents unknown.
+    """
+    records, warnings = lime.scan_records(path)
+    segments = _segments(records)
+    if not segments:
+        raise FormatError(
+            path,
+            Path(path).stat().st_size,
+            f"no '{ILDG_PAYLOAD}' or '{SCIDAC_PAYLOAD}' record among "
+            f"{[record.kind for record in records]}: not a gauge field, or truncated before it",
+        )
+    found: list[GaugeRecord] = []
+    refusals: list[FormatError] = []
+    for payload, segment in segments:
+        try:
+            found.append(_gauge_record(path, format_name, dims, records, payload, segment))
+        except FormatError as error:
+            refusals.append(error)
+    if not found:
+        raise refusals[0]
+    chosen = found[0]
+    if len(segments) > 1:
+        warnings.append(
+            f"{len(segments)} binary records, {len(found)} of them gauge fields: reading the one "
+            f"at byte {chosen.layout.offset}"
+        )
+    chosen.header.warnings[:0] = warnings
+    return chosen
+
+
+def read_gauge(
+    path: PathLike, format_name: str, dims: tuple[int, ...] | None = None
+) -> Configuration:
+    """Read the gauge field of a LIME file; see `Format.read`."""
+    record = find_gauge_record(path, format_name, dims)
+    header = record.header
+    checksum = ScidacChecksum(record.layout.site_bytes)
+    links = read_links(path, record.layout, checksum.update)
+    stored = None if header.checksum is None else header.checksum.stored
+    failed = {} if record.missing_checksum is None else {"checksum": record.missing_checksum}
+    return Configuration(
+        links=links,
+        metadata=header.metadata,
+        warnings=header.warnings,
+        checksum=None if stored is None else Checksum("scidac", stored, checksum.text),
+        failed_checks=failed,
+        stored_plaquette=header.plaquette,
+        stored_link_trace=header.link_trace,
+        format=format_name,
+    )
+
+
+def _segments(
+    records: list[lime.LimeRecord],
+) -> list[tuple[lime.LimeRecord, list[lime.LimeRecord]]]:
+    """Each binary record with the records around it that describe it.
+
+    A segment ends with the first checksum after the binary record, or with the binary record if
+    another one follows without a checksum between; the last one reaches to the end of the file.
+    Message flags are not used: real writers get them wrong.
+    """
+    binaries = [
+        i for i, record in enumerate(records) if record.kind in (ILDG_PAYLOAD, SCIDAC_PAYLOAD)
+    ]
+    segments = []
+    start = 0
+    for i, following in zip(binaries, [*binaries[1:], len(records)], strict=True):
+        end = i + 1
+        if following == len(records):
+            end = following
+        else:
+            kinds = [record.kind for record in records[i:following]]
+            if "scidac-checksum" in kinds:
+                end = i + kinds.index("scidac-checksum") + 1
+        segments.append((records[i], records[start:end]))
+        start = end
+    return segments
+
+
+def _gauge_record(
+    path: PathLike,
+    format_name: str,
+    dims: tuple[int, ...] | None,
+    records: list[lime.LimeRecord],
+    payload: lime.LimeRecord,
+    segment: list[lime.LimeRecord],
+) -> GaugeRecord:
+    """Interpret one binary record as a gauge field, or raise FormatError."""
+    texts: dict[str, str] = {}
+    # The segment's own records come first, then those that describe the whole file.
+    for record in [*segment, *records]:
+        wanted = record.kind.startswith(("scidac-", "ildg-", "xlf-", "grid-", "flowmc-"))
+        if wanted and record.kind not in (ILDG_PAYLOAD, SCIDAC_PAYLOAD, *texts):
+            file_level = record.kind in (
+                "scidac-private-file-xml",
+                "scidac-file-xml",
+                "xlf-info",
+                "grid-format",
+                EXTRA_RECORD,
+            )
+            if record in segment or file_level:
+                texts[record.kind] = lime_text.decode_text(lime.read_data(path, record))
+
+    def wrong(reason: str) -> FormatError:
+        return FormatError(path, payload.offset, reason)
+
+    dims = _extents(path, payload, texts, dims)
+    volume = math.prod(dims)
+    site_bytes, remainder = divmod(payload.length, volume)
+    nc, precision = _colours_and_precision(site_bytes)
+    if remainder or nc == 0:
+        raise wrong(
+            f"{payload.length} bytes of data do not make a gauge field on a lattice of "
+            f"{'x'.join(map(str, dims))} sites"
+        )
+    _check_claims(wrong, texts, nc, precision, site_bytes)
+    warnings: list[str] = []
+    stored = _stored_checksum(path, texts, warnings)
+    missing = None
+    if stored is None:
+        if "scidac-private-record-xml" in texts:
+            missing = "no checksum record, which every QIO file has: probably truncated"
+        elif not payload.message_end and payload is records[-1]:
+            missing = "no checksum record, and the LIME message does not end: probably truncated"
+        else:
+            warnings.append("no checksum in this file: damage would go unnoticed")
+    plaquette, trace = _stored_observables(texts)
+    header = Header(
+        format=format_name,
+        dims=dims,
+        nc=nc,
+        precision=precision,
+        payload_offset=payload.data_offset,
+        payload_bytes=payload.length,
+        checksum=None if stored is None else Checksum("scidac", stored, None),
+        plaquette=plaquette,
+        link_trace=trace,
+        metadata=_metadata(texts, warnings),
+        warnings=warnings,
+    )
+    layout = PayloadLayout(payload.data_offset, dims, nc, nc, precision, ">")
+    return GaugeRecord(header, layout, missing)
+
+
+def _extents(
+    path: PathLike,
+    payload: lime.LimeRecord,
+    texts: dict[str, str],
+    given: tuple[int, ...] | None,
+) -> tuple[int, ...]:
+    """Extents from all records that state them, which must agree."""
+    claims: dict[str, tuple[int, ...]] = {} if given is None else {"the caller": tuple(given)}
+    if "ildg-format" in texts:
+        extents = [lime_text.tag_integer(texts["ildg-format"], f"l{name}") for name in "xyzt"]
+        claims["ildg-format"] = tuple(-1 if extent is None else extent for extent in extents)
+    if "scidac-private-file-xml" in texts:
+        text = texts["scidac-private-file-xml"]
+        parsed = map(lime_text.parse_integer, (lime_text.tag_text(text, "dims") or "").split())
+        claims["scidac-private-file-xml"] = tuple(-1 if n is None else n for n in parsed)
+        if lime_text.tag_integer(text, "volfmt") not in (None, 0):
+            raise FormatError(
+                path,
+                payload.offset,
+                "one part of a multi-file QIO volume, which cannot be read: convert it to "
+                "single-file with QIO first",
+            )
+    for source, extents_claimed in claims.items():
+        if len(extents_claimed) != 4 or min(extents_claimed) < 1:
+            raise FormatError(
+                path,
+                payload.offset,
+                f"extents in {source} are damaged or not four positive numbers",
+            )
+    if len(set(claims.values())) > 1:
+        raise FormatError(path, payload.offset, f"contradictory lattice extents: {claims}")
+    if not claims:
+        raise FormatError(
+            path,
+            payload.offset,
+            "the file does not state its lattice extents (no ildg-format record): give them as "
+            "dims=(Lx, Ly, Lz, Lt), or --dims on the command line",
+        )
+    return next(iter(claims.values()))
+
+
+def _colours_and_precision(site_bytes: int) -> tuple[int, int]:
+    """N and precision from the bytes of a site, 4 * 2 N^2 * (4 or 8); (0, 0) if there are none.
+
+    Unique, because N^2 = 2 M^2 has no solution.
+    """
+    for precision in (32, 64):
+        squared, remainder = divmod(site_bytes, precision)
+        nc = math.isqrt(squared)
+        if remainder == 0 and nc > 0 and nc * nc == squared:
+            return nc, precision
+    return 0, 0
+
+
+def _check_claims(
+    wrong: Callable[[str], FormatError],
+    texts: dict[str, str],
+    nc: int,
+    precision: int,
+    site_bytes: int,
+) -> None:
+    """Compare what the records say about a site with what its size says."""
+    if "ildg-format" in texts:
+        text = texts["ildg-format"]
+        claimed = lime_text.tag_integer(text, "precision")
+        if claimed not in (None, precision):
+            raise wrong(f"ildg-format says {claimed} bit, the size of the links says {precision}")
+        field = re.fullmatch(r"su(\d{1,3})gauge", lime_text.tag_text(text, "field") or "")
+        if field is not None and int(field[1]) != nc:
+            raise wrong(f"ildg-format says {field[0]}, the size of the links says N = {nc}")
+    record = texts.get("scidac-private-record-xml", "")
+    if lime_text.tag_integer(record, "recordtype") not in (None, 0):
+        raise wrong("the SciDAC record is not a lattice field (recordtype is not 0)")
+    size = lime_text.tag_integer(record, "typesize")
+    count = lime_text.tag_integer(record, "datacount")
+    if size is not None and count is not None and size * count != site_bytes:
+        raise wrong(
+            f"the SciDAC record announces {size} x {count} bytes per site, there are {site_bytes}"
+        )
+    colours = lime_text.tag_integer(record, "colors")
+    # Older QUDA writes the square, MILC and QUDA leave it out.
+    if colours not in (None, 0, nc, nc * nc):
+        raise wrong(f"the SciDAC record says N = {colours}, the size of the links says {nc}")
+
+
+def _stored_checksum(path: PathLike, texts: dict[str, str], warnings: list[str]) -> str | None:
+    text = texts.get("scidac-checksum")
+    if text is None:
+        return None
+    sums = [parse_hexadecimal(lime_text.tag_text(text, tag) or "") for tag in ("suma", "sumb")]
+    if None in sums:
+        # Kept as a checksum that nothing can equal, so that it fails the check.
+        warnings.append("the scidac-checksum record is damaged")
+        return "unreadable"
+    return " ".join(f"{value:x}" for value in sums if value is not None)
+
+
+def _stored_observables(texts: dict[str, str]) -> tuple[float | None, float | None]:
+    """Plaquette and link trace from usqcdInfo, or from Grid's FieldMetaData."""
+    for kind in ("scidac-record-xml", "scidac-file-xml"):
+        info = lime_text.tag_text(texts.get(kind, ""), "usqcdInfo")
+        if info is not None:
+            return lime_text.tag_real(info, "plaq"), lime_text.tag_real(info, "linktr")
+    grid = texts.get("grid-format", "")
+    return lime_text.tag_real(grid, "plaquette"), lime_text.tag_real(grid, "link_trace")
+
+
+def _metadata(texts: dict[str, str], warnings: list[str]) -> dict[str, str]:
+    metadata = {kind: texts[kind] for kind in TEXT_RECORDS if kind in texts}
+    date = lime_text.tag_text(texts.get("scidac-private-record-xml", ""), "date")
+    if date is not None:
+        metadata["scidac-date"] = date
+    user = lime_text.tag_text(texts.get("scidac-record-xml", ""), "usqcdInfo")
+    if user is not None:
+        metadata |= carried_keys(lime_text.split_info(lime_text.tag_text(user, "info") or "")[1])
+    if EXTRA_RECORD in texts:
+        try:
+            extra = json.loads(texts[EXTRA_RECORD])
+        except (ValueError, RecursionError):
+            extra = None
+        if isinstance(extra, dict) and all(isinstance(value, str) for value in extra.values()):
+            metadata |= extra
+        else:
+            warnings.append(f"the {EXTRA_RECORD} record is damaged and was ignored")
+    xlf = lime_text.xlf_values(texts.get("xlf-info", ""))
+    number = xlf.get("trajectory nr")
+    if number is not None:
+        metadata.setdefault("SEQUENCE_NUMBER", number)
+    return metadata

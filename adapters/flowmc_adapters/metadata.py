@@ -1,0 +1,46 @@
+"""Metadata as it travels from format to format.
+
+One flat dictionary of strings. Keys in capitals are those of the NERSC header, whatever the
+format; the others are LIME record types. What describes the links of one file (extents, checksum,
+plaquette) is computed anew by every writer and never carried over.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+_CAPITALS = re.compile(r"[A-Z][A-Z0-9_]*")
+
+# Keys that describe the file they were read from.
+DERIVED_KEYS = frozenset(
+    {
+        "DATATYPE",
+        "DIMENSION_1",
+        "DIMENSION_2",
+        "DIMENSION_3",
+        "DIMENSION_4",
+        "CHECKSUM",
+        "LINK_TRACE",
+        "PLAQUETTE",
+        "FLOATING_POINT",
+        "HDR_VERSION",
+        "STORAGE_FORMAT",
+        "SCIDAC_CHECKSUMA",
+        "SCIDAC_CHECKSUMB",
+    }
+)
+
+
+def is_capital_key(key: str) -> bool:
+    """Whether `key` has the form of a NERSC header key."""
+    return _CAPITALS.fullmatch(key) is not None
+
+
+def carried_keys(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The capital keys that stay true when the links are written elsewhere, in their order."""
+    return {
+        key: value
+        for key, value in metadata.items()
+        if is_capital_key(key) and key not in DERIVED_KEYS
+    }

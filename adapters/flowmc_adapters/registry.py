@@ -1,0 +1,171 @@
+"""Which formats there are, and the two functions most callers need: `read` and `write`.
+
+Other packages add formats through the entry-point group "flowmc.formats" (each entry a `Format`
+subclass, or an instance), users through `register` or by naming one as "package.module:Name".
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from .checks import Measurements, check, measure
+from .configuration import Configuration, Header
+from .errors import CheckError, FormatError
+from .formats import Format, PathLike
+from .ildg import IldgFormat
+from .nersc import NerscFormat
+from .npy import NumpyFormat
+from .scidac import ScidacFormat
+from .unsupported import refuse
+
+ENTRY_POINT_GROUP = "flowmc.formats"
+_HEAD_BYTES = 4096
+_formats: dict[str, Format] = {}
+
+
+def register(new_format: Format) -> None:
+    """Add a format to the table; detection asks in the order of registration.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if new_format.name in _formats:
+        raise ValueError(f"a format named {new_format.name!r} is registered already")
+    _formats[new_format.name] = new_format
+
+
+def formats() -> dict[str, Format]:
+    """All known formats by name, those of installed packages included."""
+    _load_entry_points()
+    return dict(_formats)
+
+
+def format_named(name: str) -> Format:
+    """The format of that name, or of "package.module:Name".
+
+    Raises:
+        ValueError: there is none; the message lists those there are.
+    """
+    known = formats()
+    if name in known:
+        return known[name]
+    module, colon, attribute = name.partition(":")
+    if colon:
+        try:
+            return _instance(getattr(importlib.import_module(module), attribute))
+        except (ImportError, AttributeError, TypeError) as error:
+            raise ValueError(f"cannot load format {name!r}: {error}") from error
+    raise ValueError(f"unknown format {name!r}; known are {', '.join(known)}")
+
+
+def detect(path: PathLike) -> Format:
+    """The format of a file, recognised by its content.
+
+    Raises:
+        FormatError: unknown, or known but not readable by this version; the message says which.
+        OSError: the file cannot be opened.
+    """
+    if Path(path).is_dir():
+        gpt = (Path(path) / "index.crc32").exists()
+        what = "a GPT directory, which this version cannot read" if gpt else "a directory"
+        raise FormatError(path, None, f"{what}: give a single configuration file")
+    with open(path, "rb") as file:
+        head = file.read(_HEAD_BYTES)
+    for candidate in formats().values():
+        if candidate.detect(head, path):
+            return candidate
+    raise refuse(path, head)
+
+
+def read_header(path: PathLike, *, dims: tuple[int, ...] | None = None) -> Header:
+    """What a file says about itself, without reading the links; arguments and errors as `read`."""
+    return detect(path).read_header(path, dims=dims)
+
+
+def read(
+    path: PathLike, *, check_checksum: bool = True, dims: tuple[int, ...] | None = None
+) -> Configuration:
+    """Read a configuration of any format.
+
+    The checksum, plaquette and link trace stored in the file are compared with those of the links
+    (plaquette and link trace to 1e-5). Links outside SU(N) are returned with a warning.
+
+    Args:
+        path: the file; its format is recognised by content.
+        check_checksum: if False, disagreements become warnings and entries of `failed_checks`.
+        dims: extents (Lx, Ly, Lz, Lt), for the few files that do not state them.
+
+    Raises:
+        FormatError: not readable.
+        CheckError: readable, but checksum, plaquette or link trace disagree, or links are not
+            finite (the latter whatever `check_checksum` is).
+        OSError: the file cannot be opened.
+    """
+    configuration, _ = read_and_measure(path, dims=dims)
+    failed = list(configuration.failed_checks.values())
+    if failed and check_checksum:
+        raise CheckError(path, None, "; ".join(failed))
+    configuration.warnings += failed
+    return configuration
+
+
+def read_and_measure(
+    path: PathLike, *, dims: tuple[int, ...] | None = None
+) -> tuple[Configuration, Measurements]:
+    """As `read`, without insisting: disagreements are left in `failed_checks` only."""
+    configuration = detect(path).read(path, dims=dims)
+    if dims is not None and configuration.dims != tuple(dims):
+        raise FormatError(
+            path, None, f"extents {tuple(dims)} were asked for, the file says {configuration.dims}"
+        )
+    measurements = measure(configuration)
+    check(configuration, measurements)
+    return configuration, measurements
+
+
+def write(
+    path: PathLike, configuration: Configuration, format: str, precision: int | None = None
+) -> list[str]:
+    """Write a configuration, atomically and reproducibly: equal arguments give equal bytes.
+
+    Args:
+        path: the file; replaced if it exists.
+        configuration: links and metadata.
+        format: name of a format, or "package.module:Name".
+        precision: 32 or 64; None keeps that of the links.
+
+    Returns:
+        Warnings on what could not be kept: digits, metadata.
+
+    Raises:
+        ValueError: unknown format or precision.
+        FormatError: the format cannot hold the field.
+        CheckError: the links are not finite.
+        OSError: disk full and the like; a file that was there before is untouched.
+    """
+    return format_named(format).write(path, configuration, precision=precision)
+
+
+def _instance(found: object) -> Format:
+    made = found() if isinstance(found, type) else found
+    if not isinstance(made, Format):
+        raise TypeError(f"{found!r} is not a flowmc_adapters.Format")
+    return made
+
+
+@cache
+def _load_entry_points() -> None:
+    """Once, and only when formats are asked for; a broken package must not break the others."""
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            register(_instance(entry.load()))
+        except Exception as error:
+            warnings.warn(f"format {entry.name!r} ({entry.value}): {error}", stacklevel=2)
+
+
+for _built_in in (NerscFormat(), ScidacFormat(), IldgFormat(), NumpyFormat()):
+    register(_built_in)

@@ -1,0 +1,71 @@
+"""Files that are recognised but cannot be read by this version, so that the error can name them."""
+
+from __future__ import annotations
+
+import math
+import struct
+from pathlib import Path
+
+from .errors import FormatError
+from .formats import PathLike
+
+_EXPORT = "export it as NERSC or ILDG with the code that wrote it"
+_MILC = {
+    20103: "MILC version 5",
+    59354: "MILC version 1-4",
+    0x71626434: "FNAL (old MILC)",
+    53546: "MILC of 1996",
+}
+_CP_PACS = 19920410
+
+
+def refuse(path: PathLike, head: bytes) -> FormatError:
+    """The error for a file that no format wants.
+
+    Args:
+        path: the file.
+        head: its first bytes.
+    """
+    name = _name(Path(path), head)
+    if name is None:
+        return FormatError(path, 0, f"not a known configuration file; it begins with {head[:16]!r}")
+    return FormatError(path, 0, name)
+
+
+def _name(path: Path, head: bytes) -> str | None:
+    if not head:
+        return "the file is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "a git-LFS pointer, not the data: fetch the file with `git lfs pull`"
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return f"an HDF5 file, which this version cannot read: {_EXPORT}"
+    if head.startswith((b"#BMW", b"#18BMW")):
+        return f"a BMW file, which this version cannot read: {_EXPORT}"
+    if head.startswith(b"PK\x03\x04"):
+        return "a zip archive (perhaps .npz): unpack it and give the npy file inside"
+    for magic, compression in ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz")):
+        if head.startswith(magic):
+            return f"compressed with {compression}: decompress it first"
+    if len(head) >= 24:
+        return _binary_name(path.stat().st_size, head)
+    return None
+
+
+def _binary_name(size: int, head: bytes) -> str | None:
+    for order in "<>":
+        (magic,) = struct.unpack_from(f"{order}I", head)
+        if magic in _MILC:
+            return f"a {_MILC[magic]} file, which this version cannot read: {_EXPORT}"
+        if magic == _CP_PACS:
+            return f"a CP-PACS file, which this version cannot read: {_EXPORT}"
+    nc, *dims = struct.unpack_from(">5i", head)
+    if 2 <= nc <= 8 and _plausible(dims) and size == 28 + math.prod(dims) * 64 * nc * nc:
+        return f"a HiRep file, which this version cannot read: {_EXPORT}"
+    dims = list(struct.unpack_from("<4i", head))
+    if _plausible(dims) and size == 24 + 576 * math.prod(dims):
+        return f"an openQCD file, which this version cannot read: {_EXPORT}"
+    return None
+
+
+def _plausible(dims: list[int]) -> bool:
+    return all(1 <= extent <= 4096 for extent in dims)
