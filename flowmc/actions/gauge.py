@@ -107,8 +107,8 @@ class Wilson(Action):
 
         SU(N): with A the sum of the 2(d-1) staples, :math:`\partial_a S = -\tfrac{\beta}{N}
         \mathrm{Re\,tr}(T_a U A)`, hence :math:`\sum_a T_a \partial_a S = \tfrac{\beta}{2N}
-        (U A)_{TA}` with tr(T_a T_b) = -1/2 delta.  U(1): :math:`\beta \sum \pm\sin\theta_P` over the plaquettes
-        that contain the link.
+        (U A)_{TA}` with tr(T_a T_b) = -1/2 delta.  U(1):
+        :math:`\beta \sum \pm\sin\theta_P` over the plaquettes that contain the link.
         """
         if isinstance(self.group, U1):
             return self._force_u1(field)

@@ -122,8 +122,9 @@ class Phi4(_Hopping):
 class FreeScalar(_Hopping):
     r"""The free field, exactly solvable.
 
-    :math:`S = \sum_x [\sum_\mu (\phi_{x+\mu} - \phi_x)^2 + m^2\phi_x^2]`.  In momentum space :math:`S = \frac1V \sum_p (\hat p^2 + m^2) |\tilde\phi_p|^2`, so each mode has
-    :math:`\langle |\tilde\phi_p|^2 \rangle = V / (2 (\hat p^2 + m^2))`.
+    :math:`S = \sum_x [\sum_\mu (\phi_{x+\mu} - \phi_x)^2 + m^2\phi_x^2]`.  In
+    momentum space :math:`S = \frac1V \sum_p (\hat p^2 + m^2) |\tilde\phi_p|^2`, so each mode
+    has :math:`\langle |\tilde\phi_p|^2 \rangle = V / (2 (\hat p^2 + m^2))`.
 
     Args:
         lattice: extents, each >= 2.

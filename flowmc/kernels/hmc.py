@@ -39,7 +39,8 @@ class HMC(Kernel):
             largest distance from the start is reported as ``reversibility_violation``.
 
     ``info.values`` holds per chain ``energy_error`` (:math:`\Delta H`), ``exp_minus_energy_error``
-    (whose mean is 1), ``acceptance_probability``, ``non_finite`` and ``reversibility_violation`` (NaN where it was not checked).
+    (whose mean is 1), ``acceptance_probability``, ``non_finite`` and
+    ``reversibility_violation`` (NaN where it was not checked).
 
     Raises:
         ConfigError: for values out of range and unknown integrators.

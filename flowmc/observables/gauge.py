@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from flowmc.actions.base import Action
-from flowmc.actions.gauge import plaquette_angles, plaquettes
 from flowmc.actions.gauge import planes as all_planes
+from flowmc.actions.gauge import plaquette_angles, plaquettes
 from flowmc.groups import SUN
 from flowmc.lattice import shift
 from flowmc.registry import ConfigError
@@ -89,8 +89,8 @@ def polyakov_loop(field: Tensor, action: Action, *, axis: int = -1) -> Tensor:
 def topological_charge(field: Tensor, action: Action) -> Tensor:
     r"""Return the topological charge Q, ``(chains,)``.
 
-    Two-dimensional U(1): the geometric charge :math:`\frac{1}{2\pi} \sum_x \mathrm{wrap}(\theta_P)`,
-    an integer.  Four-dimensional SU(N): the clover charge
+    Two-dimensional U(1): the geometric charge, an integer,
+    :math:`\frac{1}{2\pi} \sum_x \mathrm{wrap}(\theta_P)`.  Four-dimensional SU(N): the clover charge
 
     .. math:: Q = -\frac{1}{32\pi^2} \sum_x \epsilon_{\mu\nu\rho\sigma}
               \mathrm{tr}\,F_{\mu\nu} F_{\rho\sigma}
@@ -140,7 +140,9 @@ def _clover(links: Tensor, mu: int, nu: int) -> Tensor:
     antihermitian = 0.5 * (clover - clover.mH)
     n = links.shape[-1]
     trace = _trace(antihermitian) / n
-    return antihermitian - trace[..., None, None] * torch.eye(n, dtype=links.dtype)
+    return antihermitian - trace[..., None, None] * torch.eye(
+        n, dtype=links.dtype, device=links.device
+    )
 
 
 def _line(links: Tensor, action: Action, mu: int, length: int) -> Tensor:
