@@ -1,0 +1,323 @@
+r"""Means of Markov chains with honest errors: the Gamma method.
+
+U. Wolff, Comput. Phys. Commun. 156 (2004) 143, hep-lat/0306017, as implemented by ``pyerrors``.
+The integrated autocorrelation time
+
+.. math:: \tau_{int} = \frac12 + \sum_{t=1}^{W} \rho(t)
+
+is in units of measurements and 0.5 for independent draws; the window W is chosen automatically
+(S = 2).  Several chains are replica of one ensemble whose *pooled* mean is subtracted: chains stuck
+in different places then show as a long autocorrelation instead of as small errors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.fft import irfft, next_fast_len, rfft
+from scipy.stats import chi2
+
+__all__ = [
+    "Estimate",
+    "analyse",
+    "analyse_topological_charge",
+    "count_hops",
+    "format_value",
+]
+
+WINDOW_PARAMETER = 2.0  # S of hep-lat/0306017, section 3.3
+MINIMUM_LENGTH = 8  # measurements per chain below which no autocorrelation function is formed
+MINIMUM_RATIO = 50  # measurements per tau_int below which the estimate counts as a bound
+MINIMUM_HOPS = 20  # changes of the topological charge below which its tau_int counts as a bound
+PYERRORS_CHAINS = 64  # more chains than this go through one batched Fourier transform
+DECAY = 5  # tau_int after which an autocorrelation cut off by the chains' length has decayed
+CHAINS_FOR_SPREAD = 8  # chains from which the spread of chain means alone gives an error
+DISAGREEMENT = 1e-5  # probability of the chain means' chi^2 below which chains disagree
+DISAGREEMENT_RATIO = 1.5  # ... and the chi^2 per degree of freedom it takes to matter
+BLOCK = 2**22  # numbers per Fourier transform
+
+
+@dataclass(frozen=True)
+class Estimate:
+    r"""The mean of one observable over all chains.
+
+    Attributes:
+        mean: over all measurements and chains.
+        error: one standard deviation, :math:`\sqrt{2 \tau_{int} \sigma^2 / N}`; NaN if unknown.
+        tau_int: integrated autocorrelation time in units of measurements, 0.5 if independent.
+        tau_int_error: its standard deviation, hep-lat/0306017 equation (42).
+        samples: N, the number of measurements of all chains together.
+        window: summation window W in units of measurements.
+        variance: of a single measurement.
+        warnings: sentences about what not to trust.
+        is_bound: tau_int and the error are lower bounds only; a warning says why.
+        rho: normalised autocorrelation function, ``(lags,)`` beginning with 1, for plots.
+        hops: changes of the rounded charge; None for other observables.
+    """
+
+    mean: float
+    error: float
+    tau_int: float
+    tau_int_error: float
+    samples: int
+    window: int
+    variance: float = math.nan
+    warnings: tuple[str, ...] = ()
+    is_bound: bool = False
+    rho: NDArray[np.float64] = field(default_factory=lambda: np.ones(1), repr=False, compare=False)
+    hops: int | None = None
+
+    def __str__(self) -> str:
+        return format_value(self.mean, self.error)
+
+    def warned(self, *sentences: str, is_bound: bool = True) -> Estimate:
+        """Return this estimate with further warnings, by default marked as a lower bound."""
+        return replace(self, warnings=self.warnings + sentences, is_bound=self.is_bound or is_bound)
+
+
+def analyse(series: ArrayLike) -> Estimate:
+    r"""Estimate the mean of a series with its error and integrated autocorrelation time.
+
+    Up to 64 chains are handed to ``pyerrors``, more to a batched Fourier transform that gives the
+    same numbers.  Beyond the Gamma method, the chain means are compared with each other: where
+    they scatter more than the error allows (chains shorter than their autocorrelation time, or
+    stuck), error and tau_int are enlarged to the observed scatter, and a warning says so.
+
+    Args:
+        series: ``(measurements, chains)``, or ``(measurements,)`` for one chain.  Trailing rows of
+            NaN are rows not written yet and are dropped silently; other rows with values that are
+            not finite are dropped with a warning.
+
+    Raises:
+        ValueError: for another shape, or if no finite row is left.
+    """
+    values = np.asarray(series, dtype=np.float64)
+    if values.ndim == 1:
+        values = values[:, None]
+    if values.ndim != 2 or values.shape[1] == 0:
+        raise ValueError(
+            f"a series has the shape (measurements, chains), not {np.shape(series)}; analyse the "
+            "components of a vector observable one by one"
+        )
+    values, warnings = _finite_rows(values)
+    length, chains = values.shape
+    if length == 0:
+        raise ValueError("the series has no finite measurement: there is nothing to average")
+    mean = float(values.mean())
+    deltas = values - mean
+    variance = float(np.mean(deltas**2))
+    # A sum of many equal numbers has a mean that differs by rounding.
+    if math.sqrt(variance) <= 8 * np.finfo(float).eps * abs(mean):
+        estimate = Estimate(mean, 0.0, 0.5, 0.0, values.size, 0, 0.0, tuple(warnings))
+        return estimate.warned(
+            "constant: all measurements are equal, so nothing is known about error and "
+            "autocorrelation"
+        )
+    if length < MINIMUM_LENGTH:
+        return _from_few_rows(deltas, mean, variance, warnings)
+
+    gamma_method = _with_pyerrors if chains <= PYERRORS_CHAINS else _batched
+    error, tau, tau_error, window, rho = gamma_method(deltas)
+    estimate = Estimate(
+        mean, error, tau, tau_error, values.size, window, variance, tuple(warnings), False, rho
+    )
+    estimate = _compare_chains(estimate, values)
+    if window >= length // 2 - 1 and window < DECAY * estimate.tau_int:
+        estimate = estimate.warned(
+            f"the autocorrelation has not decayed within half the length of the chains "
+            f"({length} measurements): tau_int is a lower bound, run longer"
+        )
+    elif estimate.samples < MINIMUM_RATIO * estimate.tau_int:
+        estimate = estimate.warned(
+            f"{estimate.samples} measurements are fewer than {MINIMUM_RATIO} tau_int "
+            f"(tau_int = {estimate.tau_int:.3g}): take tau_int as a lower bound and the error as "
+            "uncertain, run longer"
+        )
+    return estimate
+
+
+def analyse_topological_charge(series: ArrayLike) -> Estimate:
+    """Analyse a topological charge, whose freezing hides from the Gamma method.
+
+    A charge that hopped once or never shows a small *apparent* tau_int.  With fewer than 20 hops in
+    all chains together tau_int is therefore marked as a lower bound.
+
+    Args:
+        series: as for :func:`analyse`.
+    """
+    values = np.asarray(series, dtype=np.float64)
+    estimate = analyse(values)
+    values, _ = _finite_rows(values.reshape(values.shape[0], -1))
+    hops = count_hops(values)
+    estimate = replace(estimate, hops=hops)
+    if float(np.mean(np.abs(values - np.round(values)))) > 0.15:
+        return estimate.warned(
+            "the charge is not near integers (a rough field, not smoothed), so its hops cannot be "
+            "counted and freezing cannot be ruled out",
+            is_bound=False,
+        )
+    if hops < MINIMUM_HOPS:
+        length = values.shape[0]
+        return estimate.warned(
+            f"the topological charge changed {_times(hops)} in {length} measurements of "
+            f"{values.shape[1]} chain{'s' if values.shape[1] > 1 else ''}: it is frozen, tau_int "
+            f"is a lower bound and the error means nothing (at least {MINIMUM_HOPS} changes needed)"
+        )
+    return estimate
+
+
+def count_hops(series: ArrayLike) -> int:
+    """Return how often the rounded value changes from one measurement to the next, all chains."""
+    values = np.round(np.asarray(series, dtype=np.float64))
+    return int(np.count_nonzero(np.diff(values, axis=0)))
+
+
+def format_value(value: float, error: float, digits: int = 2) -> str:
+    """Return ``"0.31498(72)"``: the error in units of the last digits of the value.
+
+    Errors of 1 and more keep their decimal point, ``"12.3(1.4)"``; numbers far from 1 get an
+    exponent, ``"1.23(45)e-12"``.
+    """
+    if not math.isfinite(value):
+        return str(value)
+    if not math.isfinite(error):
+        return f"{value:.6g}(?)"
+    if error == 0:
+        return f"{value:.6g}(0)"
+    scale = math.floor(math.log10(max(abs(value), error)))
+    if not -5 <= scale < 7:
+        return f"{format_value(value / 10.0**scale, error / 10.0**scale, digits)}e{scale:+03d}"
+    leading = math.floor(math.log10(float(f"{error:.{digits - 1}e}")))
+    decimals = max(0, digits - 1 - leading)
+    rounded = round(error, decimals)
+    if rounded >= 1:
+        return f"{value:.{decimals}f}({rounded:.{decimals}f})"
+    return f"{value:.{decimals}f}({round(rounded * 10**decimals)})"
+
+
+def _finite_rows(values: NDArray) -> tuple[NDArray, list[str]]:
+    """Drop the unwritten tail, then incomplete rows with a warning."""
+    finite = np.isfinite(values)
+    written = np.flatnonzero(~np.isnan(values).all(axis=1))
+    end = int(written[-1]) + 1 if written.size else 0
+    values, complete = values[:end], finite[:end].all(axis=1)
+    dropped = int(end - np.count_nonzero(complete))
+    if not dropped:
+        return values, []
+    return values[complete], [
+        f"{dropped} of {end} measurements hold values that are not finite and were left out"
+    ]
+
+
+def _with_pyerrors(deltas: NDArray) -> tuple[float, float, float, int, NDArray]:
+    # Imported here: it loads autograd and pyplot, which nobody else needs.
+    import pyerrors
+
+    chains = deltas.shape[1]
+    # With `means` given the samples are taken as fluctuations.  Without it each replica would
+    # lose its own mean, which hides chains that are stuck in different places.
+    observable = pyerrors.Obs(
+        list(np.ascontiguousarray(deltas.T)),
+        [f"ensemble|{chain:03d}" for chain in range(chains)],
+        means=[0.0] * chains,
+    )
+    observable.gamma_method(S=WINDOW_PARAMETER, tau_exp=0)
+    return (
+        float(observable.dvalue),
+        float(observable.e_tauint["ensemble"]),
+        float(observable.e_dtauint["ensemble"]),
+        int(observable.e_windowsize["ensemble"]),
+        np.asarray(observable.e_rho["ensemble"]),
+    )
+
+
+def _batched(deltas: NDArray) -> tuple[float, float, float, int, NDArray]:
+    """Return what :func:`_with_pyerrors` returns, from one spectrum summed over the chains."""
+    length, chains = deltas.shape
+    samples = deltas.size
+    lags = length // 2
+    padded = next_fast_len(length + lags, real=True)
+    power = np.zeros(padded // 2 + 1)
+    for block in _blocks(deltas, max(1, BLOCK // padded)):
+        power += (np.abs(rfft(block, padded, axis=0)) ** 2).sum(axis=1)
+    gamma = irfft(power, padded)[:lags] / (chains * (length - np.arange(lags)))
+    rho = gamma / gamma[0]
+
+    # Partial sums below 1/2, from anticorrelation or noise, count as 1/2, as in pyerrors.
+    tau = np.maximum(np.cumsum(np.concatenate(([0.5], rho[1:]))), 0.5 + np.finfo(float).eps)
+    lag = np.arange(1, lags)
+    scale = WINDOW_PARAMETER / np.log((2 * tau[1:] + 1) / (2 * tau[1:] - 1))
+    criterion = np.exp(-lag / scale) - scale / np.sqrt(lag * samples)
+    negative = np.flatnonzero(criterion < 0)
+    window = int(lag[negative[0]]) if negative.size else lags - 1
+    # Bias of the mean subtraction, hep-lat/0306017 equation (49).
+    tau_int = tau[window] * (1 + (2 * window + 1) / samples) / (1 + 1 / samples)
+    # Equation (42).
+    tau_error = 2 * tau[window] * math.sqrt(abs(window + 0.5 - tau[window]) / samples)
+    error = math.sqrt(2 * tau_int * gamma[0] * (1 + 1 / samples) / samples)
+    return error, float(tau_int), float(tau_error), window, rho
+
+
+def _blocks(deltas: NDArray, size: int) -> Iterator[NDArray]:
+    for start in range(0, deltas.shape[1], size):
+        yield deltas[:, start : start + size]
+
+
+def _compare_chains(estimate: Estimate, values: NDArray) -> Estimate:
+    r"""Enlarge the error to the scatter of the chain means where the two disagree.
+
+    The mean of a chain of T measurements has variance :math:`2 \tau_{int} \sigma^2 / T`.
+    """
+    length, chains = values.shape
+    if chains < 2:
+        return estimate
+    freedom = chains - 1
+    expected = 2 * estimate.tau_int * estimate.variance / length
+    ratio = float(np.var(values.mean(axis=0), ddof=1)) / expected
+    if ratio < DISAGREEMENT_RATIO or chi2.sf(ratio * freedom, freedom) > DISAGREEMENT:
+        return estimate
+    tau = estimate.tau_int * ratio
+    return replace(
+        estimate,
+        error=estimate.error * math.sqrt(ratio),
+        tau_int=tau,
+        tau_int_error=max(estimate.tau_int_error * ratio, tau * math.sqrt(2 / freedom)),
+    ).warned(
+        f"the {chains} chains disagree: their means scatter {math.sqrt(ratio):.2g} times more than "
+        "their autocorrelation explains (chains too short, stuck or not thermalised); error and "
+        "tau_int are from the scatter, and lower bounds"
+    )
+
+
+def _from_few_rows(deltas: NDArray, mean: float, variance: float, warnings: list[str]) -> Estimate:
+    """Use chains as independent samples; too short for an autocorrelation function."""
+    length, chains = deltas.shape
+    few = f"{length} measurement{'s' if length > 1 else ''} per chain"
+    if chains < CHAINS_FOR_SPREAD:
+        nothing = Estimate(
+            mean, math.nan, math.nan, math.nan, deltas.size, 0, variance, tuple(warnings)
+        )
+        return nothing.warned(f"{few} are too few for an error: run longer", is_bound=False)
+    spread = float(np.var(deltas.mean(axis=0), ddof=1))
+    tau = max(0.5, length * spread / (2 * variance))
+    estimate = Estimate(
+        mean,
+        math.sqrt(spread / chains),
+        tau,
+        tau * math.sqrt(2 / (chains - 1)),
+        deltas.size,
+        0,
+        variance,
+        tuple(warnings),
+    )
+    return estimate.warned(
+        f"{few}: the error is from the scatter of {chains} chains, and tau_int a lower bound"
+    )
+
+
+def _times(count: int) -> str:
+    return {0: "never", 1: "once", 2: "twice"}.get(count, f"{count} times")

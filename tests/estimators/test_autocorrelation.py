@@ -1,0 +1,191 @@
+"""The Gamma method against series whose autocorrelation is known exactly."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.signal import lfilter
+
+from flowmc.estimators import autocorrelation
+from flowmc.estimators.autocorrelation import (
+    analyse,
+    analyse_topological_charge,
+    count_hops,
+    format_value,
+)
+
+
+def autoregressive(rng, length, chains, coefficient):
+    """Stationary AR(1) with unit variance: rho(t) = a^|t|, tau_int = (1 + a) / (2 (1 - a))."""
+    noise = rng.normal(size=(length, chains))
+    noise[1:] *= math.sqrt(1 - coefficient**2)
+    return lfilter([1], [1, -coefficient], noise, axis=0)
+
+
+def exact_tau(coefficient):
+    return 0.5 * (1 + coefficient) / (1 - coefficient)
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 0.6, 0.9])
+@pytest.mark.parametrize("shape", [(2000, 2), (200, 100)])
+def test_pulls_have_unit_width(coefficient, shape):
+    """300 repeated runs: means and tau_int scatter as their errors say.
+
+    The width of 300 Gaussian pulls scatters by 4.1 %: the bounds are 5 sigma and 2 % for the
+    window's bias, false alarms below 1e-6.  A naive error misses them by sqrt(2 tau_int).
+    """
+    rng = np.random.default_rng(11)
+    runs = [analyse(autoregressive(rng, *shape, coefficient)) for _ in range(300)]
+    tau = exact_tau(coefficient)
+    pulls = np.array([run.mean / run.error for run in runs])
+    assert abs(pulls.mean()) < 5 / math.sqrt(len(runs))
+    assert 0.78 < pulls.std() < 1.22
+    taus = np.array([run.tau_int for run in runs])
+    # The window cuts the tail of rho: the estimate is low by about exp(-W / tau).
+    assert abs(taus.mean() / tau - 1) < 0.06
+    if coefficient:
+        claimed = np.mean([run.tau_int_error for run in runs])
+        assert 0.6 < taus.std() / claimed < 1.4
+    assert not any(run.is_bound for run in runs)
+
+    naive = np.array([run.mean / math.sqrt(run.variance / run.samples) for run in runs])
+    if coefficient:
+        assert naive.std() > 1.5
+
+
+@pytest.mark.parametrize("length", [8, 9, 57, 1000])
+@pytest.mark.parametrize("chains", [1, 3])
+@pytest.mark.parametrize("coefficient", [-0.5, 0.0, 0.8, 0.99])
+def test_batched_transform_equals_pyerrors(length, chains, coefficient):
+    rng = np.random.default_rng(length * chains)
+    series = 3 + autoregressive(rng, length, chains, coefficient)
+    deltas = series - series.mean()
+    theirs = autocorrelation._with_pyerrors(deltas)
+    ours = autocorrelation._batched(deltas)
+    np.testing.assert_allclose(ours[:3], theirs[:3], rtol=1e-10)
+    assert ours[3] == theirs[3]
+    np.testing.assert_allclose(ours[4], theirs[4], rtol=1e-8, atol=1e-10)
+
+
+def test_blocks_of_chains_do_not_change_the_result(monkeypatch):
+    series = autoregressive(np.random.default_rng(2), 50, 100, 0.5)
+    whole = analyse(series)
+    monkeypatch.setattr(autocorrelation, "BLOCK", 7 * 80)
+    assert analyse(series).error == pytest.approx(whole.error, rel=1e-12)
+
+
+def test_many_chains_are_fast_and_right():
+    series = autoregressive(np.random.default_rng(3), 100, 10_000, 0.8)
+    estimate = analyse(series)
+    assert abs(estimate.mean) < 5 * estimate.error
+    # Relative scatter sqrt(2 (2W + 1) / N) is below 1 %; the window costs up to 5 %.
+    assert estimate.tau_int == pytest.approx(4.5, rel=0.08)
+    assert not estimate.warnings
+
+
+def test_stuck_chains_are_not_reported_as_precise():
+    """Chains in different wells: with each chain's own mean subtracted they would look precise."""
+    rng = np.random.default_rng(4)
+    wells = np.where(np.arange(10) % 2, 1.0, -1.0)
+    series = wells + 0.1 * rng.normal(size=(1000, 10))
+    estimate = analyse(series)
+    assert estimate.is_bound
+    assert estimate.error > 0.25
+    own_mean = autocorrelation._with_pyerrors(series - series.mean(axis=0))
+    assert own_mean[0] < 0.01  # the mistake this test would catch
+
+
+def test_disagreement_enlarges_the_error_to_the_scatter():
+    rng = np.random.default_rng(5)
+    offsets = 0.2 * rng.normal(size=200)
+    estimate = analyse(offsets + rng.normal(size=(1000, 200)))
+    assert "disagree" in " ".join(estimate.warnings)
+    assert estimate.error == pytest.approx(0.2 / math.sqrt(200), rel=0.3)
+
+
+def test_independent_chains_do_not_disagree():
+    """A false alarm has probability 1e-5 per run: 1e-3 for the hundred of them."""
+    rng = np.random.default_rng(6)
+    for _ in range(100):
+        assert not analyse(autoregressive(rng, 400, 16, 0.5)).warnings
+
+
+def test_slow_series_is_marked_as_bound():
+    estimate = analyse(autoregressive(np.random.default_rng(7), 300, 1, 0.98))
+    assert estimate.is_bound
+    assert any("run longer" in warning for warning in estimate.warnings)
+
+
+def test_constant_series():
+    estimate = analyse(np.full((100, 3), 0.1))
+    assert (estimate.error, estimate.tau_int, estimate.samples) == (0.0, 0.5, 300)
+    assert estimate.warnings[0].startswith("constant")
+
+
+def test_unwritten_rows_are_dropped_silently_and_broken_ones_are_not():
+    series = autoregressive(np.random.default_rng(8), 200, 2, 0.3)
+    padded = np.vstack([series, np.full((50, 2), np.nan)])
+    assert analyse(padded) == analyse(series)
+    padded[17, 1] = np.inf
+    estimate = analyse(padded)
+    assert estimate.samples == 398
+    assert "1 of 200" in estimate.warnings[0]
+
+
+def test_short_series():
+    rng = np.random.default_rng(9)
+    alone = analyse(rng.normal(size=(3, 1)))
+    assert math.isnan(alone.error) and "too few" in alone.warnings[0]
+    many = analyse(rng.normal(size=(2, 5000)))
+    assert many.error == pytest.approx(1 / 100, rel=0.08)
+    assert many.is_bound
+
+
+@pytest.mark.parametrize("series", [np.empty((0, 2)), np.full((5, 2), np.nan), np.zeros((2, 2, 2))])
+def test_unusable_series_are_errors(series):
+    with pytest.raises(ValueError, match="series"):
+        analyse(series)
+
+
+def test_frozen_charge_gives_a_lower_bound():
+    rng = np.random.default_rng(10)
+    charge = np.zeros((5000, 1))
+    charge[3000:] = 1.0
+    frozen = analyse_topological_charge(charge + 1e-6 * rng.normal(size=charge.shape))
+    assert frozen.hops == 1 and frozen.is_bound
+    assert any("changed once" in warning for warning in frozen.warnings)
+
+    still = analyse_topological_charge(np.zeros((5000, 1)))
+    assert still.hops == 0 and still.is_bound
+
+    moving = analyse_topological_charge(np.round(autoregressive(rng, 5000, 1, 0.5)))
+    assert moving.hops > 1000 and not moving.is_bound and not moving.warnings
+
+
+def test_rough_charge_is_not_counted():
+    rough = analyse_topological_charge(np.random.default_rng(12).normal(size=(500, 2)))
+    assert "not near integers" in rough.warnings[0]
+
+
+def test_hops():
+    assert count_hops(np.array([[0, 1], [0, 2], [1, 2], [-1, 2]]) + 1e-3) == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (0.314980, 0.000721, "0.31498(72)"),
+        (-1.5, 0.0996, "-1.50(10)"),
+        (12.345, 1.44, "12.3(1.4)"),
+        (12.345, 0.999, "12.3(1.0)"),
+        (1234.5, 99.6, "1234(100)"),
+        (0.0, 0.25, "0.00(25)"),
+        (1.23e-12, 4.5e-13, "1.23(45)e-12"),
+        (3.2e9, 1.1e7, "3.200(11)e+09"),
+        (0.5, 0.0, "0.5(0)"),
+        (0.5, math.nan, "0.5(?)"),
+        (math.nan, 0.1, "nan"),
+    ],
+)
+def test_format(value, error, text):
+    assert format_value(value, error) == text
