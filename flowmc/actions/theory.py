@@ -1,0 +1,134 @@
+"""From the ``[theory]`` table of a configuration to an action, and back to a table for a card."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from flowmc.actions.base import Action
+from flowmc.groups import parse_group
+from flowmc.registry import ConfigError, build, nearest, parameters, resolve
+
+__all__ = ["build_action", "check_couplings", "describe_theory"]
+
+
+def build_action(table: Mapping[str, Any], where: str = "[theory]") -> Action:
+    """Return the action that a ``[theory]`` table describes.
+
+    Args:
+        table: ``action`` (a built-in name or "package.module:Name"), ``lattice`` (extents, x
+            first), ``group`` for actions that take one (gauge theories), and the couplings: the
+            keyword-only parameters of the action.
+        where: how to name the table in messages.
+
+    Raises:
+        ConfigError: naming the key that is missing, unknown or unusable.
+    """
+    couplings = dict(table)
+    name = couplings.pop("action", None)
+    if name is None:
+        raise ConfigError(f"{where}: missing key 'action', e.g. action = \"phi4\"")
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: action = {name!r}: should be a name in quotes")
+    try:
+        component = resolve("actions", name)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    lattice = _lattice(couplings.pop("lattice", None), where)
+    group = couplings.pop("group", None)
+    positional: list[Any] = [lattice]
+    if "group" in _positional_names(component):
+        if group is None:
+            raise ConfigError(
+                f"{where}: the {name} action is a gauge theory: give its group, e.g. "
+                'group = "SU(3)" or "U(1)"'
+            )
+        try:
+            positional.insert(0, parse_group(str(group)))
+        except ValueError as error:
+            raise ConfigError(f"{where}: group = {group!r}: {error}") from error
+    elif group is not None and str(group).upper() != "R":
+        raise ConfigError(
+            f"{where}: group = {group!r} does not apply to the {name} action, whose field is real; "
+            "remove the key or choose a gauge action such as 'wilson'"
+        )
+    unknown = [key for key in couplings if key not in _written_parameters(component)]
+    if unknown:
+        known = {"action", "lattice", *_written_parameters(component)}
+        if len(positional) == 2:
+            known.add("group")
+        raise ConfigError(f"{where}: unknown key {unknown[0]!r}{nearest(unknown[0], known)}")
+    try:
+        action = build(component, couplings, where, *positional)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if not isinstance(action, Action):
+        raise ConfigError(
+            f"{where}: action = {name!r} gives {type(action).__name__}, which is not an Action "
+            "(flowmc.actions.Action)"
+        )
+    return action
+
+
+def check_couplings(action: Action, couplings: Mapping[str, Any], where: str) -> Action:
+    """Return ``action`` with some couplings replaced, as written in a table ``{beta = 5.8}``.
+
+    Raises:
+        ConfigError: for a coupling that the action does not have, or a value that is no number.
+    """
+    for key, value in couplings.items():
+        if key not in action.parameters:
+            raise ConfigError(
+                f"{where}: the {action.name} action has no coupling {key!r}"
+                f"{nearest(key, action.parameters)}"
+            )
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConfigError(f"{where}: {key} = {value!r}: should be a number")
+    try:
+        return action.at(**{key: float(value) for key, value in couplings.items()})
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def describe_theory(action: Action, name: str | None = None) -> dict[str, Any]:
+    """Return ``{action, group, lattice, couplings}`` of an action: what a flow's card records.
+
+    Args:
+        action: the target.
+        name: the name it was configured by, if not the action's own.
+    """
+    return {
+        "action": name or action.name or type(action).__name__,
+        "group": action.group.name,
+        "lattice": list(action.lattice),
+        "couplings": dict(action.parameters),
+    }
+
+
+def _lattice(value: Any, where: str) -> tuple[int, ...]:
+    if value is None:
+        raise ConfigError(f"{where}: missing key 'lattice', e.g. lattice = [8, 8]")
+    extents = value if isinstance(value, (list, tuple)) else [value]
+    for extent in extents:
+        if isinstance(extent, bool) or not isinstance(extent, int) or extent < 1:
+            raise ConfigError(
+                f"{where}: lattice = {value!r}: should be a list of positive integers, x first"
+            )
+    if not extents:
+        raise ConfigError(f"{where}: lattice = []: needs at least one extent")
+    return tuple(extents)
+
+
+def _positional_names(component: Any) -> list[str]:
+    return [
+        name
+        for name, parameter in inspect.signature(component).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+
+
+def _written_parameters(component: Any) -> set[str]:
+    return {"lambda" if name == "lam" else name for name in parameters(component)}

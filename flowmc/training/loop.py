@@ -1,0 +1,293 @@
+"""The training loop: Adam on an objective, with checkpoints that continue bit for bit.
+
+Every step draws from the stream of its own index and the learning rate is a function of the step,
+so weights, optimiser moments and the objective's ensembles are the whole state of a training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from flowmc.estimators.weights import effective_sample_size
+from flowmc.flows.files import FlowFileError, atomic_save, read_tensors
+from flowmc.random import stream
+from flowmc.registry import ConfigError
+from flowmc.training.objectives import Objective
+from flowmc.training.schedules import learning_rate_factor
+
+__all__ = ["Progress", "Settings", "Trainer", "TrainingError"]
+
+# A batch with a non-finite gradient is skipped; this many in a row mean that the flow is lost.
+SKIPS_IN_A_ROW = 10
+
+# Density errors of continuous flows: how often they are measured, on how many samples, and after
+# how many bad measurements in a row the training stops (see Trainer.check_density).
+DENSITY_CHECK_EVERY = 25
+DENSITY_CHECK_SAMPLES = 16
+DENSITY_CHECKS_IN_A_ROW = 3
+
+
+class TrainingError(RuntimeError):
+    """The training cannot go on; the last checkpoint is intact."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long and how fast to train.
+
+    Attributes:
+        steps: number of steps.
+        batch: samples per step.
+        learning_rate: of Adam, at its peak.
+        schedule: "constant", "cosine" or "exponential" (:mod:`flowmc.training.schedules`).
+        warmup: steps of the linear rise of the learning rate.
+        final_fraction: factor on the learning rate at the end of a decaying schedule.
+        beta1, beta2: Adam's decay rates of the first and second moment.
+        gradient_clip: largest norm of the gradient; 0 leaves gradients alone.
+        checkpoint_every: steps between checkpoints; the last step always writes one.
+        seed: of all random streams.
+    """
+
+    steps: int
+    batch: int
+    learning_rate: float = 1e-3
+    schedule: Literal["constant", "cosine", "exponential"] = "cosine"
+    warmup: int = 0
+    final_fraction: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.999
+    gradient_clip: float = 0.0
+    checkpoint_every: int = 500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "batch", "checkpoint_every"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"{key} = {getattr(self, key)}: must be at least 1")
+        if not 0 < self.learning_rate < math.inf:
+            raise ConfigError(f"learning_rate = {self.learning_rate}: must be a positive number")
+        if not 0 <= self.warmup < self.steps:
+            raise ConfigError(f"warmup = {self.warmup}: must be >= 0 and below steps")
+        if not 0 < self.final_fraction <= 1:
+            raise ConfigError(f"final_fraction = {self.final_fraction}: must be in (0, 1]")
+        for key in ("beta1", "beta2"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ConfigError(f"{key} = {getattr(self, key)}: must be in [0, 1)")
+        if not 0 <= self.gradient_clip < math.inf:
+            raise ConfigError(
+                f"gradient_clip = {self.gradient_clip}: must be >= 0 (0: no clipping)"
+            )
+        if self.seed < 0:
+            raise ConfigError(f"seed = {self.seed}: must be >= 0")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is known after a step.
+
+    Attributes:
+        step: number of steps done.
+        loss: of this batch.
+        ess: effective sample size of this batch, as a fraction (biased up for small batches).
+        gradient_norm: before clipping; not finite if the step was skipped.
+        learning_rate: of this step.
+        seconds: of training so far, including what went before a resume.
+        skipped: steps skipped so far for a non-finite loss or gradient.
+        density_error: largest error of the log-density on a few samples, at its last measurement;
+            0 for flows whose density is exact.
+    """
+
+    step: int
+    loss: float
+    ess: float
+    gradient_norm: float
+    learning_rate: float
+    seconds: float
+    skipped: int
+    density_error: float
+
+
+class Trainer:
+    """Trains the module of an objective.
+
+    Args:
+        objective: the loss.
+        settings: the schedule of the training.
+        checkpoint: path of the checkpoint (safetensors, replaced atomically), or None.
+        progress: called after every step.
+        metadata: JSON-able data kept in the checkpoint; a resume returns it.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        settings: Settings,
+        *,
+        checkpoint: str | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        self.objective, self.settings = objective, settings
+        self.checkpoint, self.progress = checkpoint, progress
+        self.metadata = metadata or {}
+        self.module: nn.Module = objective.module
+        self.weights = [p for p in self.module.parameters() if p.requires_grad]
+        if not self.weights:
+            raise ConfigError(
+                f"{type(self.module).__name__} has no trainable weights: nothing to train"
+            )
+        self.device = self.weights[0].device
+        self.optimiser = torch.optim.Adam(
+            self.weights, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2)
+        )
+        self.step = 0
+        self.skipped = 0
+        self.seconds = 0.0
+        self._skips_in_a_row = 0
+        self._density_error = 0.0
+        self._bad_densities = 0
+
+    def run(self, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Train to the last step; return whether it was reached.
+
+        Args:
+            stop: asked after every step; True ends the training there, with a checkpoint.
+
+        Raises:
+            TrainingError: after several non-finite losses in a row, or when the density of a
+                continuous flow is no longer that of its discretised map.
+        """
+        started = time.perf_counter() - self.seconds
+        self.module.train()
+        while self.step < self.settings.steps:
+            report = self.advance()
+            self.seconds = time.perf_counter() - started
+            stopped = stop()
+            done = self.step == self.settings.steps
+            if stopped or done or self.step % self.settings.checkpoint_every == 0:
+                self.save()
+            if self.progress is not None:
+                self.progress(dataclasses.replace(report, seconds=self.seconds))
+            if stopped:
+                break
+        self.module.eval()
+        return self.step >= self.settings.steps
+
+    def advance(self) -> Progress:
+        """Do one step."""
+        settings = self.settings
+        rate = settings.learning_rate * learning_rate_factor(
+            settings.schedule, self.step, settings.steps, settings.warmup, settings.final_fraction
+        )
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        rng = stream(settings.seed, self.step, "training batch", self.device)
+        self.optimiser.zero_grad(set_to_none=True)
+        batch = self.objective.evaluate(settings.batch, rng)
+        batch.surrogate.backward()
+        # Without clipping the norm is still wanted: for the log, and to see a NaN.
+        bound = settings.gradient_clip or math.inf
+        norm = float(nn.utils.clip_grad_norm_(self.weights, bound))
+        loss = float(batch.loss)
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.optimiser.step()
+            self._skips_in_a_row = 0
+        else:
+            self._skip(loss, norm)
+        ess = effective_sample_size(batch.log_weights).value if math.isfinite(loss) else math.nan
+        if self.step % DENSITY_CHECK_EVERY == 0:
+            self.check_density(batch.log_weights)
+        self.step += 1
+        return Progress(
+            self.step, loss, ess, norm, rate, self.seconds, self.skipped, self._density_error
+        )
+
+    def check_density(self, log_weights: Tensor) -> None:
+        """Measure the density error of a continuous flow and stop if the optimiser exploits it.
+
+        A loss that is low because the integrator is coarse looks like success, and gradients drive
+        the flow there; an error above both 0.5 and half the spread of ln w means that the loss is
+        no longer about the flow.
+        """
+        rng = stream(self.settings.seed, self.step, "density check", self.device)
+        samples = min(DENSITY_CHECK_SAMPLES, self.settings.batch)
+        errors = self.objective.density_error(samples, rng)
+        self._density_error = float(errors.max())
+        spread = float(log_weights.std()) if len(log_weights) > 1 else 0.0
+        bad = not self._density_error <= max(0.5, 0.5 * spread)
+        self._bad_densities = self._bad_densities + 1 if bad else 0
+        if self._bad_densities >= DENSITY_CHECKS_IN_A_ROW:
+            raise TrainingError(
+                f"step {self.step}: the log-density of the flow is wrong by "
+                f"{self._density_error:.2g} because its integrator is too coarse: the loss means "
+                "nothing; use more integration steps or a smaller learning rate"
+            )
+
+    def _skip(self, loss: float, norm: float) -> None:
+        self.skipped += 1
+        self._skips_in_a_row += 1
+        if self._skips_in_a_row >= SKIPS_IN_A_ROW:
+            raise TrainingError(
+                f"step {self.step}: {SKIPS_IN_A_ROW} batches in a row gave a non-finite loss or "
+                f"gradient (loss {loss:g}, gradient norm {norm:g}); use a smaller learning rate, a "
+                "gradient_clip or precision = 64, and resume from the last checkpoint"
+            )
+
+    def save(self) -> None:
+        """Write the checkpoint, if there is a path for one."""
+        if self.checkpoint is None:
+            return
+        tensors = {f"module/{key}": value for key, value in self.module.state_dict().items()}
+        for index, moments in self.optimiser.state_dict()["state"].items():
+            tensors.update({f"optimiser/{index}/{key}": value for key, value in moments.items()})
+        tensors.update(
+            {f"objective/{key}": value for key, value in self.objective.state_dict().items()}
+        )
+        counters = {
+            "step": self.step,
+            "skipped": self.skipped,
+            "skips_in_a_row": self._skips_in_a_row,
+            "bad_densities": self._bad_densities,
+            "density_error": self._density_error,
+            "seconds": self.seconds,
+        }
+        atomic_save(self.checkpoint, tensors, {"checkpoint": counters, **self.metadata})
+
+    def load(self, path: str) -> None:
+        """Continue from a checkpoint of the same objective and settings.
+
+        Raises:
+            FlowFileError: if the file is no checkpoint or one of another flow.
+        """
+        tensors, metadata = read_tensors(path)
+        counters = metadata.get("checkpoint")
+        if counters is None:
+            raise FlowFileError(f"{path} is not a training checkpoint; remove it or name another")
+        parts: dict[str, dict[str, Tensor]] = {"module": {}, "optimiser": {}, "objective": {}}
+        for key, tensor in tensors.items():
+            part, _, name = key.partition("/")
+            parts[part][name] = tensor
+        try:
+            self.module.load_state_dict(parts["module"])
+        except RuntimeError as error:
+            raise FlowFileError(f"{path} is a checkpoint of another flow: {error}") from error
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in parts["optimiser"].items():
+            index, _, name = key.partition("/")
+            moments.setdefault(int(index), {})[name] = tensor
+        state = self.optimiser.state_dict()
+        self.optimiser.load_state_dict({**state, "state": moments})
+        self.objective.load_state_dict(parts["objective"])
+        self.step, self.skipped = counters["step"], counters["skipped"]
+        self._skips_in_a_row = counters["skips_in_a_row"]
+        self._bad_densities = counters["bad_densities"]
+        self._density_error = counters["density_error"]
+        self.seconds = counters["seconds"]
