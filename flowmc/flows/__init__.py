@@ -1,0 +1,32 @@
+"""Invertible maps of fields that carry log-densities, and the priors they start from."""
+
+from flowmc.flows.base import (
+    Chain,
+    Flow,
+    FlowModel,
+    Identity,
+    Inverse,
+    Prior,
+    check_equivariance,
+    check_inverse,
+    check_log_det,
+)
+from flowmc.flows.coupling import AffineCouplingFlow
+from flowmc.flows.priors import EnsemblePrior, FreeFieldPrior, GaussianPrior, HaarPrior
+
+__all__ = [
+    "AffineCouplingFlow",
+    "Chain",
+    "EnsemblePrior",
+    "Flow",
+    "FlowModel",
+    "FreeFieldPrior",
+    "GaussianPrior",
+    "HaarPrior",
+    "Identity",
+    "Inverse",
+    "Prior",
+    "check_equivariance",
+    "check_inverse",
+    "check_log_det",
+]

@@ -1,0 +1,211 @@
+r"""Priors: where a flow starts.
+
+Each is a distribution of the fields of one theory with an exact log-density (only
+:class:`EnsemblePrior` leaves a constant open).  Densities are with respect to the measure of
+:mod:`flowmc.groups`: :math:`\prod d\phi`, :math:`\prod d\theta`, or normalised Haar.
+
+A draw is a function of the random stream alone.  Priors are modules without parameters, so that
+inside a :class:`~flowmc.flows.FlowModel` they follow ``model.to(torch.float64)``; draws are made on
+the device of the stream, always from float64 numbers, and rounded to the precision of the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+
+from flowmc.actions import Action, FreeScalar
+from flowmc.flows.base import Prior
+from flowmc.groups import U1
+
+__all__ = ["EnsemblePrior", "FreeFieldPrior", "GaussianPrior", "HaarPrior"]
+
+
+class _FieldPrior(Prior, nn.Module):
+    """A prior for the fields of one theory, in the precision its model was moved to."""
+
+    def __init__(self, action: Action) -> None:
+        nn.Module.__init__(self)
+        self.lattice = action.lattice
+        self.group = action.group
+        self._site_shape = action.field_shape(0)[1:]
+        # The dtype of this empty buffer is what ``model.to(dtype)`` changes.
+        self.register_buffer("_precision", torch.empty(0), persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the draws: that of the fields' real components."""
+        return self.get_buffer("_precision").dtype
+
+    @property
+    def _size(self) -> str:
+        return "x".join(map(str, self.lattice))
+
+    def _check(self, x: Tensor) -> None:
+        if tuple(x.shape[1:]) != self._site_shape:
+            raise ValueError(
+                f"a field of shape {tuple(x.shape)} does not fit {self!r}, which needs (chains, "
+                f"{', '.join(map(str, self._site_shape))})"
+            )
+
+
+class _ScalarPrior(_FieldPrior):
+    def __init__(self, action: Action) -> None:
+        super().__init__(action)
+        if action.is_gauge:
+            raise ValueError(
+                f"{type(self).__name__} is for real scalar fields, but the theory is {action!r}: "
+                "use the Haar prior for links"
+            )
+
+
+class GaussianPrior(_ScalarPrior):
+    r"""Independent normal variables of mean zero on every site of a scalar field.
+
+    .. math:: \ln r(\phi) = -\sum_x \frac{\phi_x^2}{2\sigma^2} - V \ln(\sigma\sqrt{2\pi}).
+
+    Args:
+        action: the theory; gives the lattice.
+        scale: the standard deviation sigma, > 0.
+    """
+
+    def __init__(self, action: Action, *, scale: float = 1.0) -> None:
+        super().__init__(action)
+        if not (scale > 0 and math.isfinite(scale)):
+            raise ValueError(f"the Gaussian prior needs a finite scale > 0, got {scale}")
+        self.scale = float(scale)
+        self._log_norm = action.volume * math.log(self.scale * math.sqrt(2 * math.pi))
+
+    def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        noise = torch.randn(
+            (n, *self.lattice), dtype=torch.float64, device=rng.device, generator=rng
+        )
+        x = (self.scale * noise).to(self.dtype)
+        return x, self.log_prob(x)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        self._check(x)
+        square = x.to(torch.float64).square().flatten(1).sum(1)
+        return square * (-0.5 / self.scale**2) - self._log_norm
+
+    def __repr__(self) -> str:
+        return f"GaussianPrior({self._size}, scale={self.scale!r})"
+
+
+class FreeFieldPrior(_ScalarPrior):
+    r"""The free field of :class:`~flowmc.actions.FreeScalar`, drawn exactly by an FFT.
+
+    :math:`\ln r(\phi) = -\sum_x [\sum_\mu (\Delta_\mu\phi)^2 + m^2 \phi^2] - \ln Z`, with
+    :math:`\langle|\tilde\phi_p|^2\rangle = V / (2(\hat p^2 + m^2))` and
+    :math:`\ln Z = \tfrac12 \sum_p \ln[\pi / (\hat p^2 + m^2)]`.
+
+    Args:
+        action: the theory; gives the lattice.
+        m2: squared mass of the free field, > 0.
+    """
+
+    def __init__(self, action: Action, *, m2: float) -> None:
+        super().__init__(action)
+        self.free = FreeScalar(action.lattice, m2=m2)
+        self._log_norm = self.free.log_partition()
+
+    def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        x = self.free.sample(n, rng).to(self.dtype)
+        return x, self.log_prob(x)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        self._check(x)
+        return -self.free(x.to(torch.float64)) - self._log_norm
+
+    def __repr__(self) -> str:
+        return f"FreeFieldPrior({self._size}, m2={self.free.m2!r})"
+
+
+class HaarPrior(_FieldPrior):
+    r"""Independent Haar-distributed links: a gauge theory at :math:`\beta = 0`.
+
+    The log-density is 0 for SU(N), whose Haar measure is normalised, and :math:`-\ln 2\pi` per
+    angle for U(1), whose densities are with respect to :math:`d\theta`.
+
+    Args:
+        action: the gauge theory; gives group and lattice.
+
+    Raises:
+        ValueError: for a scalar theory.
+    """
+
+    def __init__(self, action: Action) -> None:
+        super().__init__(action)
+        if not action.is_gauge:
+            raise ValueError(
+                f"the Haar prior is for links, but the theory is {action!r}: use the Gaussian or "
+                "the free-field prior for scalar fields"
+            )
+        links = action.dimensions * action.volume
+        self._log_density = -links * math.log(2 * math.pi) if isinstance(self.group, U1) else 0.0
+
+    def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        shape = (n, len(self.lattice), *self.lattice)
+        x = self.group.haar(shape, self.group.field_dtype(torch.float64), rng)
+        x = x.to(self.group.field_dtype(self.dtype))
+        return x, self.log_prob(x)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        self._check(x)
+        return torch.full((x.shape[0],), self._log_density, dtype=torch.float64, device=x.device)
+
+    def __repr__(self) -> str:
+        return f"HaarPrior({self.group.name}, {self._size})"
+
+
+class EnsemblePrior(_FieldPrior):
+    r"""The ensemble of another action: draws from stored configurations.
+
+    The log-density is :math:`-S(x)`, known only up to the constant :math:`-\ln Z`.  That is enough
+    for flows between ensembles (exchange, reweighting), where the constant cancels or is what is
+    sought; do not read an absolute normalisation from it.  ``log_prob`` is meant for any field of
+    the theory, not only for the stored ones.
+
+    One call draws without replacement until the ensemble is exhausted, then from a fresh shuffle.
+    Nothing is remembered between calls: the draw is a function of the random stream alone, so that
+    a resumed run repeats it.
+
+    Args:
+        fields: ``(configurations, ...)``, decorrelated draws of ``action``.
+        action: what they were drawn from.
+    """
+
+    def __init__(self, fields: Tensor, action: Action) -> None:
+        super().__init__(action)
+        action.check_field(fields)
+        if not len(fields):
+            raise ValueError("an ensemble prior needs at least one configuration")
+        self.action = action
+        self.register_buffer("fields", fields.detach().clone(), persistent=False)
+        data = torch.view_as_real(fields) if fields.is_complex() else fields
+        content = data.detach().cpu().contiguous().numpy().tobytes()
+        self._digest = hashlib.sha256(content).hexdigest()[:16]
+
+    def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        fields = self.get_buffer("fields")
+        rounds = -(-n // len(fields))
+        # Sorting uniform keys shuffles each round; float64 keys make ties negligible.
+        keys = torch.rand(
+            (rounds, len(fields)), dtype=torch.float64, device=rng.device, generator=rng
+        )
+        order = keys.argsort(dim=1, stable=True).flatten()[:n]
+        x = fields[order.to(fields.device)]
+        x = x.to(device=rng.device, dtype=self.group.field_dtype(self.dtype))
+        return x, self.log_prob(x)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return ``-S(x)``: the log-density up to the same constant for all fields, ``(n,)``."""
+        self._check(x)
+        return -self.action(x)
+
+    def __repr__(self) -> str:
+        count = len(self.get_buffer("fields"))
+        return f"EnsemblePrior({count} fields sha256:{self._digest}, {self.action!r})"
