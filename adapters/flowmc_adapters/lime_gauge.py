@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from . import lime, lime_text
@@ -131,7 +132,7 @@ def _segments(
     ]
     segments = []
     start = 0
-    for i, following in zip(binaries, [*binaries[1:], len(records)], strict=True):
+    for i, following in pairwise([*binaries, len(records)]):
         end = i + 1
         if following == len(records):
             end = following
@@ -317,13 +318,21 @@ def _stored_observables(texts: dict[str, str]) -> tuple[float | None, float | No
 
 
 def _metadata(texts: dict[str, str], warnings: list[str]) -> dict[str, str]:
-    metadata = {kind: texts[kind] for kind in TEXT_RECORDS if kind in texts}
+    """The records worth keeping; what the writer fills in for want of anything better is not."""
+    metadata = {
+        kind: texts[kind]
+        for kind in TEXT_RECORDS
+        if kind in texts and texts[kind] not in (lime_text.NO_FILE_XML, lime_text.NO_FILE_NAME)
+    }
     date = lime_text.tag_text(texts.get("scidac-private-record-xml", ""), "date")
-    if date is not None:
+    if date not in (None, lime_text.NO_DATE):
         metadata["scidac-date"] = date
     user = lime_text.tag_text(texts.get("scidac-record-xml", ""), "usqcdInfo")
     if user is not None:
-        metadata |= carried_keys(lime_text.split_info(lime_text.tag_text(user, "info") or "")[1])
+        rest, pairs = lime_text.split_info(lime_text.tag_text(user, "info") or "")
+        metadata |= carried_keys(pairs)
+        if pairs and not rest:  # of our making, and nothing else in it
+            del metadata["scidac-record-xml"]
     if EXTRA_RECORD in texts:
         try:
             extra = json.loads(texts[EXTRA_RECORD])

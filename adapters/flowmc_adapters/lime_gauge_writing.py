@@ -22,11 +22,10 @@ from .payload import PayloadLayout, links_as_bytes, require_finite, require_four
 # SIMULATeQCD takes any record beyond this many bytes for the links.
 _LARGEST_RECORD = 100_000
 _SOURCE_RECORD = "source-record-xml"
-_DEFAULT_FILE_XML = f"{lime_text.XML_PROLOGUE}<title>flowmc gauge configuration</title>"
 
 
 def write_gauge(
-    file_name: PathLike,
+    path: PathLike,
     configuration: Configuration,
     *,
     precision: int | None,
@@ -41,9 +40,9 @@ def write_gauge(
     `scidac-binary-data`.
     """
     name = "ILDG" if ildg else "SciDAC"
-    require_four_dimensions(file_name, configuration.links, name)
+    require_four_dimensions(path, configuration.links, name)
     links, warnings = at_precision(configuration.links, precision)
-    require_finite(file_name, links)
+    require_finite(path, links)
     dims, nc = configuration.dims, configuration.nc
     precision = 32 if links.itemsize == 8 else 64
     metadata = configuration.metadata
@@ -51,9 +50,9 @@ def write_gauge(
     layout = PayloadLayout(0, dims, nc, nc, precision, ">")
     checksum = ScidacChecksum(layout.site_bytes)
 
-    file_xml = metadata.get("scidac-file-xml", _DEFAULT_FILE_XML)
+    file_xml = metadata.get("scidac-file-xml", lime_text.NO_FILE_XML)
     if "<usqcdInfo" in file_xml:  # Grid keeps the plaquette of the old links there
-        file_xml = _DEFAULT_FILE_XML
+        file_xml = lime_text.NO_FILE_XML
     extra, record_xml = _user_record(metadata, plaquette, trace)
     before = [
         ("scidac-private-file-xml", lime_text.private_file(dims)),
@@ -67,7 +66,7 @@ def write_gauge(
     if ildg:
         before += [
             ("ildg-format", lime_text.ildg_format(dims, nc, precision)),
-            ("ildg-data-lfn", metadata.get("ildg-data-lfn", "lfn://unknown")),
+            ("ildg-data-lfn", metadata.get("ildg-data-lfn", lime_text.NO_FILE_NAME)),
         ]
     elif "ildg-data-lfn" in metadata:
         extra["ildg-data-lfn"] = metadata["ildg-data-lfn"]
@@ -83,7 +82,7 @@ def write_gauge(
             warnings.append(f"metadata too long for the file, dropped: {', '.join(sorted(extra))}")
 
     kind = ILDG_PAYLOAD if ildg else SCIDAC_PAYLOAD
-    with atomic_write(file_name) as file:
+    with atomic_write(path) as file:
         for i, (record, text) in enumerate(before):
             data = lime_text.encode_text(text) + b"\0"  # QIO counts the NUL in the length
             lime.write_record(file, record, data, begin=i in (0, 2), end=i == 1)

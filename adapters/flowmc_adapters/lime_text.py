@@ -18,8 +18,11 @@ _ILDG_ATTRIBUTES = (
 )
 _KEY_LINE = re.compile(r"([A-Z][A-Z0-9_]*) ?= ?(.*)")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
-# QIO wants a date in this form. A fixed one keeps output a function of the input.
+# Written where the metadata have nothing. QIO wants a date in this form, and a fixed one keeps the
+# output a function of the input.
 NO_DATE = "Thu Jan  1 00:00:00 1970 UTC"
+NO_FILE_NAME = "lfn://unknown"
+NO_FILE_XML = f"{XML_PROLOGUE}<title>flowmc gauge configuration</title>"
 
 
 def decode_text(data: bytes) -> str:

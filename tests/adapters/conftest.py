@@ -1,0 +1,52 @@
+"""Fields and files that several tests need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flowmc_adapters import Configuration
+
+REAL_FILES = Path(__file__).resolve().parents[2].parent / "shared" / "configs"
+# All extents differ, so that no wrong order of directions can hide.
+DIMS = (2, 3, 4, 5)
+
+
+def random_links(
+    dims: tuple[int, ...] = DIMS, nc: int = 3, precision: int = 64, seed: int = 1
+) -> np.ndarray:
+    """Haar-random SU(N) links U[t, z, y, x, mu, row, col]."""
+    rng = np.random.default_rng(seed)
+    shape = (*reversed(dims), len(dims), nc, nc)
+    gaussian = rng.normal(size=shape) + 1j * rng.normal(size=shape)
+    unitary, triangular = np.linalg.qr(gaussian)
+    diagonal = np.diagonal(triangular, axis1=-2, axis2=-1)
+    unitary = unitary * (diagonal / abs(diagonal))[..., None, :]
+    unitary[..., 0] /= np.linalg.det(unitary)[..., None]
+    return unitary.astype(np.complex64 if precision == 32 else np.complex128)
+
+
+@pytest.fixture
+def make_links() -> Callable[..., np.ndarray]:
+    return random_links
+
+
+@pytest.fixture
+def make_configuration() -> Callable[..., Configuration]:
+    def make(*args: object, metadata: dict[str, str] | None = None, **kwargs: object):
+        return Configuration(random_links(*args, **kwargs), metadata=dict(metadata or {}))
+
+    return make
+
+
+@pytest.fixture
+def real_file() -> Callable[[str], Path]:
+    def find(name: str) -> Path:
+        path = REAL_FILES / name
+        if not path.is_file():
+            pytest.skip(f"real configuration {name} is not present beside the project")
+        return path
+
+    return find

@@ -1,0 +1,208 @@
+"""Damaged files raise FormatError, name the place, and never give wrong links silently."""
+
+import struct
+
+import numpy as np
+import pytest
+from flowmc_adapters import CheckError, FormatError, inspect, read, write
+
+WITH_CHECKSUM = ["nersc", "ildg", "scidac"]
+FORMATS = [*WITH_CHECKSUM, "npy"]
+DIMS = (2, 1, 2, 3)
+
+
+@pytest.fixture
+def sound(tmp_path, make_configuration):
+    def make(format, **kwargs):
+        path = tmp_path / f"sound.{format}"
+        write(path, make_configuration(DIMS, metadata={"SEQUENCE_NUMBER": "1"}, **kwargs), format)
+        return path
+
+    return make
+
+
+def record_offsets(content):
+    offset = 0
+    while offset < len(content):
+        (length,) = struct.unpack_from(">Q", content, offset + 8)
+        yield offset, length
+        offset += 144 + length + (-length % 8)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_truncation_anywhere(sound, format):
+    path = sound(format)
+    content = path.read_bytes()
+    cuts = {0, 1, 3, 13, 100, len(content) // 2, len(content) - 200, len(content) - 64}
+    if format in ("ildg", "scidac"):
+        for offset, length in record_offsets(content):
+            cuts |= {offset, offset + 1, offset + 143, offset + 144, offset + 144 + length - 1}
+    else:
+        cuts |= {len(content) - 1}
+    for cut in sorted(cut for cut in cuts if cut < len(content)):
+        path.write_bytes(content[:cut])
+        with pytest.raises(FormatError) as caught:
+            read(path)
+        assert str(path) in str(caught.value)
+        report = inspect(path)
+        assert report["error"] or report["warnings"]
+
+
+@pytest.mark.parametrize("format", WITH_CHECKSUM)
+@pytest.mark.parametrize("where", [0.0, 0.3, 0.999])
+def test_flipped_bit_in_the_links(sound, format, where):
+    path = sound(format)
+    content = bytearray(path.read_bytes())
+    size = 12 * 4 * 144
+    start = content.index(b"END_HEADER\n") + 11 if format == "nersc" else next(
+        offset + 144 for offset, length in record_offsets(content) if length == size
+    )  # fmt: skip
+    position = start + int(where * size) // 8 * 8 + 7  # lowest bits of a double
+    content[position] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckError, match="checksum does not match"):
+        read(path)
+    configuration = read(path, check_checksum=False)
+    assert list(configuration.failed_checks) == ["checksum"]
+    report = inspect(path)
+    assert report["error"] is None
+    assert report["checksum"]["ok"] is False
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("precision", [32, 64])
+def test_numbers_that_are_not_finite(sound, format, value, precision):
+    path = sound(format, precision=precision)
+    order = "<" if format == "npy" else ">"
+    configuration = read(path)
+    number = configuration.links[2, 1, 0, 1, 3, 2, 0].imag
+    code = "f" if precision == 32 else "d"
+    content = path.read_bytes()
+    wanted = struct.pack(f"{order}{code}", number)
+    assert content.count(wanted) == 1
+    path.write_bytes(content.replace(wanted, struct.pack(f"{order}{code}", value)))
+    for check in (True, False):
+        with pytest.raises(CheckError) as caught:
+            read(path, check_checksum=check)
+    if format != "npy":
+        assert "site [1,0,1,2], mu = t" in str(caught.value)
+        assert caught.value.offset == content.index(wanted)
+    configuration.links[2, 1, 0, 1, 3, 2, 0] = value
+    before = path.read_bytes()
+    with pytest.raises(CheckError, match=r"refusing.*site \[1,0,1,2\], mu = t"):
+        write(path, configuration, format)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_rounding_that_overflows_is_refused(tmp_path, make_configuration, format):
+    configuration = make_configuration(DIMS)
+    configuration.links[0, 0, 0, 0, 0, 0, 0] = 1e300
+    with pytest.raises(CheckError, match="refusing"):
+        write(tmp_path / "a", configuration, format, precision=32)
+
+
+def test_sizes_that_would_not_fit_in_memory(sound):
+    path = sound("ildg")
+    content = bytearray(path.read_bytes())
+    offset = next(offset for offset, length in record_offsets(content) if length == 12 * 4 * 144)
+    for length in (2**63, 2**64 - 1, len(content)):
+        struct.pack_into(">Q", content, offset + 8, length)
+        path.write_bytes(content)
+        with pytest.raises(FormatError, match="truncated"):
+            read(path)
+
+
+def test_lengths_that_are_too_short(sound):
+    path = sound("ildg")
+    content = bytearray(path.read_bytes())
+    struct.pack_into(">Q", content, 8, 8)
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match="no LIME record after"):
+        read(path)
+
+
+def test_links_outside_the_group_are_returned_with_a_warning(sound):
+    path = sound("npy")
+    configuration = read(path)
+    configuration.links[1, 0, 0, 1, 2] *= 1.001
+    write(path, configuration, "nersc")
+    assert any("not in SU(3)" in warning for warning in read(path).warnings)
+
+
+def test_boundary_sign_is_pointed_out(sound):
+    configuration = read(sound("ildg"))
+    configuration.links[-1, ..., 3, :, :] *= -1
+    path = sound("nersc")
+    write(path, configuration, "nersc")
+    (warning,) = read(path).warnings
+    assert "direction t" in warning
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "git lfs pull"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(100), "HDF5"),
+        (b"#BMW 4 4 4 4 0\n" + bytes(100), "BMW"),
+        (struct.pack("<5i", 20103, 4, 4, 4, 4) + bytes(100), "MILC version 5"),
+        (struct.pack(">5i", 59354, 4, 4, 4, 4) + bytes(100), "MILC version 1-4"),
+        (struct.pack(">I", 0x71626434) + bytes(100), "FNAL"),
+        (struct.pack("<I", 19920410) + bytes(100), "CP-PACS"),
+        (struct.pack("<4i", 2, 2, 2, 2) + bytes(8 + 576 * 16), "openQCD"),
+        (struct.pack(">5i", 2, 2, 2, 2, 2) + bytes(8 + 256 * 16), "HiRep"),
+        (b"\x1f\x8b" + bytes(100), "gzip"),
+        (b"PK\x03\x04" + bytes(100), "zip"),
+        (b"some text", "not a known configuration file"),
+    ],
+)
+def test_recognised_but_not_readable(tmp_path, content, message):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match=message):
+        read(path)
+    assert message in inspect(path)["error"]
+
+
+def test_directories(tmp_path):
+    with pytest.raises(FormatError, match="a directory"):
+        read(tmp_path)
+    (tmp_path / "index.crc32").write_text("0")
+    with pytest.raises(FormatError, match="GPT"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_random_damage(sound, format):
+    """Read either raises FormatError, or returns the very links: the checksum saw no change."""
+    path = sound(format)
+    original = read(path)
+    content = path.read_bytes()
+    rng = np.random.default_rng(20)
+    for attempt in range(750):
+        damaged = bytearray(content)
+        # Half of the blows go to the first 2 kB, where the headers are
+        reach = len(content) if rng.random() < 0.5 else min(2048, len(content))
+        kind = rng.integers(4)
+        position = int(rng.integers(reach))
+        if kind == 0:
+            damaged[position] ^= 1 << int(rng.integers(8))
+        elif kind == 1:
+            damaged[position : position + 8] = rng.bytes(8)
+        elif kind == 2:
+            del damaged[position : position + int(rng.integers(1, 200))]
+        else:
+            damaged[position:position] = rng.bytes(int(rng.integers(1, 200)))
+        path.write_bytes(damaged)
+        report = inspect(path) if attempt % 10 == 0 else None
+        try:
+            found = read(path)
+        except FormatError:
+            assert report is None or report["error"] or report["warnings"]
+            continue
+        assert report is None or report["error"] is None
+        if format != "npy":
+            no_checksum = found.checksum is None
+            assert no_checksum or np.array_equal(found.links, original.links)

@@ -1,0 +1,376 @@
+"""LIME files built here byte by byte, with the oddities of real writers, and what ours contain."""
+
+import json
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from flowmc_adapters import (
+    CheckError,
+    FormatError,
+    link_trace,
+    plaquettes,
+    read,
+    read_header,
+    write,
+)
+
+
+def record(kind, data, flags=0xC0, pad=True):
+    head = struct.pack(">IHBBQ", 0x456789AB, 1, flags, 0, len(data)) + kind.encode().ljust(
+        128, b"\0"
+    )
+    return head + data + (b"\0" * (-len(data) % 8) if pad else b"")
+
+
+def records_of(content):
+    found, offset = [], 0
+    while offset < len(content):
+        magic, version, flags, reserved, length = struct.unpack_from(">IHBBQ", content, offset)
+        assert (magic, version, reserved) == (0x456789AB, 1, 0)
+        kind = content[offset + 16 : offset + 144].rstrip(b"\0").decode()
+        found.append((kind, flags, content[offset + 144 : offset + 144 + length]))
+        offset += 144 + length + (-length % 8)
+    assert offset == len(content)
+    return found
+
+
+def payload(links):
+    """Big-endian numbers, element by element in C order, with no code of the package."""
+    numbers = [part for element in links.ravel() for part in (element.real, element.imag)]
+    return struct.pack(f">{len(numbers)}{'f' if links.itemsize == 8 else 'd'}", *numbers)
+
+
+def sums(data, sites):
+    suma = sumb = 0
+    size = len(data) // sites
+    for rank in range(sites):
+        code = zlib.crc32(data[rank * size : (rank + 1) * size])
+        for modulus in (29, 31):
+            shift = rank % modulus
+            word = ((code << shift) | (code >> (32 - shift))) & 0xFFFFFFFF if shift else code
+            suma, sumb = (suma ^ word, sumb) if modulus == 29 else (suma, sumb ^ word)
+    return suma, sumb
+
+
+def ildg_xml(bits=64, field="su3gauge", lx=2, ly=3, lz=4, lt=5):
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>\n<ildgFormat xmlns="http://www.lqcd.org/ildg">\n'
+        f"  <version>1.0</version>\n  <field>{field}</field>\n  <precision>{bits}</precision>\n"
+        f"  <lx>{lx}</lx>\n  <ly>{ly}</ly>\n  <lz>{lz}</lz>\n  <lt>{lt}</lt>\n</ildgFormat>"
+    ).encode()
+
+
+def checksum_xml(data, sites=120, form="%x"):
+    suma, sumb = sums(data, sites)
+    text = f"<suma>{form % suma}</suma><sumb>{form % sumb}</sumb>"
+    return f"<scidacChecksum>{text}</scidacChecksum>".encode()
+
+
+@pytest.fixture
+def read_bytes(tmp_path):
+    def go(content, **options):
+        path = tmp_path / "conf.lime"
+        path.write_bytes(content)
+        return read(path, **options)
+
+    return go
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("nc", [2, 3, 4])
+def test_reads_what_the_standard_says(read_bytes, make_links, nc, bits):
+    links = make_links(nc=nc, precision=bits)
+    data = payload(links)
+    configuration = read_bytes(
+        record("ildg-format", ildg_xml(bits, f"su{nc}gauge"), 0x80)
+        + record("ildg-binary-data", data, 0)
+        + record("scidac-checksum", checksum_xml(data), 0x40)
+    )
+    assert configuration.links.tobytes() == links.tobytes()
+    assert (configuration.format, configuration.dims) == ("ildg", (2, 3, 4, 5))
+    assert configuration.checksum.ok
+    assert configuration.warnings == []
+
+
+QUIRKS = {
+    "newline before the prologue": lambda r: r | {"format": b"\n" + r["format"]},
+    "blanks in tags": lambda r: (
+        r | {"format": r["format"].replace(b">", b"> ").replace(b"</", b" </")}
+    ),
+    "trailing NULs": lambda r: r | {"format": r["format"] + b"\0\0\0", "sum": r["sum"] + b"\0"},
+    "unterminated quote": lambda r: r | {"format": r["format"].replace(b'ildg">', b"ildg>")},
+    "no field": lambda r: r | {"format": r["format"].replace(b"<field>su3gauge</field>", b"")},
+    "suNgauge": lambda r: r | {"format": r["format"].replace(b"su3", b"suN")},
+    "Latin-1": lambda r: r | {"format": r["format"] + b"\xe9"},
+}
+
+
+@pytest.mark.parametrize("quirk", QUIRKS)
+@pytest.mark.parametrize("form", ["%08x", "0x%x", "%10x", "%X"])
+def test_text_quirks_of_real_writers(read_bytes, make_links, quirk, form):
+    links = make_links()
+    data = payload(links)
+    parts = QUIRKS[quirk]({"format": ildg_xml(), "sum": checksum_xml(data, form=form)})
+    configuration = read_bytes(
+        record("xlf-info", b"plaquette = 877.17\n trajectory nr = \n trajectory nr = 12\n")
+        + record("ildg-format", parts["format"])
+        + record("ildg-binary-data", data)
+        + record("scidac-checksum", parts["sum"])
+    )
+    assert configuration.links.tobytes() == links.tobytes()
+    assert configuration.checksum.ok
+    assert configuration.number == 12
+    assert any("xlf-info says plaquette 877.17" in text for text in configuration.warnings)
+
+
+@pytest.mark.parametrize("flags", [0x00, 0x40, 0x80, 0xC0, 0xFF])
+def test_message_flags_order_and_unknown_records_do_not_matter(read_bytes, make_links, flags):
+    links = make_links()
+    data = payload(links)
+    configuration = read_bytes(
+        record("ildg-binary-data", data, flags)
+        + record("lyncs-io-info", b"\x80\x04cos\nsystem\n", flags)
+        + record("ildg-data-lfn", b"lfn://a/b", flags)
+        + record("ildg-format", ildg_xml(), flags)
+        + record("scidac-checksum", checksum_xml(data), flags)
+    )
+    assert configuration.links.tobytes() == links.tobytes()
+    assert configuration.metadata == {"ildg-data-lfn": "lfn://a/b"}
+
+
+def test_missing_padding_and_a_stray_newline_are_tolerated(read_bytes, make_links):
+    links = make_links()
+    data = payload(links)
+    content = record("ildg-format", ildg_xml()) + record("ildg-binary-data", data)
+    unpadded = content + record("scidac-checksum", checksum_xml(data) + b" " * 3, pad=False)
+    assert len(unpadded) % 8
+    assert any("lacks its padding" in text for text in read_bytes(unpadded).warnings)
+    stray = content + record("scidac-checksum", checksum_xml(data)) + b"\n"
+    assert any("stray" in text for text in read_bytes(stray).warnings)
+
+
+def test_extents_are_given_by_the_caller_where_the_file_has_none(read_bytes, make_links):
+    links = make_links(nc=2)
+    content = record("ildg-binary-data", payload(links))
+    with pytest.raises(FormatError, match="dims"):
+        read_bytes(content)
+    assert read_bytes(content, dims=(2, 3, 4, 5)).links.tobytes() == links.tobytes()
+    with pytest.raises(FormatError, match="do not make a gauge field"):
+        read_bytes(content, dims=(2, 3, 4, 7))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bits": 32}, "32 bit"),
+        ({"field": "su2gauge"}, "su2gauge"),
+        ({"lx": 3}, "do not make a gauge field"),
+        ({"lx": 0}, "extents"),
+        ({"lx": "two"}, "extents"),
+        ({"lx": 10**30}, "extents"),
+        ({"lx": 10**15}, "do not make a gauge field"),
+    ],
+)
+def test_contradictions_between_text_and_size(read_bytes, make_links, changes, message):
+    data = payload(make_links())
+    with pytest.raises(FormatError, match=message):
+        read_bytes(record("ildg-format", ildg_xml(**changes)) + record("ildg-binary-data", data))
+
+
+def qio_bytes(links):
+    data = payload(links)
+    texts = {
+        "scidac-private-file-xml": "<scidacFile><dims>2 3 4 5 </dims>"
+        "<volfmt>0</volfmt></scidacFile>",
+        "scidac-file-xml": "<file/>",
+        "scidac-private-record-xml": "<scidacRecord><recordtype>0</recordtype><colors>3</colors>"
+        "<typesize>144</typesize><datacount>4</datacount></scidacRecord>",
+        "scidac-record-xml": f"<usqcdInfo><plaq>{plaquettes(links).mean}</plaq>"
+        f"<linktr>{link_trace(links)}</linktr><info>beta = 6</info></usqcdInfo>",
+    }
+    return (
+        b"".join(record(kind, text.encode() + b"\0") for kind, text in texts.items())
+        + record("scidac-binary-data", data)
+        + record("scidac-checksum", checksum_xml(data))
+    )
+
+
+def test_scidac_without_ildg_records(read_bytes, make_links):
+    links = make_links()
+    configuration = read_bytes(qio_bytes(links))
+    assert configuration.format == "scidac"
+    assert configuration.links.tobytes() == links.tobytes()
+    assert configuration.stored_plaquette == plaquettes(links).mean
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new", "error", "message"),
+    [
+        ("scidac-record-xml", "<plaq>", "<plaq>1", CheckError, "plaquette"),
+        ("scidac-record-xml", "<linktr>", "<linktr>3", CheckError, "link trace"),
+        ("scidac-private-file-xml", "<volfmt>0", "<volfmt>2", FormatError, "multi-file"),
+        ("scidac-private-file-xml", "2 3 4 5", "2 3 4", FormatError, "extents"),
+        ("scidac-private-record-xml", "<recordtype>0", "<recordtype>1", FormatError, "recordtype"),
+        ("scidac-private-record-xml", "<datacount>4", "<datacount>1", FormatError, "per site"),
+        ("scidac-private-record-xml", "<colors>3", "<colors>2", FormatError, "N = 2"),
+    ],
+)
+def test_scidac_records_are_believed_and_checked(
+    tmp_path, make_links, kind, old, new, error, message
+):
+    content = qio_bytes(make_links())
+    assert content.count(old.encode()) == 1
+    start = content.index(old.encode())
+    length_at = content.rindex(struct.pack(">I", 0x456789AB), 0, start) + 8
+    (length,) = struct.unpack_from(">Q", content, length_at)
+    body = content[length_at + 136 : length_at + 136 + length].replace(old.encode(), new.encode())
+    end = length_at + 136 + length + (-length % 8)
+    changed = content[: length_at - 8] + record(kind, body) + content[end:]
+    path = tmp_path / "conf.lime"
+    path.write_bytes(changed)
+    with pytest.raises(error, match=message):
+        read(path)
+
+
+def test_disagreeing_extents(read_bytes, make_links):
+    data = payload(make_links())
+    text = b"<scidacFile><dims>3 2 4 5 </dims></scidacFile>"
+    with pytest.raises(FormatError, match="contradictory"):
+        read_bytes(
+            record("scidac-private-file-xml", text)
+            + record("ildg-format", ildg_xml())
+            + record("ildg-binary-data", data)
+        )
+
+
+def test_each_payload_goes_with_its_own_records(read_bytes, make_links):
+    links = make_links()
+    other = make_links(seed=9)[:, :, :, :, 0]
+    data, extra = payload(links), payload(other)
+    configuration = read_bytes(
+        record("scidac-private-file-xml", b"<scidacFile><dims>2 3 4 5</dims></scidacFile>")
+        + record("scidac-record-xml", b"<first/>")
+        + record("scidac-binary-data", extra)
+        + record("scidac-checksum", checksum_xml(extra))
+        + record("scidac-record-xml", b"<second/>")
+        + record("scidac-binary-data", data)
+        + record("scidac-checksum", checksum_xml(data))
+    )
+    assert configuration.links.tobytes() == links.tobytes()
+    assert configuration.metadata["scidac-record-xml"] == "<second/>"
+    assert configuration.checksum.ok
+
+
+@pytest.mark.parametrize("format", ["ildg", "scidac"])
+@pytest.mark.parametrize("bits", [32, 64])
+def test_written_file_is_the_universal_layout(tmp_path, make_configuration, format, bits):
+    configuration = make_configuration(
+        precision=bits,
+        metadata={
+            "SEQUENCE_NUMBER": "7",
+            "CREATOR": "A & B",
+            "CHECKSUM": "stale",
+            "xlf-info": "plaquette = 0.500000000000\n trajectory nr = 6\n beta = 6.0\n",
+            "scidac-record-xml": "<chroma>kept</chroma>",
+        },
+    )
+    links = configuration.links
+    write(tmp_path / "conf", configuration, format)
+    found = records_of((tmp_path / "conf").read_bytes())
+    kinds = [kind for kind, _, _ in found]
+    between = ["ildg-format", "ildg-data-lfn"] if format == "ildg" else []
+    assert kinds == [
+        "scidac-private-file-xml",
+        "scidac-file-xml",
+        "scidac-private-record-xml",
+        "scidac-record-xml",
+        *between,
+        f"{format}-binary-data",
+        "scidac-checksum",
+        "xlf-info",
+        "flowmc-metadata",
+    ]
+    flags = [flags for _, flags, _ in found]
+    assert flags == [0x80, 0x40, 0x80, *[0] * (1 + len(between)), 0, 0x40, 0xC0, 0xC0]
+    texts = {kind: data for kind, _, data in found}
+    data = texts[f"{format}-binary-data"]
+    assert data == payload(links)
+    suma, sumb = sums(data, 120)
+    assert f"<suma>{suma:x}</suma><sumb>{sumb:x}</sumb>".encode() in texts["scidac-checksum"]
+    prologue = b'<?xml version="1.0" encoding="UTF-8"?>'
+    assert texts["scidac-private-file-xml"] == (
+        prologue + b"<scidacFile><version>1.1</version><spacetime>4</spacetime>"
+        b"<dims>2 3 4 5 </dims><volfmt>0</volfmt></scidacFile>\0"
+    )
+    letter, size = (b"F", b"72") if bits == 32 else (b"D", b"144")
+    assert texts["scidac-private-record-xml"] == (
+        prologue + b"<scidacRecord><version>1.1</version><date>Thu Jan  1 00:00:00 1970 UTC</date>"
+        b"<recordtype>0</recordtype><datatype>QDP_" + letter + b"3_ColorMatrix</datatype>"
+        b"<precision>" + letter + b"</precision><colors>3</colors><spins>1</spins><typesize>"
+        + size + b"</typesize><datacount>4</datacount></scidacRecord>\0"
+    )  # fmt: skip
+    assert b"<plaq>%.15g</plaq>" % plaquettes(links).mean in texts["scidac-record-xml"]
+    assert b"<info>SEQUENCE_NUMBER = 7\nCREATOR = A &amp; B</info>" in texts["scidac-record-xml"]
+    assert texts["xlf-info"] == (
+        b"plaquette = %.12f\n trajectory nr = 7\n beta = 6.0\n" % plaquettes(links).mean
+    )
+    assert json.loads(texts["flowmc-metadata"]) == {"source-record-xml": "<chroma>kept</chroma>"}
+    if format == "ildg":
+        assert texts["ildg-format"].endswith(
+            b"<version>1.0</version><field>su3gauge</field><precision>%d</precision><lx>2</lx>"
+            b"<ly>3</ly><lz>4</lz><lt>5</lt></ildgFormat>\0" % bits
+        )
+    again = read(tmp_path / "conf")
+    assert again.number == 7
+    assert again.metadata["CREATOR"] == "A & B"
+    assert again.warnings == []
+
+
+def test_a_chain_of_files_keeps_its_metadata(tmp_path, make_configuration, make_links):
+    configuration = make_configuration(
+        metadata={
+            "SEQUENCE_NUMBER": "1",
+            "ENSEMBLE_ID": "e <1>",
+            "scidac-file-xml": "<title>mine</title>",
+            "scidac-record-xml": "<usqcdInfo><plaq>0.1</plaq><linktr>0</linktr>"
+            "<info>kappa = 0.13\n<nested>x</nested></info></usqcdInfo>",
+            "ildg-data-lfn": "lfn://x",
+            "something-else": "\ud800 unencodable",
+        }
+    )
+    for number in range(2, 5):
+        format = ("ildg", "scidac")[number % 2]
+        configuration.metadata["SEQUENCE_NUMBER"] = str(number)
+        configuration.links = make_links(seed=number)
+        write(tmp_path / "conf", configuration, format)
+        configuration = read(tmp_path / "conf")
+        metadata = configuration.metadata
+        assert configuration.number == number
+        assert metadata["ENSEMBLE_ID"] == "e <1>"
+        assert metadata["scidac-file-xml"].endswith("<title>mine</title>")
+        assert "kappa = 0.13\n<nested>x</nested>\n" in metadata["scidac-record-xml"]
+        assert metadata["scidac-record-xml"].count("SEQUENCE_NUMBER") == 1
+        assert metadata["ildg-data-lfn"] == "lfn://x"
+        assert metadata["something-else"] == "\ud800 unencodable"
+
+
+def test_header_alone(tmp_path, make_configuration):
+    configuration = make_configuration()
+    write(tmp_path / "conf", configuration, "ildg")
+    header = read_header(tmp_path / "conf")
+    with open(tmp_path / "conf", "rb") as file:
+        file.seek(header.payload_offset)
+        assert file.read(header.payload_bytes) == payload(configuration.links)
+    assert header.plaquette == pytest.approx(plaquettes(configuration.links).mean)
+
+
+def test_metadata_too_long_for_other_readers_is_dropped_with_a_warning(
+    tmp_path, make_configuration
+):
+    warnings = write(
+        tmp_path / "conf", make_configuration(metadata={"story": "x" * 200_000}), "ildg"
+    )
+    assert warnings == ["metadata too long for the file, dropped: story"]
+    assert np.isfinite(read(tmp_path / "conf").links).all()
