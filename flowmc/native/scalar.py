@@ -1,0 +1,276 @@
+r"""Native HMC of the hopping form of a real scalar field (phi^4, free field), any lattice.
+
+.. math:: S = \sum_x [-2k \sum_\mu \phi_x \phi_{x+\mu} + a \phi_x^2 + \lambda \phi_x^4]
+
+A whole trajectory runs in one call.  With enough groups of chains each thread carries its groups
+through all steps, so that field and momentum stay in its cache; with few, the threads share the
+sites of every operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor
+
+from flowmc.actions import FreeScalar, Phi4
+from flowmc.native.lanes import accumulate, flip, fma, lane_width, lanes, load, store, traced
+from flowmc.native.layout import (
+    FLIP_BITS,
+    aligned,
+    lanes_of,
+    layout_for,
+    pack,
+    splat,
+    sum_lanes,
+    unpack,
+)
+from flowmc.native.schedule import merge_operations, pieces_per_group, use_torch_threads
+
+if TYPE_CHECKING:
+    from flowmc.kernels.integrators import Integrator
+
+__all__ = ["make_action", "make_force", "make_trajectory"]
+
+Trajectory = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
+
+_FLIPS = (1 << FLIP_BITS) - 1
+
+
+@traced
+def _add(a, b):  # type: ignore[no-untyped-def]
+    return [x + y for x, y in zip(a, b, strict=True)]
+
+
+@traced
+def _times(a, b):  # type: ignore[no-untyped-def]
+    return [x * y for x, y in zip(a, b, strict=True)]
+
+
+@traced
+def _fma(a, b, c):  # type: ignore[no-untyped-def]
+    return [fma(x, y, z) for x, y, z in zip(a, b, c, strict=True)]
+
+
+@traced
+def _force(field, neighbours, couplings):  # type: ignore[no-untyped-def]
+    (phi,), (total,), (minus_2k, twice_a, four_lambda) = field, neighbours, couplings
+    return [fma(minus_2k, total, phi * fma(four_lambda, phi * phi, twice_a))]
+
+
+@traced
+def _density(field, forward, couplings):  # type: ignore[no-untyped-def]
+    (phi,), (total,), (minus_2k, twice_a, four_lambda) = field, forward, couplings
+    square = phi * phi
+    return [fma(minus_2k * phi, total, square * (0.5 * twice_a + 0.25 * four_lambda * square))]
+
+
+@traced
+def _minus_product(a, b, c):  # type: ignore[no-untyped-def]
+    return [fma(-x, y, z) for x, y, z in zip(a, b, c, strict=True)]
+
+
+@njit(inline="always")
+def _neighbour_sum(field, neighbours, base, block, backward, is_cut, axes):
+    width = lanes(field)
+    # axes is a tuple with one entry per direction: its length unrolls the loop.
+    position = block * 2 * len(axes)
+    entry = neighbours[np.uint64(position)]
+    total = load(field, (base + (entry >> FLIP_BITS)) * width, 1)
+    if is_cut:
+        total = flip(total, entry & _FLIPS)
+    for n in range(1, 2 * len(axes)):
+        if n % 2 == 0 or backward:
+            entry = neighbours[np.uint64(position + n)]
+            other = load(field, (base + (entry >> FLIP_BITS)) * width, 1)
+            if is_cut:
+                other = flip(other, entry & _FLIPS)
+            total = _add(total, other)
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _kick(
+    field, momentum, neighbours, base, start, stop, constants, scales, scale, steps, step,
+    is_cut, axes,
+):  # fmt: skip
+    width = lanes(field)
+    couplings = load(constants, 0, 3)
+    size = _times(load(scales, scale * width, 1), load(steps, step * width, 1))
+    for block in range(start, stop):
+        position = (base + block) * width
+        total = _neighbour_sum(field, neighbours, base, block, True, is_cut, axes)
+        force = _force(load(field, position, 1), total, couplings)
+        store(momentum, position, _minus_product(size, force, load(momentum, position, 1)))
+
+
+@njit(cache=True, nogil=True)
+def _drift(field, momentum, base, start, stop, scales, scale, steps, step):
+    width = lanes(field)
+    size = _times(load(scales, scale * width, 1), load(steps, step * width, 1))
+    for block in range(start, stop):
+        position = (base + block) * width
+        store(field, position, _fma(size, load(momentum, position, 1), load(field, position, 1)))
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def _trajectory(
+    field, momentum, neighbours, groups, blocks, constants, kinds, scales, steps, is_cut,
+    axes, pieces,
+):  # fmt: skip
+    if pieces == 1:
+        for group in prange(groups):
+            base = group * blocks
+            for index in range(kinds.shape[0]):
+                if kinds[index]:
+                    _drift(field, momentum, base, 0, blocks, scales, index, steps, group)
+                else:
+                    _kick(
+                        field, momentum, neighbours, base, 0, blocks, constants, scales,
+                        index, steps, group, is_cut, axes,
+                    )  # fmt: skip
+    else:
+        for index in range(kinds.shape[0]):
+            is_drift = kinds[index]
+            for task in prange(groups * pieces):
+                group, piece = task // pieces, task % pieces
+                start, stop = piece * blocks // pieces, (piece + 1) * blocks // pieces
+                base = group * blocks
+                if is_drift:
+                    _drift(field, momentum, base, start, stop, scales, index, steps, group)
+                else:
+                    _kick(
+                        field, momentum, neighbours, base, start, stop, constants, scales,
+                        index, steps, group, is_cut, axes,
+                    )  # fmt: skip
+
+
+# Blocks whose densities are added up before the partial sums are: fixed, so that the rounding of
+# the action does not depend on the number of threads.
+_CHUNK = 512
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def _densities(field, neighbours, groups, blocks, constants, is_cut, axes, partial):
+    width = lanes(field)
+    chunks = -(-blocks // _CHUNK)
+    for task in prange(groups * chunks):
+        group, chunk = task // chunks, task % chunks
+        base = group * blocks
+        couplings = load(constants, 0, 3)
+        for block in range(chunk * _CHUNK, min(blocks, (chunk + 1) * _CHUNK)):
+            forward = _neighbour_sum(field, neighbours, base, block, False, is_cut, axes)
+            phi = load(field, (base + block) * width, 1)
+            accumulate(partial, task * width, _density(phi, forward, couplings))
+
+
+class _Setting:
+    """Everything a native call needs besides the fields: layout, couplings, threads."""
+
+    def __init__(self, action: Phi4 | FreeScalar, field: Tensor) -> None:
+        self.threads = use_torch_threads()
+        self.dtype = np.dtype("float64" if field.dtype == torch.float64 else "float32")
+        self.width = lane_width(self.dtype.itemsize)
+        self.layout = layout_for(action.lattice, field.shape[0], self.width)
+        self.constants = splat(
+            [-2 * action.k, 2 * action.a, 4 * action.quartic], self.width, self.dtype
+        )
+        self.axes = (0,) * len(action.lattice)
+        layout = self.layout
+        self._copy = (layout.sites, layout.chains, layout.chains_per_group, layout.groups)
+        self.shape = field.shape
+
+    def pack(self, field: Tensor) -> np.ndarray:
+        target = self.empty()
+        pack(field.detach().reshape(field.shape[0], -1).numpy(), target, *self._copy)
+        return target
+
+    def empty(self) -> np.ndarray:
+        return aligned(self.layout.groups * self.layout.blocks * self.width, self.dtype)
+
+    def unpack(self, packed: np.ndarray) -> Tensor:
+        target = np.empty((self.shape[0], self.shape[1:].numel()), dtype=self.dtype)
+        unpack(packed, target, *self._copy)
+        return torch.from_numpy(target).view(self.shape)
+
+    def integrate(
+        self,
+        field: np.ndarray,
+        momentum: np.ndarray,
+        is_drift: np.ndarray,
+        coefficients: list[float],
+        step_size: np.ndarray,
+    ) -> None:
+        layout = self.layout
+        _trajectory(
+            field,
+            momentum,
+            layout.neighbours,
+            layout.groups,
+            layout.blocks,
+            self.constants,
+            is_drift,
+            splat(coefficients, self.width, self.dtype),
+            lanes_of(layout, step_size, self.dtype),
+            layout.is_cut,
+            self.axes,
+            pieces_per_group(layout.groups, self.threads),
+        )
+
+
+def make_trajectory(action: Phi4 | FreeScalar, integrator: Integrator) -> Trajectory:
+    """Return a native ``(field, momentum, step_size, steps) -> (field, momentum)``."""
+
+    def run(
+        field: Tensor, momentum: Tensor, step_size: Tensor, steps: int
+    ) -> tuple[Tensor, Tensor]:
+        setting = _Setting(action, field)
+        packed, packed_momentum = setting.pack(field), setting.pack(momentum)
+        is_drift, coefficients = merge_operations(integrator, steps)
+        sizes = step_size.detach().expand(field.shape[0]).numpy()
+        setting.integrate(packed, packed_momentum, is_drift, coefficients, sizes)
+        return setting.unpack(packed), setting.unpack(packed_momentum)
+
+    return run
+
+
+def make_force(action: Phi4 | FreeScalar) -> Callable[[Tensor], Tensor]:
+    """Return a native ``field -> force``."""
+
+    def run(field: Tensor) -> Tensor:
+        setting = _Setting(action, field)
+        force = setting.empty()
+        force[:] = 0
+        # A kick by minus one unit of time adds the force to a momentum of zero.
+        kick = np.zeros(1, dtype=np.bool_)
+        setting.integrate(setting.pack(field), force, kick, [-1.0], np.ones(field.shape[0]))
+        return setting.unpack(force)
+
+    return run
+
+
+def make_action(action: Phi4 | FreeScalar) -> Callable[[Tensor], Tensor]:
+    """Return a native ``field -> S`` per chain, accumulated in float64."""
+
+    def run(field: Tensor) -> Tensor:
+        setting = _Setting(action, field)
+        layout = setting.layout
+        chunks = -(-layout.blocks // _CHUNK)
+        partial = np.zeros(layout.groups * chunks * setting.width)
+        _densities(
+            setting.pack(field),
+            layout.neighbours,
+            layout.groups,
+            layout.blocks,
+            setting.constants,
+            layout.is_cut,
+            setting.axes,
+            partial,
+        )
+        return torch.from_numpy(sum_lanes(layout, partial))
+
+    return run
