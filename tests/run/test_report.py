@@ -1,0 +1,379 @@
+"""`flowmc report` on synthetic run directories with known contents."""
+
+import argparse
+import json
+import math
+import re
+
+import h5py
+import numpy as np
+import pytest
+from scipy.signal import lfilter
+from scipy.special import erfc
+
+from flowmc.registry import ConfigError
+from flowmc.run import report
+from flowmc.run.recorded import RecordedRun
+from flowmc.run.report import add_arguments, summarise
+
+CONFIG = """
+[theory]
+action = "wilson"
+group = "U(1)"
+lattice = [16, 16]
+beta = 6.0
+
+[chains]
+count = {chains}
+seed = 7
+
+[[update]]
+kernel = "hmc"
+trajectory = 1.0
+steps = 10
+"""
+
+
+def autoregressive(rng, shape, coefficient):
+    noise = rng.normal(size=shape)
+    noise[1:] *= math.sqrt(1 - coefficient**2)
+    return lfilter([1], [1, -coefficient], noise, axis=0)
+
+
+def ladder_walk(rng, rows, chains, replicas, hop_rates, swap_rate):
+    """Charges that hop at their replica's rate, and walkers that are exchanged even/odd."""
+    charge = np.zeros((chains, replicas))
+    walkers = np.tile(np.arange(replicas), (chains, 1))
+    charges, labels = [], []
+    accepted = np.zeros((rows, replicas - 1, chains), np.int64)
+    tried = np.zeros_like(accepted)
+    for row in range(rows):
+        width = 1.5
+        step = rng.choice([-1, 1], size=charge.shape)
+        proposal = charge + step
+        allowed = rng.random(charge.shape) < np.exp((charge**2 - proposal**2) / (2 * width**2))
+        charge = np.where(allowed & (rng.random(charge.shape) < hop_rates), proposal, charge)
+        for pair in range(row % 2 if replicas > 2 else 0, replicas - 1, 2):
+            swap = rng.random(chains) < swap_rate[pair]
+            tried[row, pair], accepted[row, pair] = 1, swap
+            for array in (charge, walkers):
+                first = array[swap, pair].copy()
+                array[swap, pair] = array[swap, pair + 1]
+                array[swap, pair + 1] = first
+        charges.append(charge.copy())
+        labels.append(walkers.copy())
+    return np.array(charges), np.array(labels), accepted, tried
+
+
+def make_run(
+    path,
+    *,
+    seed=1,
+    rows=1000,
+    written=None,
+    thermalization=100,
+    chains=4,
+    replicas=1,
+    measure_every=1,
+    coefficient=0.8,
+    seconds_per_update=0.5,
+    charge=False,
+    independence=False,
+    energy_error=0.3,
+    energy_offset=0.0,
+    vector=True,
+    provenance=None,
+    hop_rates=(0.003, 0.03, 0.3),
+    couplings=(6.0, 4.5, 3.0),
+):
+    """Write a run directory as the contract of flowmc.run says, with known statistics."""
+    rng = np.random.default_rng(seed)
+    path.mkdir(parents=True, exist_ok=True)
+    written = rows if written is None else written
+    with h5py.File(path / "measurements.h5", "w") as file:
+        file.attrs.update(
+            layout=1,
+            chains=chains,
+            replicas=replicas,
+            measure_every=measure_every,
+            thermalization=thermalization,
+            updates=rows * measure_every,
+        )
+        if replicas > 1:
+            group = file.create_group("replicas")
+            group.attrs["couplings"] = json.dumps([{"beta": b} for b in couplings[:replicas]])
+        start = 0
+        for phase, count in (
+            ("thermalization", thermalization // measure_every),
+            ("production", rows),
+        ):
+            done = count if phase == "thermalization" else written
+            group = file.create_group(phase)
+            updates = start + measure_every * np.arange(1, count + 1)
+            start += thermalization
+            updates[done:] = -1
+            group["updates"] = updates
+
+            def put(name, values, group=group, done=done):
+                values = np.array(values)
+                values[done:] = -1 if values.dtype.kind == "i" else np.nan
+                group[name] = values
+
+            shape = (count, chains, replicas)
+            relaxation = 0.0
+            if phase == "thermalization":
+                relaxation = 0.2 * np.exp(-np.arange(count) / 15.0)[:, None, None]
+            noise = autoregressive(rng, shape, coefficient)
+            mean = 0.9 - 0.08 * np.arange(replicas)
+            put("observables/plaquette", mean + 0.01 * noise - relaxation)
+            if vector:
+                decay = np.exp(-np.arange(5) / 2.0)
+                put(
+                    "observables/correlator",
+                    decay * (1 + 0.1 * autoregressive(rng, (*shape, 5), 0.5)),
+                )
+            if replicas > 1:
+                charges, walkers, accepted, tried = ladder_walk(
+                    rng, count, chains, replicas, np.array(hop_rates), [0.25, 0.4]
+                )
+                put("walkers", walkers)
+                for pair in range(replicas - 1):
+                    put(f"kernels/pair[{pair}]/accepted", accepted[:, pair])
+                    put(f"kernels/pair[{pair}]/tried", tried[:, pair])
+                    mu = (1.5, 0.7)[pair]
+                    work = rng.normal(mu, math.sqrt(2 * mu), size=tried[:, pair].shape)
+                    work = np.where(tried[:, pair] > 0, work, np.nan)
+                    put(f"kernels/pair[{pair}]/work", work)
+            elif charge:
+                charges = np.zeros(shape)
+                charges[count // 2 :, 0] = 1.0
+            if charge or replicas > 1:
+                put("observables/topological_charge", charges + 1e-9 * rng.normal(size=shape))
+            for replica in range(replicas):
+                name = "hmc" if replicas == 1 else f"hmc[{replica}]"
+                variance = 2 * energy_error
+                error = rng.normal(energy_error, math.sqrt(variance), size=(count, chains))
+                error += energy_offset
+                put(f"kernels/{name}/accepted", (rng.random(error.shape) < np.exp(-error)) * 1)
+                put(f"kernels/{name}/tried", np.ones(error.shape, np.int64))
+                put(f"kernels/{name}/energy_error", error)
+                put(f"kernels/{name}/exp_minus_energy_error", np.exp(-error))
+                put(f"kernels/{name}/non_finite", np.zeros(error.shape))
+                put(f"kernels/{name}/acceptance_probability", np.minimum(1, np.exp(-error)))
+                violation = np.full(error.shape, np.nan)
+                violation[::50] = 1e-13 * (1 + rng.random(violation[::50].shape))
+                put(f"kernels/{name}/reversibility_violation", violation)
+            if independence:
+                proposals = 0.7 * rng.normal(size=(count, chains, 8)) - 0.245
+                accepted = (rng.random((count, chains, 8)) < erfc(0.35)).sum(2)
+                put("kernels/independence/accepted", accepted)
+                put("kernels/independence/tried", np.full((count, chains), 8))
+                put("kernels/independence/log_weights", proposals)
+                held = 0.7 * rng.normal(size=(count, chains)) + 0.245
+                put("kernels/independence/log_weight", held)
+                put("kernels/independence/non_finite", np.zeros((count, chains)))
+    (path / "config.toml").write_text(CONFIG.format(chains=chains))
+    (path / "provenance.json").write_text(json.dumps(provenance or {"flowmc": "0.1.0"}))
+    names = ["hmc"] + ["exchange"] * (replicas > 1) + ["independence"] * independence
+    total = thermalization + written * measure_every
+    with open(path / "log.jsonl", "w") as log:
+        for update in np.linspace(0, total, 12).astype(int).tolist():
+            seconds = 10.0 + seconds_per_update * update
+            times = {
+                name: {"seconds": share * seconds, "calls": update}
+                for name, share in zip(names, (0.7, 0.2, 0.1), strict=False)
+            }
+            event = {"event": "progress", "update": update, "seconds": seconds, "kernels": times}
+            log.write(json.dumps(event) + "\n")
+        log.write('{"event": "progr')  # killed while writing
+    with h5py.File(path / "checkpoint.h5", "w") as file:
+        tuning = {"hmc/log_step_size": math.log(0.11)}
+        if replicas > 1:
+            tuning = {f"hmc/{r}/log_step_size": math.log(0.11 - 0.02 * r) for r in range(replicas)}
+        file.attrs["tuning"] = json.dumps(tuning)
+    return path
+
+
+def invoke(*arguments):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return report.run(parser.parse_args([str(argument) for argument in arguments]))
+
+
+def refuse(constant):
+    raise ValueError(f"{constant} is not JSON")
+
+
+def test_promised_keys_and_exact_values(tmp_path, capsys):
+    path = make_run(tmp_path / "run", rows=4000)
+    assert invoke(path, "--json") == 0
+    printed = capsys.readouterr()
+    document = json.loads(printed.out, parse_constant=refuse)
+    assert not printed.err
+    assert document["updates"] == 4000 and document["chains"] == 4
+    assert set(document["kernels"]["hmc"]) >= {"acceptance", "seconds", "calls"}
+    # Gaussian energy errors of mean 0.3: erfc(sqrt(0.3) / 2); 16000 trials, five sigma.
+    assert document["kernels"]["hmc"]["acceptance"] == pytest.approx(
+        erfc(math.sqrt(0.3) / 2), abs=5 * math.sqrt(0.25 / 16000)
+    )
+    assert document["kernels"]["hmc"]["calls"] == 4100
+    assert document["kernels"]["hmc"]["step_size"] == [0.1]
+    plaquette = document["observables"]["plaquette"]
+    assert set(plaquette) >= {"mean", "error", "tau_int", "tau_int_error", "samples"}
+    assert plaquette["samples"] == 16000
+    assert abs(plaquette["mean"] - 0.9) < 5 * plaquette["error"]
+    assert abs(plaquette["tau_int"] - 4.5) < 5 * plaquette["tau_int_error"]
+    assert plaquette["error"] == pytest.approx(0.01 * math.sqrt(9 / 16000), rel=0.2)
+    correlator = document["observables"]["correlator"]
+    assert [len(correlator[key]) for key in ("mean", "error", "tau_int")] == [5, 5, 5]
+    assert document["warnings"] == []
+    cost = document["cost"]["observables"]["plaquette"]
+    expected = 2 * plaquette["tau_int"] * 0.5 / 4
+    assert cost["seconds_per_independent_sample"] == pytest.approx(expected, rel=1e-6)
+    assert document["cost"]["shares"]["hmc"] == pytest.approx(0.7)
+    assert "replicas" not in document
+
+
+def test_running_directory_counts_written_rows_only(tmp_path):
+    path = make_run(tmp_path / "run", rows=1000, written=400, measure_every=5)
+    document = summarise(path)
+    assert document["updates"] == 2000
+    assert document["updates_requested"] == 5000
+    assert document["observables"]["plaquette"]["samples"] == 1600
+    assert "not complete" in document["warnings"][-1]
+    assert document["cost"]["seconds_per_measurement"] == pytest.approx(0.5 * 5 / 4)
+
+
+def test_ladder(tmp_path):
+    path = make_run(tmp_path / "run", replicas=3, rows=3000)
+    document = summarise(path)
+    exchange = document["exchange"]
+    first, second = exchange["pairs"]
+    assert first["couplings"] == [{"beta": 6.0}, {"beta": 4.5}]
+    assert abs(first["acceptance"] - 0.25) < 5 * first["error"]
+    assert abs(second["work_mean"] - 0.7) < 5 * second["work_mean_error"]
+    assert second["erfc_estimate"] == pytest.approx(erfc(math.sqrt(0.7) / 2), rel=0.1)
+    assert abs(second["symmetry_pull"]) < 4
+    assert exchange["round_trips"] > 100
+    fraction = exchange["replica_diffusion"]["up_fraction"]
+    assert fraction[0] == 1 and fraction[-1] == 0 and 0.2 < fraction[1] < 0.8
+    assert set(document["kernels"]) >= {"hmc", "hmc[0]", "hmc[2]", "exchange", "pair[1]"}
+    assert document["kernels"]["exchange"]["acceptance"] == pytest.approx(0.325, abs=0.03)
+    means = [entry["mean"] for entry in document["replicas"]["observables"]["plaquette"]]
+    assert means == pytest.approx([0.9, 0.82, 0.74], abs=0.005)
+
+
+def test_frozen_charge_is_a_bound(tmp_path):
+    document = summarise(make_run(tmp_path / "run", charge=True))
+    charge = document["observables"]["topological_charge"]
+    assert charge["is_lower_bound"] and charge["hops"] == 1
+    assert any("topological charge changed once" in text for text in document["warnings"])
+
+
+def test_independence_diagnostics(tmp_path):
+    document = summarise(make_run(tmp_path / "run", independence=True))
+    kernel = document["kernels"]["independence"]
+    assert kernel["ess"] == pytest.approx(math.exp(-0.49), abs=0.02)
+    assert kernel["longest_rejection_run"] >= 8
+    # Gaussian ln w: the chain's weights are shifted by s^2, and q covers p.
+    assert kernel["coverage"] == pytest.approx(1, abs=0.05)
+    assert kernel["max_weight_share"] < 0.01
+    assert not document["warnings"]
+
+
+def test_wrong_energy_errors_are_caught(tmp_path):
+    """Planted: energy errors that a wrong force would give."""
+    document = summarise(make_run(tmp_path / "run", energy_offset=0.2))
+    assert any("<exp(-dH)>" in text and "from 1" in text for text in document["warnings"])
+
+
+def test_wrong_jacobian_is_caught(tmp_path):
+    """Planted: works shifted as by a wrong Jacobian break the symmetry of exact exchanges."""
+    path = make_run(tmp_path / "run", replicas=3)
+    with h5py.File(path / "measurements.h5", "r+") as file:
+        file["production/kernels/pair[0]/work"][...] += 0.5
+    document = summarise(path)
+    assert any("pair[0]" in text and "Jacobian" in text for text in document["warnings"])
+
+
+def test_drift_is_caught(tmp_path):
+    path = make_run(tmp_path / "run")
+    with h5py.File(path / "measurements.h5", "r+") as file:
+        file["production/observables/plaquette"][:150] -= 0.015
+    assert any("thermalisation was too short" in text for text in summarise(path)["warnings"])
+
+
+def test_comparison_with_training(tmp_path, capsys):
+    slow = make_run(tmp_path / "slow", seed=1, coefficient=0.9)
+    flows = {"flows": [{"name": "a", "card": {"training": {"seconds": 100.0}}}]}
+    fast = make_run(tmp_path / "fast", seed=2, coefficient=0.0, provenance=flows)
+    assert invoke(slow, fast, "--json") == 0
+    document = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    first, second = document["observables"]["plaquette"]
+    assert first["gain"] == 1
+    assert abs(second["gain"] - 19) < 5 * second["gain_error"]
+    samples = document["runs"][1]["cost"]["observables"]["plaquette"]["independent_samples"]
+    assert second["with_training"] == pytest.approx(
+        second["seconds_per_independent_sample"] + 100.0 / samples
+    )
+    saved = first["seconds_per_independent_sample"] - second["seconds_per_independent_sample"]
+    assert second["break_even_samples"] == pytest.approx(100.0 / saved)
+    assert invoke(slow, fast) == 0
+    assert "break-even" in capsys.readouterr().out
+
+
+def test_text_and_page(tmp_path, capsys):
+    path = make_run(tmp_path / "run", replicas=3, rows=400)
+    assert invoke(path) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"plaquette +0\.\d+\(\d+\)", printed)
+    assert "round trips" in printed
+    page = (path / "report.html").read_text()
+    assert "plaquette" in page and "topological charge" in page.lower()
+    # Self-contained: nothing is fetched.
+    assert not re.search(r"(src|href)=[\"']?(?!data:|#)", page)
+    assert "<script" not in page
+
+
+def test_unusable_directories(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    unwritten = make_run(tmp_path / "unwritten", written=0)
+    damaged = make_run(tmp_path / "damaged")
+    (damaged / "measurements.h5").write_bytes(b"nothing")
+    for path, words in [
+        (tmp_path / "absent", "not a directory"),
+        (tmp_path / "empty", "no measurements.h5"),
+        (unwritten, "no production measurement"),
+        (damaged, "cannot be read"),
+    ]:
+        assert invoke(path, "--json") == 2
+        printed = capsys.readouterr()
+        assert not printed.out and words in printed.err
+        with pytest.raises(ConfigError, match=words):
+            summarise(path)
+
+
+def test_local_and_global_numbering(tmp_path):
+    path = make_run(tmp_path / "run", thermalization=100, rows=200)
+    assert RecordedRun.open(path).updates == 200
+    with h5py.File(path / "measurements.h5", "r+") as file:
+        file["production/updates"][...] -= 100
+    assert RecordedRun.open(path).updates == 200
+
+
+def test_nothing_but_measurements(tmp_path):
+    """Log, configuration and checkpoint lost: the physics is still reported."""
+    path = make_run(tmp_path / "run")
+    for name in ("log.jsonl", "config.toml", "provenance.json", "checkpoint.h5"):
+        (path / name).unlink()
+    document = summarise(path)
+    assert document["kernels"]["hmc"]["seconds"] is None
+    assert document["cost"]["observables"] == {}
+    assert document["observables"]["plaquette"]["error"] > 0
+
+
+def test_series_of_not_a_number_is_null_in_json(tmp_path, capsys):
+    path = make_run(tmp_path / "run", rows=3, chains=2, vector=False)
+    assert invoke(path, "--json") == 0
+    document = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert document["observables"]["plaquette"]["error"] is None
