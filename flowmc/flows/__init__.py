@@ -11,12 +11,14 @@ from flowmc.flows.base import (
     check_inverse,
     check_log_det,
 )
+from flowmc.flows.continuous import ContinuousFlow
 from flowmc.flows.coupling import AffineCouplingFlow
 from flowmc.flows.priors import EnsemblePrior, FreeFieldPrior, GaussianPrior, HaarPrior
 
 __all__ = [
     "AffineCouplingFlow",
     "Chain",
+    "ContinuousFlow",
     "EnsemblePrior",
     "Flow",
     "FlowModel",

@@ -81,7 +81,7 @@ class LatticeConvolution(nn.Module):
 
 
 def _gather(h: Tensor, neighbours: Tensor) -> Tensor:
-    """Return ``(rows, k^d * channels, chains)``: the neighbourhoods of the sites in ``neighbours``."""
+    """Return the neighbourhoods of the sites in the table, ``(rows, k^d * channels, chains)``."""
     sites, channels, chains = h.shape
     rows, offsets = neighbours.shape
     columns = h.reshape(sites, channels * chains).index_select(0, neighbours.reshape(-1))

@@ -11,6 +11,7 @@ turns.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +33,9 @@ class AffineCouplingFlow(Flow):
     (arXiv:2101.08176): convolutions with leaky ReLU, and a final tanh that bounds s and t by one
     per layer.  The flow commutes with the translations that preserve the checkerboard.
 
-    With ``odd=True`` it also commutes with :math:`\phi \to -\phi`.  That takes an even s and an odd
-    t: the hidden features are odd functions of the frozen field (tanh, no biases), t is a convolution
-    of them without bias, and s is one of their squares.
+    With ``odd=True`` it also commutes with :math:`\phi \to -\phi`.  That takes an even s and an
+    odd t: the hidden features are odd functions of the frozen field (tanh, no biases), t is a
+    convolution of them without bias, and s is one of their squares.
 
     The field keeps its own precision; the networks run in that of their weights.
 
@@ -136,8 +137,7 @@ class _Network(nn.Module):
         super().__init__()
         widths = [1, *hidden, 2]
         self.convolutions = nn.ModuleList(
-            LatticeConvolution(a, b, offsets=offsets)
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            LatticeConvolution(a, b, offsets=offsets) for a, b in pairwise(widths)
         )
 
     def forward(
@@ -157,8 +157,7 @@ class _OddNetwork(nn.Module):
         super().__init__()
         widths = [1, *hidden]
         self.convolutions = nn.ModuleList(
-            LatticeConvolution(a, b, offsets=offsets, bias=False)
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            LatticeConvolution(a, b, offsets=offsets, bias=False) for a, b in pairwise(widths)
         )
         self.shift = LatticeConvolution(hidden[-1], 1, offsets=offsets, bias=False)
         self.scale = LatticeConvolution(hidden[-1], 1, offsets=offsets)

@@ -1,0 +1,279 @@
+r"""The equivariant continuous flow of scalar fields.
+
+The field moves along a velocity for unit time, and its density by the divergence,
+
+.. math:: \frac{d\phi_x}{dt} = \sum_{y,d,f} W_{[x-y],f,d}\, K_d(t)\, F_f(\phi_y), \qquad
+          \frac{d \ln q}{dt} = -\sum_x \frac{\partial \dot\phi_x}{\partial\phi_x}.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torchdiffeq import odeint, odeint_adjoint
+
+from flowmc.actions import Action
+from flowmc.flows.base import Flow
+from flowmc.flows.runge_kutta import TABLEAUS
+from flowmc.flows.symmetric_kernels import LatticeSpectrum
+from flowmc.flows.velocity import Coefficients, FixedStepMap, Velocity
+
+__all__ = ["ContinuousFlow"]
+
+_ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+
+
+class ContinuousFlow(Flow):
+    r"""Continuous flow, equivariant under all symmetries of the lattice and :math:`\phi \to -\phi`.
+
+    The architecture is that of Gerdes, de Haan, Rainone, Bondesan and Cheng, "Learning Lattice
+    Quantum Field Theories with Equivariant Continuous Flows" (arXiv:2207.00283).  Site features
+    :math:`\sin(\omega_g\phi)` and :math:`\phi` are contracted to the :math:`F_f`, a Fourier series in
+    time to the :math:`K_d`, and W is one number per f, d and orbit of the offset x - y under the
+    point group, on the whole lattice.  W starts at zero: the flow starts as the identity.  The
+    divergence is exact, as only W at zero offset enters.  Any dimension and any extents.
+
+    The number of parameters is ``N_orb * site_channels * time_channels`` plus those of the features:
+    400 N_orb + 1,469 with the defaults.
+
+    What is mapped is a discretisation of the flow, and the log-density is integrated beside it;
+    neither is the exact Jacobian of the other.  :meth:`density_error` measures the difference.  An
+    optimiser will exploit it if the steps are too few: watch it while training.
+
+    Fixed-step integrators ("euler", "midpoint", "rk4") are differentiated exactly as the discrete
+    map they are, at the memory cost of one field per stage.  The adaptive integrators of torchdiffeq
+    ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun") choose their steps for the whole
+    batch: the same field in another batch comes out differently at the level of the tolerance.
+
+    Everything is computed in the precision of the weights and returned in that of the field.
+
+    Args:
+        action: the theory; gives the lattice.
+        frequencies: number of trainable frequencies omega, initially uniform in [0, 5].
+        site_channels: number of contracted site features f.
+        time_frequencies: frequencies of the Fourier series in time, one cosine and one sine each.
+        time_channels: number of contracted time features d.
+        integrator: one of those above.
+        steps: number of steps of a fixed-step integrator, 50 unless given.
+        tolerance: absolute and relative tolerance of an adaptive integrator, 1e-6 unless given.
+        adjoint: differentiate an adaptive integrator by the adjoint equation, whose memory does not
+            grow with the number of steps and whose gradients are right up to the tolerance.
+
+    Raises:
+        ValueError: for a gauge theory, an unknown integrator, or an option that the chosen
+            integrator does not have.
+    """
+
+    log_density_is_exact = False
+
+    def __init__(
+        self,
+        action: Action,
+        *,
+        frequencies: int = 49,
+        site_channels: int = 20,
+        time_frequencies: int = 10,
+        time_channels: int = 20,
+        integrator: str = "rk4",
+        steps: int | None = None,
+        tolerance: float | None = None,
+        adjoint: bool = False,
+    ) -> None:
+        super().__init__()
+        if action.is_gauge:
+            raise ValueError(f"ContinuousFlow moves scalar fields, but the theory is {action!r}")
+        sizes = {
+            "frequencies": frequencies,
+            "site_channels": site_channels,
+            "time_channels": time_channels,
+            "time_frequencies": time_frequencies + 1,
+        }
+        for key, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"ContinuousFlow: {key} is too small")
+        if integrator not in TABLEAUS and integrator not in _ADAPTIVE:
+            raise ValueError(
+                f"unknown integrator {integrator!r}: use one of {', '.join([*TABLEAUS, *_ADAPTIVE])}"
+            )
+        if integrator in TABLEAUS and (tolerance is not None or adjoint):
+            raise ValueError(
+                f"integrator {integrator!r} has fixed steps and exact gradients: leave out "
+                "tolerance and adjoint, or choose an adaptive integrator such as 'dopri5'"
+            )
+        if integrator in _ADAPTIVE and steps is not None:
+            raise ValueError(f"integrator {integrator!r} chooses its steps: give tolerance instead")
+        self.lattice = action.lattice
+        self.integrator = integrator
+        self.steps = 50 if steps is None else int(steps)
+        self.tolerance = 1e-6 if tolerance is None else float(tolerance)
+        if self.steps < 1 or not self.tolerance > 0:
+            raise ValueError("ContinuousFlow needs steps >= 1 and tolerance > 0")
+        self.adjoint = adjoint
+        self.spectrum = LatticeSpectrum(self.lattice)
+        self.frequencies = nn.Parameter(5 * torch.rand(frequencies))
+        self.site_mixing = nn.Parameter(
+            torch.randn(site_channels, frequencies + 1) / math.sqrt(frequencies + 1)
+        )
+        terms = 2 * time_frequencies + 1
+        self.time_mixing = nn.Parameter(torch.randn(time_channels, terms) / math.sqrt(terms))
+        self.kernels = nn.Parameter(torch.zeros(self.spectrum.orbits, site_channels, time_channels))
+
+    def forward(self, x: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
+        y, total = self._flow(x, 0.0, 1.0)
+        return y, log_density - total
+
+    def inverse(self, y: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
+        x, total = self._flow(y, 1.0, 0.0)
+        return x, log_density - total
+
+    def velocity(self, x: Tensor, time: float) -> tuple[Tensor, Tensor]:
+        """Return the velocity ``(chains, *L)`` and its divergence ``(chains,)`` at one time."""
+        times = torch.tensor([time], dtype=self.kernels.dtype, device=self.kernels.device)
+        v, divergence = Velocity.apply(
+            self._to_rows(x), self.spectrum, *self._coefficients(times).tensors()
+        )
+        return self._from_rows(v, x.dtype), divergence
+
+    def density_error(self, x: Tensor) -> Tensor:
+        r"""Return an estimate per chain of the error of the log-density after :meth:`forward`.
+
+        The larger of two differences: of the density change from that with steps of half the size
+        (a tenth of the tolerance), extrapolated to zero step, and of the density after going forward
+        and back from its start.  Both are of the order of the error, not bounds on it.
+        """
+        zero = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
+        with torch.no_grad():
+            y, change = self.forward(x, zero)
+            _, returned = self.inverse(y, change)
+            settings = self.steps, self.tolerance
+            try:
+                self.steps, self.tolerance = 2 * self.steps, self.tolerance / 10
+                _, finer = self.forward(x, zero)
+            finally:
+                self.steps, self.tolerance = settings
+        difference = (change - finer).abs()
+        if self.integrator in TABLEAUS:
+            factor = 2 ** TABLEAUS[self.integrator].order
+            difference = difference * (factor / (factor - 1))
+        return torch.maximum(difference, returned.abs())
+
+    def embedded(self, action: Action) -> ContinuousFlow:
+        """Return this flow on a larger lattice, for training by transfer from small volumes.
+
+        Every kernel element keeps its offset.  An offset of half an extent is one site of the small
+        lattice but stands for both directions; its weight is spread evenly.
+
+        Raises:
+            ValueError: if the lattice is smaller in some direction, or other axes are equivalent.
+        """
+        small = self.spectrum
+        other = ContinuousFlow(
+            action,
+            frequencies=len(self.frequencies),
+            site_channels=self.site_mixing.shape[0],
+            time_frequencies=(self.time_mixing.shape[1] - 1) // 2,
+            time_channels=self.time_mixing.shape[0],
+        ).to(self.kernels)
+        other.integrator, other.steps = self.integrator, self.steps
+        other.tolerance, other.adjoint = self.tolerance, self.adjoint
+        large = other.spectrum
+        numbers = {tuple(offset): i for i, offset in enumerate(large.representatives.tolist())}
+        offsets = [tuple(offset) for offset in small.representatives.tolist()]
+        same_axes = len(self.lattice) == len(other.lattice) and all(
+            (a == b) == (c == d)
+            for a, c in zip(self.lattice, other.lattice, strict=True)
+            for b, d in zip(self.lattice, other.lattice, strict=True)
+        )
+        if not same_axes or any(a > b for a, b in zip(self.lattice, other.lattice, strict=True)):
+            raise ValueError(
+                f"a flow on {'x'.join(map(str, self.lattice))} cannot be embedded in "
+                f"{'x'.join(map(str, other.lattice))}: every extent must be at least as large, and "
+                "the same axes of equal extent"
+            )
+        index = torch.tensor([numbers[offset] for offset in offsets])
+        share = small.multiplicity / large.multiplicity[index]
+        with torch.no_grad():
+            other.kernels[index] = self.kernels * share.to(self.kernels)[:, None, None]
+            other.frequencies.copy_(self.frequencies)
+            other.site_mixing.copy_(self.site_mixing)
+            other.time_mixing.copy_(self.time_mixing)
+        return other
+
+    def extra_repr(self) -> str:
+        size = "x".join(map(str, self.lattice))
+        if self.integrator in TABLEAUS:
+            return f"{size}, integrator={self.integrator!r}, steps={self.steps}"
+        return f"{size}, integrator={self.integrator!r}, tolerance={self.tolerance:g}"
+
+    def _flow(self, x: Tensor, start: float, stop: float) -> tuple[Tensor, Tensor]:
+        """Integrate from ``start`` to ``stop``; return the field and the integral of div v dt."""
+        rows = self._to_rows(x)
+        if self.integrator in TABLEAUS:
+            tableau = TABLEAUS[self.integrator]
+            step = (stop - start) / self.steps
+            nodes = torch.tensor(tableau.distinct_nodes, dtype=torch.float64)
+            times = start + step * (torch.arange(self.steps).unsqueeze(1) + nodes)
+            coefficients = self._coefficients(times.flatten().to(self.kernels))
+            y, total = FixedStepMap.apply(
+                rows, self.spectrum, tableau, step, self.steps, *coefficients.tensors()
+            )
+        else:
+            times = torch.tensor([start, stop], dtype=rows.dtype, device=rows.device)
+            solve = odeint_adjoint if self.adjoint else odeint
+            none = torch.zeros(rows.shape[1], dtype=rows.dtype, device=rows.device)
+            fields, totals = solve(
+                _Dynamics(self),
+                (rows, none),
+                times,
+                rtol=self.tolerance,
+                atol=self.tolerance,
+                method=self.integrator,
+            )
+            y, total = fields[-1], totals[-1].to(torch.float64)
+        return self._from_rows(y, x.dtype), total
+
+    def _coefficients(self, times: Tensor) -> Coefficients:
+        """Contract the kernels with the time features at ``times (nodes,)``."""
+        harmonics = (self.time_mixing.shape[1] - 1) // 2
+        multiples = torch.arange(1, harmonics + 1, device=times.device)
+        phases = 2 * math.pi * torch.outer(times.to(torch.float64), multiples)
+        one = torch.ones_like(phases[:, :0].sum(1, keepdim=True))
+        series = torch.cat([one, phases.cos(), phases.sin()], 1).to(times.dtype)
+        kernels = torch.einsum("ofd,td->tof", self.kernels, series @ self.time_mixing.t())
+        return Coefficients(
+            frequencies=self.frequencies,
+            mixing=self.site_mixing[:, 1:].contiguous(),
+            linear=self.site_mixing[:, 0].contiguous(),
+            spectra=self.spectrum.eigenvalues(kernels),
+            origin=kernels[:, 0].contiguous(),
+        )
+
+    def _to_rows(self, x: Tensor) -> Tensor:
+        """Return the field as ``(V, chains)`` in the precision of the weights."""
+        if tuple(x.shape[1:]) != self.lattice:
+            raise ValueError(
+                f"a field of shape {tuple(x.shape)} does not fit this flow, which was built for "
+                f"(chains, {', '.join(map(str, self.lattice))})"
+            )
+        return x.flatten(1).t().to(self.kernels.dtype)
+
+    def _from_rows(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        return rows.t().reshape(-1, *self.lattice).to(dtype)
+
+
+class _Dynamics(nn.Module):
+    """The right-hand side of the field and of the integrated divergence, for torchdiffeq."""
+
+    def __init__(self, flow: ContinuousFlow) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, time: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        rows, _ = state
+        coefficients = self.flow._coefficients(time.reshape(1).to(rows.dtype))
+        v, divergence = Velocity.apply(
+            rows.contiguous(), self.flow.spectrum, *coefficients.tensors()
+        )
+        return v, divergence.to(rows.dtype)

@@ -1,0 +1,205 @@
+r"""The equivariant velocity field of the continuous flow, its exact divergence and its gradients.
+
+.. math:: v_x(\phi, t) = \sum_{y,f} \kappa_f(x - y; t)\, F_f(\phi_y), \qquad
+          F_f(\phi) = \sum_{g} C_{fg} \sin(\omega_g \phi) + C_{f0}\, \phi
+
+with kernels :math:`\kappa_f` that are constant on the orbits of the point group.  The divergence
+sees only their value at zero offset, :math:`\sum_x \sum_f \kappa_f(0; t) F_f'(\phi_x)`.
+
+Fields are ``(V, chains)`` here, features ``(V * chains, channels)``.  One evaluation and its
+vector-Jacobian product are written by hand: automatic differentiation would keep the sines of every
+site, chain, feature and time; here only the field itself is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowmc.flows.runge_kutta import Tableau, integrate, integrate_back
+from flowmc.flows.symmetric_kernels import LatticeSpectrum
+
+__all__ = ["Coefficients", "FixedStepMap", "Velocity"]
+
+# Site-chain pairs treated at once: the features of so many fit into the cache of one core.
+_BLOCK_ON_CPU = 4096
+
+
+@dataclass
+class Coefficients:
+    """Everything the velocity depends on besides the field, at a sequence of times.
+
+    Attributes:
+        frequencies: omega, ``(g,)``.
+        mixing: C of the sines, ``(f, g)``.
+        linear: C of the linear feature, ``(f,)``.
+        spectra: eigenvalues of the kernels, ``(times, V, f)``.
+        origin: kernels at zero offset, ``(times, f)``.
+    """
+
+    frequencies: Tensor
+    mixing: Tensor
+    linear: Tensor
+    spectra: Tensor
+    origin: Tensor
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return the five tensors in the order of the attributes."""
+        return (self.frequencies, self.mixing, self.linear, self.spectra, self.origin)
+
+
+def _evaluate(
+    x: Tensor, node: int, c: Coefficients, spectrum: LatticeSpectrum
+) -> tuple[Tensor, Tensor]:
+    """Return the velocity ``(V, chains)`` and its divergence ``(chains,)`` float64."""
+    sites, chains = x.shape
+    column = x.reshape(-1)
+    theta = torch.outer(column, c.frequencies)
+    features = torch.addmm(torch.outer(column, c.linear), theta.sin(), c.mixing.t())
+    transformed = spectrum.transform(features.view(sites, -1)).view(sites, chains, -1)
+    mixed = torch.bmm(transformed, c.spectra[node].unsqueeze(2)).squeeze(2)
+    velocity = spectrum.transform(mixed, inverse=True)
+    slope = (c.origin[node] @ c.mixing) * c.frequencies
+    cosines = torch.mv(theta.cos_(), slope).view(sites, chains)
+    divergence = cosines.sum(0, dtype=torch.float64)
+    return velocity, divergence + sites * (c.origin[node] @ c.linear).to(torch.float64)
+
+
+def _product(
+    x: Tensor,
+    node: int,
+    c: Coefficients,
+    spectrum: LatticeSpectrum,
+    gradient_v: Tensor,
+    gradient_divergence: Tensor,
+    accumulate: Coefficients | None,
+) -> Tensor:
+    """Return the gradient with respect to x; add those of the coefficients to ``accumulate``."""
+    sites, chains = x.shape
+    column = x.reshape(-1)
+    theta = torch.outer(column, c.frequencies)
+    sine, cosine = theta.sin(), theta.cos()
+    slope = c.origin[node] @ c.mixing
+    # The cotangent of the divergence is the same at all sites of a chain.
+    per_site = gradient_divergence.to(x.dtype).expand(sites, chains).reshape(-1)
+    momentum_gradient = spectrum.transform(gradient_v)
+    outgoing = momentum_gradient.unsqueeze(2) * c.spectra[node].unsqueeze(1)
+    gradient_features = spectrum.transform(outgoing.view(sites, -1), inverse=True)
+    gradient_features = gradient_features.view(sites * chains, -1)
+    through_sine = (gradient_features @ c.mixing).mul_(cosine)
+    gradient_x = torch.mv(gradient_features, c.linear)
+    gradient_x = torch.addmv(gradient_x, through_sine, c.frequencies)
+    curvature = torch.mv(sine, slope * c.frequencies.square())
+    gradient_x = gradient_x.addcmul_(curvature, per_site, value=-1)
+    if accumulate is not None:
+        features = torch.addmm(torch.outer(column, c.linear), sine, c.mixing.t())
+        transformed = spectrum.transform(features.view(sites, -1)).view(sites, chains, -1)
+        accumulate.spectra[node] += torch.bmm(momentum_gradient.unsqueeze(1), transformed).squeeze(
+            1
+        )
+        weighted = torch.mv(cosine.t(), per_site)
+        accumulate.frequencies.addmv_(through_sine.t(), column)
+        accumulate.frequencies -= (slope * c.frequencies) * torch.mv(sine.t(), per_site * column)
+        accumulate.frequencies += slope * weighted
+        gradient_slope = c.frequencies * weighted
+        accumulate.mixing.addmm_(gradient_features.t(), sine)
+        accumulate.mixing.addr_(c.origin[node], gradient_slope)
+        accumulate.linear.addmv_(gradient_features.t(), column)
+        trace = per_site.sum()
+        accumulate.linear.add_(c.origin[node] * trace)
+        accumulate.origin[node] += c.mixing @ gradient_slope + c.linear * trace
+    return gradient_x.view(sites, chains)
+
+
+class Velocity(torch.autograd.Function):
+    """``(x, spectrum, *coefficients at one time) -> (v, div)``, differentiable once."""
+
+    @staticmethod
+    def forward(ctx, x, spectrum, *tensors):
+        ctx.save_for_backward(x, *tensors)
+        ctx.spectrum = spectrum
+        return _evaluate(x, 0, Coefficients(*tensors), spectrum)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient_v, gradient_divergence):
+        x, *tensors = ctx.saved_tensors
+        coefficients = Coefficients(*tensors)
+        gradients = _zeros(coefficients) if any(ctx.needs_input_grad[2:]) else None
+        gradient_x = _product(
+            x,
+            0,
+            coefficients,
+            ctx.spectrum,
+            gradient_v.contiguous(),
+            gradient_divergence,
+            gradients,
+        )
+        parameters = gradients.tensors() if gradients else (None,) * len(tensors)
+        return gradient_x, None, *parameters
+
+
+class FixedStepMap(torch.autograd.Function):
+    """``(x, spectrum, tableau, step, steps, *coefficients) -> (y, integral of div)``.
+
+    The whole integration with the gradient of the discrete map, differentiable once.  Chains are
+    independent and pass through in blocks that fit into the cache.
+    """
+
+    @staticmethod
+    def forward(ctx, x, spectrum, tableau: Tableau, step: float, steps: int, *tensors):
+        coefficients = Coefficients(*tensors)
+        ctx.settings = (spectrum, tableau, step, steps)
+        keep = any(ctx.needs_input_grad)
+        ctx.stages = []
+
+        def velocity(stage: Tensor, node: int) -> tuple[Tensor, Tensor]:
+            return _evaluate(stage, node, coefficients, spectrum)
+
+        fields, totals = [], []
+        for block in _blocks(x):
+            stages: list[Tensor] | None = [] if keep else None
+            y, total = integrate(velocity, block, tableau, step, steps, stages)
+            fields.append(y)
+            totals.append(total)
+            ctx.stages.append(stages)
+        ctx.save_for_backward(*tensors)
+        return torch.cat(fields, 1), torch.cat(totals)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient_y, gradient_total):
+        spectrum, tableau, step, steps = ctx.settings
+        coefficients = Coefficients(*ctx.saved_tensors)
+        accumulate = _zeros(coefficients) if any(ctx.needs_input_grad[5:]) else None
+
+        def product(stage: Tensor, node: int, gradient_v: Tensor, gradient_div: Tensor) -> Tensor:
+            return _product(
+                stage, node, coefficients, spectrum, gradient_v, gradient_div, accumulate
+            )
+
+        gradients = []
+        blocks = zip(_blocks(gradient_y), ctx.stages, strict=True)
+        start = 0
+        for block, stages in blocks:
+            stop = start + block.shape[1]
+            gradients.append(
+                integrate_back(
+                    product, block, gradient_total[start:stop], tableau, step, steps, stages
+                )
+            )
+            start = stop
+        parameters = accumulate.tensors() if accumulate else (None,) * 5
+        return torch.cat(gradients, 1), None, None, None, None, *parameters
+
+
+def _blocks(x: Tensor) -> list[Tensor]:
+    """Split ``(V, chains)`` into contiguous blocks of chains."""
+    size = x.shape[1] if x.is_cuda else max(1, _BLOCK_ON_CPU // x.shape[0])
+    return [block.contiguous() for block in x.split(size, dim=1)]
+
+
+def _zeros(coefficients: Coefficients) -> Coefficients:
+    return Coefficients(*(torch.zeros_like(tensor) for tensor in coefficients.tensors()))
