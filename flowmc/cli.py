@@ -1,0 +1,97 @@
+"""The ``flowmc`` command: finds the sub-command, and turns errors into one sentence and a status.
+
+Nothing heavy is imported before the sub-command is known: ``flowmc inspect`` and ``flowmc convert``
+work without torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from flowmc import __version__
+
+__all__ = ["main"]
+
+# Sub-command: module, its functions that declare arguments and run, and a line of help.
+_COMMANDS = {
+    "run": ("flowmc.run.command", "add_arguments", "run", "a chain, or many, from a configuration"),
+    "step": ("flowmc.run.step", "add_arguments", "run", "one cycle of updates on one file"),
+    "train": ("flowmc.run.train", "add_arguments", "run", "train a flow"),
+    "evaluate": ("flowmc.run.evaluate", "add_arguments", "run", "how good a flow is"),
+    "report": ("flowmc.run.report", "add_arguments", "run", "numbers and plots of a run"),
+    "inspect": (
+        "flowmc_adapters.cli",
+        "add_inspect_arguments",
+        "run_inspect",
+        "what a configuration file holds, and whether it is sound",
+    ),
+    "convert": (
+        "flowmc_adapters.cli",
+        "add_convert_arguments",
+        "run_convert",
+        "write a configuration file in another format",
+    ),
+    "zoo": ("flowmc.run.zoo", "add_arguments", "run", "the trained flows that come with flowmc"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status.
+
+    0: fine; 1: a check failed or the run had to stop; 2: unusable input.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="flowmc", description="Exact Markov kernels with normalizing flows, on lattices."
+    )
+    parser.add_argument("--version", action="version", version=f"flowmc {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, (module, declare, run, text) in _COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=text)
+        if name in words[:1]:
+            imported = importlib.import_module(module)
+            getattr(imported, declare)(sub)
+            sub.set_defaults(run=getattr(imported, run))
+    args = parser.parse_args(words)
+    try:
+        return int(args.run(args))
+    except BrokenPipeError:
+        # The reader of a pipe went away, as in `flowmc zoo | head`; nothing is left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        status = _status(error)
+        if status is None:
+            raise
+        print(f"flowmc: error: {_sentence(error)}", file=sys.stderr)
+        return status
+
+
+def _status(error: Exception) -> int | None:
+    """Return the exit status of an expected error, None for a bug."""
+    names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
+    # By name: importing the classes would import torch for `flowmc inspect`.
+    if "flowmc.run.runner.RunStopped" in names or "flowmc_adapters.errors.CheckError" in names:
+        return 1
+    if "flowmc.kernels.base.NonFiniteStateError" in names:
+        return 1
+    unusable = ("flowmc.registry.ConfigError", "flowmc_adapters.errors.FormatError")
+    if isinstance(error, OSError) or any(name in names for name in unusable):
+        return 2
+    return None
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        text = str(error)
+    return " ".join(text.split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

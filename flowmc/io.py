@@ -1,0 +1,265 @@
+"""Configuration files <-> fields: the one module that knows both conventions.
+
+Files follow ILDG: ``U[t, z, y, x, mu, row, col]``, the first direction running fastest.  Fields have
+``(chains, mu, x, y, z, t, row, col)``.  U(1) angles and real fields follow the same rule without
+the axes they do not have: ``theta[..., y, x, mu]`` and ``phi[..., y, x]``, as npy files.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import flowmc_adapters
+import numpy as np
+import torch
+from flowmc_adapters import FormatError
+from torch import Tensor
+
+from flowmc.actions.base import Action
+from flowmc.groups import SUN, U1
+
+__all__ = [
+    "StoredField",
+    "field_to_file_order",
+    "file_order_to_field",
+    "load_field",
+    "number_in_name",
+    "read_field",
+    "write_field",
+]
+
+# Links of 64-bit files that are further from the group than this were computed in single precision.
+_DOUBLE_TOLERANCE = 1e-9
+# As in flowmc_adapters: beyond this the links are damaged, not rounded.
+_GROUP_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class StoredField:
+    """A field with what its file said.
+
+    Attributes:
+        field: ``(1, ...)``.
+        format: name of the file's format.
+        precision: bits of one real number in the file.
+        metadata: as in :class:`flowmc_adapters.Configuration`.
+        number: configuration number in the file's metadata, else in its name, else None.
+        notes: what was changed or odd, one sentence each, for the log.
+    """
+
+    field: Tensor
+    format: str
+    precision: int
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    number: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_field(
+    path: str | os.PathLike[str],
+    action: Action,
+    *,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return the field of a configuration file as one chain, ``(1, ...)``; see :func:`load_field`."""
+    return load_field(path, action, dtype=dtype, device=device).field
+
+
+def load_field(
+    path: str | os.PathLike[str],
+    action: Action,
+    *,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> StoredField:
+    """Read a configuration file of any format and check that it is a field of a theory.
+
+    Links of 64-bit files are taken bit for bit.  Links that were rounded to single precision are
+    projected back onto the group, and a note says so.
+
+    Args:
+        path: the file; its format is recognised by content.
+        action: the theory.
+        dtype: precision of the real components of the field.
+        device: where to put the field.
+
+    Raises:
+        FormatError: an unreadable or damaged file (its child CheckError: checksum, plaquette, or
+            numbers that are not finite), another lattice or group, or links outside the group.
+        OSError: the file cannot be opened.
+    """
+    if isinstance(action.group, SUN):
+        configuration = flowmc_adapters.read(path)
+        array, notes = configuration.links, list(configuration.warnings)
+        _require(path, action, configuration.dims, f"SU({configuration.nc})")
+        stored_format, metadata = configuration.format, configuration.metadata
+        number = configuration.number
+        precision = configuration.precision
+    else:
+        array, notes = _read_real_array(path, action), []
+        stored_format, metadata, number = "npy", {}, None
+        precision = 32 if array.dtype.itemsize == 4 else 64
+
+    # In double precision first: projecting in single would leave the chain 1e-7 off the group.
+    double = action.group.field_dtype(torch.float64)
+    loaded = torch.from_numpy(file_order_to_field(array, action)).to(double)[None]
+    if isinstance(action.group, SUN):
+        loaded = _onto_group(loaded, array, action, path, precision, notes)
+    elif isinstance(action.group, U1) and bool((loaded.abs() > math.pi).any()):
+        loaded = action.group.project(loaded)
+        notes.append(f"{path}: angles were mapped to [-pi, pi)")
+    if precision == 64 and dtype == torch.float32:
+        notes.append(f"{path}: rounded from 64 to 32 bit, the precision of this run")
+    final = loaded.to(dtype=action.group.field_dtype(dtype), device=device).contiguous()
+    action.check_field(final)
+    number = number if number is not None else number_in_name(path)
+    return StoredField(final, stored_format, precision, metadata, number, tuple(notes))
+
+
+def write_field(
+    path: str | os.PathLike[str],
+    chain: Tensor,
+    action: Action,
+    *,
+    format: str,
+    precision: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write the field of one chain atomically; equal arguments give equal bytes.
+
+    Args:
+        path: the file; directories are made.
+        chain: ``(...)`` or ``(1, ...)``.
+        action: the theory.
+        format: "nersc", "ildg", "scidac" for SU(N) links in four dimensions; "npy" for any field.
+        precision: 32 or 64; None keeps that of the field.
+        metadata: see :class:`flowmc_adapters.Configuration`; npy files have no place for it.
+
+    Raises:
+        FormatError: the format cannot hold the field, or the field is not finite.
+        OSError: disk full and the like; a file that was there before is untouched.
+    """
+    if chain.dim() == len(action.field_shape(1)):
+        (chain,) = chain
+    array = field_to_file_order(chain.detach().cpu().resolve_conj().numpy(), action)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(action.group, SUN):
+        configuration = flowmc_adapters.Configuration(array, dict(metadata or {}))
+        flowmc_adapters.write(path, configuration, format, precision)
+        return
+    if format != "npy":
+        raise FormatError(
+            path, None, f"{format} files hold SU(N) links, not {action.group.name} fields: use npy"
+        )
+    if not np.isfinite(array).all():
+        raise FormatError(path, None, "refusing to write a field that is not finite")
+    if precision is not None:
+        array = array.astype(np.float32 if precision == 32 else np.float64)
+    flowmc_adapters.write_array(path, array)
+
+
+def file_order_to_field(array: np.ndarray, action: Action) -> np.ndarray:
+    """Return one chain's field ``(d, x, ..., t[, N, N])`` or ``(x, ..., t)`` from file order.
+
+    The lattice axes are reversed; the direction axis, behind them in files, comes to the front.
+    """
+    d = action.dimensions
+    lattice_axes = tuple(reversed(range(d)))
+    if not action.is_gauge:
+        return np.ascontiguousarray(array.transpose(lattice_axes))
+    inner = tuple(range(d + 1, array.ndim))
+    return np.ascontiguousarray(array.transpose((d, *lattice_axes, *inner)))
+
+
+def field_to_file_order(array: np.ndarray, action: Action) -> np.ndarray:
+    """Return file order from one chain's field: the inverse of :func:`file_order_to_field`."""
+    d = action.dimensions
+    if not action.is_gauge:
+        return np.ascontiguousarray(array.transpose(tuple(reversed(range(d)))))
+    inner = tuple(range(d + 1, array.ndim))
+    return np.ascontiguousarray(array.transpose((*range(d, 0, -1), 0, *inner)))
+
+
+def number_in_name(path: str | os.PathLike[str]) -> int | None:
+    """Return the configuration number at the end of a file name: 1000 of "lat.1000", "run1n1000",
+    "conf-1000.lime"; None if there is none.
+    """
+    name = Path(path).name
+    stem, dot, suffix = name.rpartition(".")
+    if dot and not suffix.isdigit():
+        name = stem
+    found = re.search(r"(?:^|[._\-n])(\d+)$", name)
+    return int(found[1]) if found else None
+
+
+def _read_real_array(path: str | os.PathLike[str], action: Action) -> np.ndarray:
+    array = flowmc_adapters.read_array(path)
+    if array.dtype.kind == "c":
+        raise FormatError(
+            path, None, f"holds complex numbers, but {action.group.name} fields are stored as real"
+        )
+    if array.dtype not in (np.float32, np.float64):
+        array = array.astype(np.float64)
+    expected = (*reversed(action.lattice), *((action.dimensions,) if action.is_gauge else ()))
+    if array.shape != expected:
+        size = "x".join(map(str, action.lattice))
+        raise FormatError(
+            path,
+            None,
+            f"holds an array of shape {array.shape}, but the {action.group.name} theory on a "
+            f"{size} lattice needs {expected}",
+        )
+    return array
+
+
+def _require(
+    path: str | os.PathLike[str], action: Action, dims: tuple[int, ...], group: str
+) -> None:
+    if group != action.group.name:
+        raise FormatError(
+            path, None, f"holds {group} links, but the theory is {action.group.name}: they differ"
+        )
+    if dims != action.lattice:
+        stored, wanted = ("x".join(map(str, extents)) for extents in (dims, action.lattice))
+        raise FormatError(
+            path,
+            None,
+            f"holds a {stored} lattice, but [theory] has lattice = {wanted} (x first): correct one "
+            "of them",
+        )
+
+
+def _onto_group(
+    loaded: Tensor,
+    array: np.ndarray,
+    action: Action,
+    path: str | os.PathLike[str],
+    precision: int,
+    notes: list[str],
+) -> Tensor:
+    errors = flowmc_adapters.group_errors(array)
+    error = max(errors.unitarity, errors.determinant)
+    if not error <= _GROUP_TOLERANCE:
+        detail = next((note for note in notes if "determinant" in note or "links are" in note), "")
+        raise FormatError(
+            path,
+            None,
+            f"links are not in {action.group.name} ({detail or f'error {error:.1e}'}): a chain "
+            "cannot start from it",
+        )
+    if precision == 64 and error <= _DOUBLE_TOLERANCE:
+        return loaded
+    projected = action.group.project(loaded)
+    moved = float((projected - loaded).abs().max())
+    notes.append(
+        f"{path}: the links are in {action.group.name} to {error:.1e} only ({precision}-bit file); "
+        f"they were projected onto the group in double precision, which moved them by up to "
+        f"{moved:.1e}"
+    )
+    return projected

@@ -1,0 +1,253 @@
+"""From a validated configuration to the objects of a run: flows, kernels, device, precision."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from flowmc.actions.base import Action
+from flowmc.flows.base import Flow, FlowModel, Identity
+from flowmc.kernels import Cycle, EachReplica, Info, Kernel, LadderState, Mixture, Repeat
+from flowmc.registry import ConfigError
+from flowmc.run.config import RunConfig, UpdateEntry
+
+__all__ = ["Assembly", "OnReplica", "TimedKernel", "assemble", "choose_device", "choose_threads"]
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """What a run is made of.
+
+    Attributes:
+        actions: one per replica.
+        kernel: the cycle or mixture of all updates.
+        timed: its top-level kernels by name, with their clocks.
+        start_model: the flow model of the first kernel that has one, or None.
+        fingerprints: digest of every flow by its name in the configuration.
+        dtype: of the real components of fields.
+        device: where fields live.
+    """
+
+    actions: list[Action]
+    kernel: Cycle | Mixture
+    timed: Mapping[str, TimedKernel]
+    start_model: FlowModel | None
+    fingerprints: Mapping[str, str]
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def is_ladder(self) -> bool:
+        """Whether states are ladders of replicas."""
+        return len(self.actions) > 1
+
+
+class TimedKernel(Kernel):
+    """A kernel with a clock: wall seconds and applications, over all blocks of chains."""
+
+    def __init__(self, kernel: Kernel, device: torch.device) -> None:
+        self.kernel, self.name = kernel, kernel.name
+        self.seconds, self.calls = 0.0, 0
+        self._device = device
+
+    def init(self, field: Any) -> Any:
+        return self.kernel.init(field)
+
+    def step(self, state: Any, rng: torch.Generator) -> tuple[Any, Info]:
+        begin = time.perf_counter()
+        result = self.kernel.step(state, rng)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self.seconds += time.perf_counter() - begin
+        self.calls += getattr(self.kernel, "times", 1)
+        return result
+
+    def adapt(self, info, update):
+        self.kernel.adapt(info, update)
+
+    def tuning(self):
+        return self.kernel.tuning()
+
+    def set_tuning(self, values):
+        self.kernel.set_tuning(values)
+
+
+class OnReplica(Kernel):
+    """Apply a kernel to one replica of a ladder; the others stay, so the joint density does too."""
+
+    def __init__(self, kernel: Kernel, replica: int) -> None:
+        self.kernel, self.replica, self.name = kernel, replica, kernel.name
+
+    def init(self, field: Any) -> Any:
+        raise TypeError("a ladder is initialised by its exchange")
+
+    def step(self, state: LadderState, rng: torch.Generator) -> tuple[LadderState, Info]:
+        replica, info = self.kernel.step(state.replicas[self.replica], rng)
+        empty = torch.empty(0, 0, dtype=torch.bool)
+        parts = {f"{self.name}[{self.replica}]": info}
+        return state.with_replica(self.replica, replica), Info(empty, parts=parts)
+
+    def adapt(self, info, update):
+        (part,) = info.parts.values()
+        self.kernel.adapt(part, update)
+
+    def tuning(self):
+        return self.kernel.tuning()
+
+    def set_tuning(self, values):
+        self.kernel.set_tuning(values)
+
+
+def assemble(config: RunConfig) -> Assembly:
+    """Load the flows and build the kernels of a configuration.
+
+    Raises:
+        ConfigError: for a flow of another theory, values that a kernel refuses, or a device that
+            is not there; the message names the table.
+    """
+    device = choose_device(config.chains.device)
+    dtype = torch.float64 if config.chains.precision == 64 else torch.float32
+    flows = _Flows(config, dtype, device)
+    kernels = [_kernel(entry, config, flows) for entry in config.updates]
+    timed = [TimedKernel(kernel, device) for kernel in kernels]
+    top: Cycle | Mixture
+    if config.run.schedule == "cycle":
+        top = Cycle(timed)
+    else:
+        top = Mixture(timed, [entry.weight for entry in config.updates])
+    named = {name: part for name, part in top.parts.items() if isinstance(part, TimedKernel)}
+    return Assembly(
+        config.actions, top, named, flows.first_model, flows.fingerprints, dtype, device
+    )
+
+
+def choose_device(written: str) -> torch.device:
+    """Return the device of a configuration: "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        ConfigError: for a GPU that is not there.
+    """
+    if written == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda:0" if written == "cuda" else written)
+    present = torch.cuda.device_count() if device.type == "cuda" else 0
+    if device.type == "cuda" and (device.index or 0) >= present:
+        raise ConfigError(
+            f"[chains]: device = {written!r}: this machine has {present} usable GPUs; use 'cpu' "
+            "or 'auto'"
+        )
+    return device
+
+
+def choose_threads(recorded: int | None = None) -> int:
+    """Set and return the number of threads of torch.
+
+    Sums over large fields depend in the last bits on the number of threads, so a resumed run uses
+    the recorded number.  ``OMP_NUM_THREADS``, if set, decides instead.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(recorded or len(os.sched_getaffinity(0)))
+    return torch.get_num_threads()
+
+
+class _Flows:
+    """Loads every flow once, in the precision and on the device of the run."""
+
+    def __init__(self, config: RunConfig, dtype: torch.dtype, device: torch.device) -> None:
+        self.config, self.dtype, self.device = config, dtype, device
+        self.first_model: FlowModel | None = None
+        self.fingerprints: dict[str, str] = {}
+        self._models: dict[str, tuple[dict[str, Any], FlowModel]] = {}
+
+    def _load(self, written: str) -> Any:
+        from flowmc.flows.files import load_flow
+
+        source = written if written.startswith("zoo:") else self.config.path(written)
+        return load_flow(source, lattice=self.config.action.lattice, device=self.device)
+
+    def model(self, entry: UpdateEntry) -> tuple[FlowModel, int]:
+        """Return the flow model of an update, and the replica whose theory it was trained for."""
+        from flowmc.flows.files import check_flow_fits
+
+        assert entry.flow is not None
+        try:
+            if entry.flow not in self._models:
+                loaded = self._load(entry.flow)
+                check_flow_fits(loaded.card, self.config.action, same_couplings=False)
+                model = loaded.model.to(self.dtype)
+                self._models[entry.flow] = loaded.card, model
+                self.fingerprints[entry.flow] = model.fingerprint()
+                self.first_model = self.first_model or model
+            card, model = self._models[entry.flow]
+            refusal: ConfigError | None = None
+            for replica, action in enumerate(self.config.actions):
+                try:
+                    check_flow_fits(card, action)
+                    return model, replica
+                except ConfigError as error:
+                    refusal = refusal or error
+            assert refusal is not None
+            raise refusal
+        except ConfigError as error:
+            raise ConfigError(f"{entry.where}: flow = {entry.flow!r}: {error}") from error
+
+    def between(self, written: str, pair: int) -> Flow:
+        """Return the flow from replica ``pair`` to the next."""
+        from flowmc.flows.files import orient
+
+        if written == "identity":
+            return Identity()
+        first, second = self.config.actions[pair : pair + 2]
+        try:
+            loaded = self._load(written)
+            flow = orient(loaded.card, loaded.flow.to(self.dtype), first, second)
+        except ConfigError as error:
+            raise ConfigError(f"[ladder]: flows: {written!r}: {error}") from error
+        self.fingerprints[written] = _digest(flow)
+        return flow
+
+
+def _kernel(entry: UpdateEntry, config: RunConfig, flows: _Flows) -> Kernel:
+    kernel: Kernel
+    try:
+        if entry.takes_ladder:
+            assert config.ladder is not None
+            between = [flows.between(name, pair) for pair, name in enumerate(config.ladder.flows)]
+            kernel = entry.component(config.actions, between, **entry.keys)
+        elif entry.takes_flow:
+            model, replica = flows.model(entry)
+            kernel = entry.component(config.actions[replica], model, **entry.keys)
+            if config.ladder is not None:
+                kernel = OnReplica(kernel, replica)
+        elif config.ladder is not None:
+            each = [entry.component(action, **entry.keys) for action in config.actions]
+            kernel = EachReplica(each, config.actions)
+        else:
+            kernel = entry.component(config.action, **entry.keys)
+    except (ConfigError, ValueError, TypeError) as error:
+        message = str(error)
+        prefixed = message.startswith(("[[", "[ladder]"))
+        raise ConfigError(message if prefixed else f"{entry.where}: {message}") from error
+    if not isinstance(kernel, Kernel):
+        raise ConfigError(f"{entry.where}: gives no flowmc.kernels.Kernel")
+    return Repeat(kernel, entry.repeat) if entry.repeat > 1 else kernel
+
+
+def _digest(flow: Flow) -> str:
+    # A flow without a prior; FlowModel hashes weights and the repr of the prior.
+    return FlowModel(_NO_PRIOR, flow).fingerprint()
+
+
+class _NoPrior:
+    """Stands in for the prior where only the weights of a flow are hashed."""
+
+    def __repr__(self) -> str:
+        return "no prior"
+
+
+_NO_PRIOR: Any = _NoPrior()

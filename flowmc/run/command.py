@@ -1,0 +1,62 @@
+"""``flowmc run``: a chain, or many, from a configuration file."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from flowmc.run.assembly import assemble, choose_threads
+from flowmc.run.config import load_config
+from flowmc.run.directory import RunDirectory
+from flowmc.run.runner import open_run
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``flowmc run``."""
+    parser.add_argument("config", metavar="CONFIG.toml", help="what to run")
+    parser.add_argument(
+        "--output", metavar="DIR", help="run directory (default: runs/<name of the file>)"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue from the last checkpoint; start if there is none",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run to the end or to a reason to stop; return the exit status."""
+    config = load_config(args.config)
+    path = Path(args.output) if args.output else Path("runs") / Path(args.config).stem
+    recorded = None
+    directory = RunDirectory(path)
+    if args.resume and directory.checkpoint.exists():
+        recorded = int(directory.read_provenance().get("threads", 0)) or None
+    choose_threads(recorded)
+    runner, resumed = open_run(config, assemble(config), path, resume=args.resume)
+    if resumed:
+        print(f"flowmc: resuming {path} after update {runner.update}", file=sys.stderr)
+    reason = runner.go()
+    if reason == "finished":
+        print(f"flowmc: finished {runner.total} updates in {path}", file=sys.stderr)
+        return _report(path) if config.run.report else 0
+    command = ["flowmc", "run", args.config]
+    command += ["--output", args.output] if args.output else []
+    print(
+        f"flowmc: stopped after update {runner.update} of {runner.total} ({reason}); continue "
+        f"with: {shlex.join([*command, '--resume'])}",
+        file=sys.stderr,
+    )
+    return 0
+
+
+def _report(path: Path) -> int:
+    from flowmc.run import report
+
+    parser = argparse.ArgumentParser()
+    report.add_arguments(parser)
+    return report.run(parser.parse_args([str(path)]))

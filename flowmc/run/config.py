@@ -1,0 +1,561 @@
+"""The configuration file of ``flowmc run`` and ``flowmc step``: TOML to a validated object.
+
+Every table is a dataclass whose fields are its keys; kernels, actions and observables bring their
+own keys as keyword-only parameters (see :mod:`flowmc.registry`).  Everything that can be known
+without reading a field or a flow is checked here, before anything runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from flowmc.actions.base import Action
+from flowmc.registry import (
+    BUILTIN,
+    ConfigError,
+    nearest,
+    parameters,
+    resolve,
+    validate,
+)
+from flowmc.actions.theory import build_action, check_couplings
+
+__all__ = [
+    "Chains",
+    "Ensemble",
+    "Ladder",
+    "ObservableEntry",
+    "RunConfig",
+    "RunTable",
+    "UpdateEntry",
+    "changed_keys",
+    "load_config",
+    "seconds_of",
+]
+
+_TABLES = ("theory", "chains", "update", "ladder", "run", "measure", "ensemble")
+# Formats that hold nothing but SU(N) links in four dimensions.
+_FOUR_DIMENSIONAL = ("nersc", "ildg", "scidac")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chains:
+    """``[chains]``.
+
+    Attributes:
+        seed: of all random streams, >= 0.
+        count: number of chains over all ranks.
+        start: "file", "cold", "hot" or "flow"; by default "file" if a file is given, else "hot".
+        file: the start configuration of all chains, or a list with one per chain.
+        block: chains that are computed as one batch and share one random stream.  Results depend
+            on it, as they do on the seed; by default all chains up to 32, else at most 16 blocks.
+        precision: 64 or 32, of the fields and their updates.
+        device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1".
+    """
+
+    seed: int
+    count: int = 1
+    start: Literal["file", "cold", "hot", "flow"] | None = None
+    file: str | list[str] | None = None
+    block: int | None = None
+    precision: Literal[32, 64] = 64
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        set_default = _setter(self)
+        set_default("start", "file" if self.file is not None else "hot")
+        whole = self.count if self.count <= 32 else max(32, math.ceil(self.count / 16))
+        set_default("block", whole)
+        _at_least("[chains]", self, seed=0, count=1, block=1)
+        if self.start == "file" and self.file is None:
+            raise ConfigError(
+                '[chains]: start = "file" needs the key \'file\', e.g. file = "lat.1000"'
+            )
+        if self.start != "file" and self.file is not None:
+            raise ConfigError(
+                f"[chains]: file = {self.file!r} would be ignored with start = {self.start!r}: "
+                'remove it, or set start = "file"'
+            )
+        if isinstance(self.file, list) and len(self.file) != self.count:
+            raise ConfigError(
+                f"[chains]: file lists {len(self.file)} configurations for count = {self.count} "
+                "chains: give one per chain, or a single file for all"
+            )
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ConfigError(
+                f"[chains]: device = {self.device!r}: should be 'auto', 'cpu', 'cuda' or 'cuda:N'"
+            )
+
+    @property
+    def blocks(self) -> list[tuple[int, int]]:
+        """First and one-past-last chain of every block."""
+        size = self.block or self.count
+        return [(i, min(i + size, self.count)) for i in range(0, self.count, size)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunTable:
+    """``[run]``.
+
+    Attributes:
+        updates: production updates; one update applies the whole cycle of kernels once.
+        thermalization: updates before production, in which kernels may adapt.
+        measure_every: updates between measurements.
+        save_every: production updates between saved configurations; needs ``[ensemble]``.
+        checkpoint_every: updates between checkpoints, or a time such as "10m".
+        time_limit: of one invocation: "23h30m", "90s" or seconds; the run stops in time with a
+            checkpoint.
+        schedule: "cycle" applies all updates in order, "mixture" draws one per update.
+        report: write ``report.html`` at the end.
+    """
+
+    updates: int
+    thermalization: int = 0
+    measure_every: int = 1
+    save_every: int | None = None
+    checkpoint_every: int | str = "5m"
+    time_limit: float | str | None = None
+    schedule: Literal["cycle", "mixture"] = "cycle"
+    report: bool = True
+
+    def __post_init__(self) -> None:
+        _at_least("[run]", self, updates=0, thermalization=0, measure_every=1, save_every=1)
+        if isinstance(self.checkpoint_every, str):
+            seconds_of(self.checkpoint_every, "[run]: checkpoint_every")
+        else:
+            _at_least("[run]", self, checkpoint_every=1)
+        if self.time_limit is not None:
+            seconds_of(self.time_limit, "[run]: time_limit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """``[ensemble]``: how configurations are saved.
+
+    Attributes:
+        format: "nersc", "ildg", "scidac", "npy", or another that flowmc_adapters knows.
+        precision: 32 or 64; that of the chains by default.
+        name: files are called ``<name>.<number>``; by default the start file's name, or "conf".
+        first_number: number of the first saved configuration; the others follow in steps of
+            ``save_every``.  By default numbers continue that of the start file, or count updates.
+    """
+
+    format: str
+    precision: Literal[32, 64] | None = None
+    name: str | None = None
+    first_number: int | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("[ensemble]", self, first_number=0)
+        if self.name is not None and (not self.name or "/" in self.name or self.name[0] == "."):
+            raise ConfigError(f"[ensemble]: name = {self.name!r}: should be a plain file name")
+
+
+@dataclass(frozen=True)
+class UpdateEntry:
+    """One ``[[update]]``: the kernel, how often, its flow, and its own keys."""
+
+    kernel: str
+    component: Callable[..., Any]
+    where: str
+    repeat: int = 1
+    weight: float = 1.0
+    flow: str | None = None
+    keys: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def takes_flow(self) -> bool:
+        """Whether the kernel's second positional parameter is a flow model."""
+        return "model" in _positional(self.component)
+
+    @property
+    def takes_ladder(self) -> bool:
+        """Whether the kernel acts on the ladder as a whole: (actions, flows, ...)."""
+        return "actions" in _positional(self.component)
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """``[ladder]``: values of one or more couplings, one per replica, and flows between them."""
+
+    couplings: Mapping[str, list[float]]
+    flows: list[str]
+    actions: list[Action]
+
+
+@dataclass(frozen=True)
+class ObservableEntry:
+    """One entry of ``[measure] observables``: its label in files, the function, its keys."""
+
+    label: str
+    function: Callable[..., Any]
+    keys: Mapping[str, Any]
+    written: Any
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A validated configuration.
+
+    Attributes:
+        base: directory that relative paths of flows and start files refer to.
+        theory: the ``[theory]`` table as written.
+        action: the target.
+        resolved: all tables with the defaults filled in, as stored in the run directory.
+    """
+
+    base: Path
+    theory: Mapping[str, Any]
+    action: Action
+    chains: Chains
+    updates: list[UpdateEntry]
+    ladder: Ladder | None
+    run: RunTable
+    observables: list[ObservableEntry]
+    ensemble: Ensemble | None
+    resolved: Mapping[str, Any]
+
+    @property
+    def actions(self) -> list[Action]:
+        """The action of every replica; one without a ladder."""
+        return [self.action] if self.ladder is None else self.ladder.actions
+
+    def path(self, written: str) -> str:
+        """Return a path of the configuration, relative ones taken from the file's directory."""
+        return str(self.base / written)
+
+
+def load_config(path: str | Path) -> RunConfig:
+    """Read and validate a configuration file.
+
+    Raises:
+        ConfigError: naming the table and key that is unusable, and what to do.
+        OSError: the file cannot be read.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}") from error
+    return read_config(table, path.parent)
+
+
+def read_config(table: Mapping[str, Any], base: Path) -> RunConfig:
+    """Validate the tables of a configuration; see :func:`load_config`."""
+    for name, value in table.items():
+        if name not in _TABLES:
+            raise ConfigError(f"unknown table [{name}]{nearest(name, _TABLES)}")
+        wanted = list if name == "update" else Mapping
+        if not isinstance(value, wanted):
+            brackets = "[[update]]" if name == "update" else f"[{name}]"
+            raise ConfigError(f"{name} should be a table, written {brackets}")
+    for name in ("theory", "chains", "update", "run"):
+        if name not in table:
+            brackets = "[[update]]" if name == "update" else f"[{name}]"
+            raise ConfigError(f"missing table {brackets}")
+
+    action = build_action(table["theory"])
+    chains = _table(Chains, table["chains"], "[chains]")
+    run = _table(RunTable, table["run"], "[run]")
+    updates = [_update(entry, i) for i, entry in enumerate(table["update"], start=1)]
+    ladder = _ladder(table["ladder"], action) if "ladder" in table else None
+    observables = _observables(table.get("measure", {}), action)
+    ensemble = _table(Ensemble, table["ensemble"], "[ensemble]") if "ensemble" in table else None
+    _check_together(action, chains, run, updates, ladder, ensemble)
+
+    resolved: dict[str, Any] = {
+        "theory": dict(table["theory"]),
+        "chains": dataclasses.asdict(chains),
+        "update": [_resolved_update(entry) for entry in updates],
+    }
+    if ladder is not None:
+        resolved["ladder"] = {**ladder.couplings, "flows": ladder.flows}
+    resolved["run"] = dataclasses.asdict(run)
+    resolved["measure"] = {"observables": [entry.written for entry in observables]}
+    if ensemble is not None:
+        resolved["ensemble"] = dataclasses.asdict(ensemble)
+    return RunConfig(
+        base, table["theory"], action, chains, updates, ladder, run, observables, ensemble, resolved
+    )
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return ``{key: (old value, new value)}`` of two resolved configurations, keys dotted."""
+    flat_old, flat_new = _flatten(old), _flatten(new)
+    return {
+        key: (flat_old.get(key), flat_new.get(key))
+        for key in [*flat_old, *(key for key in flat_new if key not in flat_old)]
+        if flat_old.get(key) != flat_new.get(key)
+    }
+
+
+def seconds_of(value: float | str, where: str) -> float:
+    """Return a duration in seconds: a number, or text such as "23h30m", "90s", "1d".
+
+    Raises:
+        ConfigError: naming ``where`` for anything else, and for durations that are not positive.
+    """
+    units = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+    seconds = math.nan
+    if isinstance(value, str):
+        compact = value.replace(" ", "").lower()
+        parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", compact)
+        if parts and "".join(number + unit for number, unit in parts) == compact:
+            seconds = sum(float(number) * units[unit] for number, unit in parts)
+    else:
+        seconds = float(value)
+    if not (seconds > 0 and math.isfinite(seconds)):
+        raise ConfigError(f'{where} = {value!r}: should be seconds, or a time such as "23h30m"')
+    return seconds
+
+
+def _update(table: Any, number: int) -> UpdateEntry:
+    where = f"[[update]] {number}"
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{where}: should be a table, written [[update]]")
+    keys = dict(table)
+    name = keys.pop("kernel", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: missing key 'kernel', e.g. kernel = \"hmc\"")
+    try:
+        component = resolve("kernels", name)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    where = f"{where} ({name})"
+    repeat, weight, flow = keys.pop("repeat", 1), keys.pop("weight", 1.0), keys.pop("flow", None)
+    if isinstance(repeat, bool) or not isinstance(repeat, int) or repeat < 1:
+        raise ConfigError(f"{where}: repeat = {repeat!r}: should be an integer, at least 1")
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight > 0:
+        raise ConfigError(f"{where}: weight = {weight!r}: should be a number above 0")
+    if flow is not None and not isinstance(flow, str):
+        raise ConfigError(f'{where}: flow = {flow!r}: should be a path or "zoo:NAME"')
+    own = parameters(component)
+    for key in keys:
+        written = {"lambda" if name == "lam" else name for name in own}
+        if key not in written:
+            known = written | {"kernel", "repeat", "weight", "flow"}
+            raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, known)}")
+    entry = UpdateEntry(
+        name, component, where, repeat, float(weight), flow, validate(component, keys, where)
+    )
+    if entry.takes_flow and flow is None:
+        raise ConfigError(
+            f"{where}: missing key 'flow', e.g. flow = \"zoo:NAME\" or the path of a trained flow"
+        )
+    if flow is not None and not entry.takes_flow:
+        place = ": put the flows of a ladder into [ladder]" if entry.takes_ladder else ""
+        raise ConfigError(f"{where}: this kernel takes no flow{place}")
+    return entry
+
+
+def _resolved_update(entry: UpdateEntry) -> dict[str, Any]:
+    defaults = {
+        name: parameter.default
+        for name, parameter in parameters(entry.component).items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    own = {**defaults, **entry.keys}
+    return {
+        "kernel": entry.kernel,
+        "repeat": entry.repeat,
+        "weight": entry.weight,
+        "flow": entry.flow,
+        **{"lambda" if key == "lam" else key: _plain(value) for key, value in own.items()},
+    }
+
+
+def _ladder(table: Mapping[str, Any], action: Action) -> Ladder:
+    where = "[ladder]"
+    couplings = {key: value for key, value in table.items() if key != "flows"}
+    for key, values in couplings.items():
+        if key not in action.parameters:
+            known = {*action.parameters, "flows"}
+            raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, known)}")
+        if not isinstance(values, list) or len(values) < 2:
+            raise ConfigError(f"{where}: {key} = {values!r}: should list one value per replica")
+    if not couplings:
+        raise ConfigError(
+            f"{where}: needs the values of a coupling, one per replica; the {action.name} action "
+            f"has {', '.join(action.parameters)}"
+        )
+    lengths = {key: len(values) for key, values in couplings.items()}
+    replicas = next(iter(lengths.values()))
+    if len(set(lengths.values())) > 1:
+        text = ", ".join(f"{count} of {key}" for key, count in lengths.items())
+        raise ConfigError(f"{where}: the couplings differ in number of values: {text}")
+    actions = [
+        check_couplings(action, {key: values[r] for key, values in couplings.items()}, where)
+        for r in range(replicas)
+    ]
+    for key, values in couplings.items():
+        if float(values[0]) != action.parameters[key]:
+            raise ConfigError(
+                f"{where}: {key} begins with {values[0]!r}, but replica 0 is the theory of "
+                f"[theory], which has {key} = {action.parameters[key]!r}"
+            )
+    flows = table.get("flows", ["identity"] * (replicas - 1))
+    if not isinstance(flows, list) or not all(isinstance(flow, str) for flow in flows):
+        raise ConfigError(f"{where}: flows = {flows!r}: should list one flow per pair, as text")
+    if len(flows) != replicas - 1:
+        raise ConfigError(
+            f"{where}: {replicas} replicas have {replicas - 1} neighbouring pairs, but flows "
+            f'lists {len(flows)}; "identity" is plain exchange'
+        )
+    plain = {key: [float(value) for value in values] for key, values in couplings.items()}
+    return Ladder(plain, flows, actions)
+
+
+def _observables(table: Mapping[str, Any], action: Action) -> list[ObservableEntry]:
+    for key in table:
+        if key != "observables":
+            raise ConfigError(f"[measure]: unknown key {key!r}{nearest(key, ['observables'])}")
+    default = ["action", "plaquette"] if action.is_gauge else ["action", "magnetization", "phi2"]
+    listed = table.get("observables", default)
+    if not isinstance(listed, list):
+        raise ConfigError("[measure]: observables should be a list of names")
+    entries: list[ObservableEntry] = []
+    labels: set[str] = set()
+    for written in listed:
+        keys = dict(written) if isinstance(written, Mapping) else {"name": written}
+        name = keys.pop("name", None)
+        if not isinstance(name, str):
+            raise ConfigError(
+                f'[measure]: {written!r}: should be a name, or {{name = "wilson_loop", ...}}'
+            )
+        try:
+            function = resolve("observables", name)
+        except ConfigError as error:
+            raise ConfigError(f"[measure]: {error}") from error
+        arguments = validate(function, keys, f"[measure] {name}")
+        label = name.rpartition(":")[2].rpartition(".")[2] if name not in _builtin() else name
+        if keys:
+            label += "(" + ",".join(f"{k}={_in_label(v)}" for k, v in keys.items()) + ")"
+        if label in labels:
+            raise ConfigError(f"[measure]: {label} is listed twice")
+        labels.add(label)
+        entries.append(ObservableEntry(label, function, arguments, written))
+    return entries
+
+
+def _check_together(
+    action: Action,
+    chains: Chains,
+    run: RunTable,
+    updates: list[UpdateEntry],
+    ladder: Ladder | None,
+    ensemble: Ensemble | None,
+) -> None:
+    """Refuse tables that are fine alone but not together."""
+    exchanges = [entry for entry in updates if entry.takes_ladder]
+    if exchanges and ladder is None:
+        raise ConfigError(f"{exchanges[0].where}: needs a [ladder] of couplings")
+    if ladder is not None and not exchanges:
+        raise ConfigError(
+            '[ladder]: no [[update]] couples the replicas; add one with kernel = "exchange", or '
+            "remove the ladder"
+        )
+    if exchanges and len(exchanges) == len(updates) and ladder is not None:
+        raise ConfigError(
+            f"{exchanges[0].where}: exchanges alone never leave the start configurations; add an "
+            'update of the fields, e.g. kernel = "hmc"'
+        )
+    if chains.start == "flow" and not any(entry.takes_flow for entry in updates):
+        raise ConfigError(
+            '[chains]: start = "flow" draws from the flow of the first independence update, but '
+            "there is none"
+        )
+    if run.schedule == "cycle":
+        weighted = [entry for entry in updates if entry.weight != 1.0]
+        if weighted:
+            raise ConfigError(
+                f'{weighted[0].where}: weight has a meaning with schedule = "mixture" only; with '
+                '"cycle" every update is applied'
+            )
+    if run.save_every is not None and ensemble is None:
+        raise ConfigError("[run]: save_every needs an [ensemble] table that names the format")
+    if ensemble is None:
+        return
+    if run.save_every is None:
+        raise ConfigError("[ensemble]: nothing would be saved without save_every in [run]")
+    check_format(ensemble.format, action, "[ensemble]")
+
+
+def check_format(name: str, action: Action, where: str) -> None:
+    """Raise ConfigError unless files of this format can hold fields of this theory."""
+    from flowmc_adapters import format_named
+
+    try:
+        format_named(name)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if name == "npy":
+        return
+    what = f"{action.group.name} fields in {action.dimensions} dimensions"
+    if not action.group.name.startswith("SU("):
+        raise ConfigError(f'{where}: {name} files hold SU(N) links, not {what}: use format = "npy"')
+    if name in _FOUR_DIMENSIONAL and action.dimensions != 4:
+        raise ConfigError(
+            f'{where}: {name} files hold four-dimensional lattices, not {what}: use format = "npy"'
+        )
+
+
+def _table(kind: type, table: Mapping[str, Any], where: str) -> Any:
+    return kind(**validate(kind, table, where))
+
+
+def _setter(instance: Any) -> Callable[[str, Any], None]:
+    """Return a function that fills in a field of a frozen dataclass that is None."""
+
+    def set_default(name: str, value: Any) -> None:
+        if getattr(instance, name) is None:
+            object.__setattr__(instance, name, value)
+
+    return set_default
+
+
+def _at_least(where: str, instance: Any, **least: int) -> None:
+    for key, bound in least.items():
+        value = getattr(instance, key)
+        if value is not None and value < bound:
+            raise ConfigError(f"{where}: {key} = {value}: should be at least {bound}")
+
+
+def _positional(component: Callable[..., Any]) -> list[str]:
+    return [
+        name
+        for name, parameter in inspect.signature(component).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+
+
+def _builtin() -> Mapping[str, str]:
+    return BUILTIN["observables"]
+
+
+def _in_label(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "x".join(map(str, value))
+    return str(value).replace("/", "|")  # a slash would open a group in the HDF5 file
+
+
+def _plain(value: Any) -> Any:
+    """Return a validated value in a form that TOML can hold."""
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _flatten(table: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(table, Mapping):
+        items = [(f"{prefix}.{key}" if prefix else key, value) for key, value in table.items()]
+    elif isinstance(table, list) and any(isinstance(value, Mapping) for value in table):
+        items = [(f"{prefix}[{i}]", value) for i, value in enumerate(table, start=1)]
+    else:
+        return {} if table is None else {prefix: table}
+    return {key: leaf for name, value in items for key, leaf in _flatten(value, name).items()}

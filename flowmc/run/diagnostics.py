@@ -1,0 +1,155 @@
+"""What kernels report between two measurements, reduced to one row.
+
+Values are reduced per chain over the updates (and the repetitions) since the previous row:
+``non_finite`` is summed, ``reversibility_violation`` is the largest, ``log_weights`` and
+``log_weight`` are those of the last update, everything else is the mean over finite entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+
+from flowmc.kernels import Info
+
+__all__ = ["Diagnostics", "leaves", "schema_of"]
+
+Schema = Mapping[str, Mapping[str, tuple[int, ...]]]
+
+_SUMMED = ("non_finite",)
+_LARGEST = ("reversibility_violation",)
+_LAST = ("log_weights", "log_weight")
+# Kept per proposal; all other values become one number per chain.
+_PER_PROPOSAL = ("log_weights",)
+
+
+def leaves(info: Info, kernel_names: Mapping[str, str]) -> Iterator[tuple[str, Info]]:
+    """Yield ``(name, info)`` of the elementary kernels of one update.
+
+    Args:
+        info: of a cycle or mixture.
+        kernel_names: the kernels' own names by their unique names in the cycle.
+
+    A kernel that is there twice is "hmc" and "hmc_2"; its replicas "hmc[0]" and "hmc[0]_2".
+    """
+    for top, part in info.parts.items():
+        suffix = top.removeprefix(kernel_names[top])
+        if part.parts:
+            yield from ((f"{name}{suffix}", leaf) for name, leaf in part.parts.items())
+        else:
+            yield top, part
+
+
+def schema_of(name_and_info: Iterator[tuple[str, Info]]) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Return the shape of every value behind the chain axis, by kernel and value."""
+    return {
+        name: {
+            key: tuple(value.shape[1:]) if key in _PER_PROPOSAL else ()
+            for key, value in info.values.items()
+        }
+        for name, info in name_and_info
+    }
+
+
+class Diagnostics:
+    """The row that is being accumulated, for all chains.
+
+    Args:
+        schema: shapes by kernel and value, see :func:`schema_of`.
+        chains: number of chains.
+
+    Attributes:
+        total_accepted, total_tried: proposals by kernel since this object was made, for display.
+    """
+
+    def __init__(self, schema: Schema, chains: int) -> None:
+        self.schema, self.chains = schema, chains
+        self.total_accepted = dict.fromkeys(schema, 0)
+        self.total_tried = dict.fromkeys(schema, 0)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new row."""
+        chains = self.chains
+        self._counts = {name: np.zeros((2, chains), np.int64) for name in self.schema}
+        self._values = {
+            (name, key): np.full((chains, *tail), _start(key))
+            for name, values in self.schema.items()
+            for key, tail in values.items()
+        }
+        self._entries = {
+            pair: np.zeros(chains, np.int64) for pair in self._values if _is_mean(pair[1])
+        }
+
+    def add(self, first: int, last: int, name: str, info: Info) -> None:
+        """Add the diagnostics of the chains ``first <= chain < last`` from one update."""
+        accepted = _numpy(info.is_accepted)
+        counts = self._counts[name][:, first:last]
+        counts[0] += accepted.sum(1)
+        counts[1] += accepted.shape[1]
+        self.total_accepted[name] += int(accepted.sum())
+        self.total_tried[name] += accepted.size
+        for key in self.schema[name]:
+            if key in info.values:
+                self._reduce(first, last, name, key, _numpy(info.values[key]))
+
+    def _reduce(self, first: int, last: int, name: str, key: str, value: np.ndarray) -> None:
+        row = self._values[name, key][first:last]
+        if key in _PER_PROPOSAL:
+            row[...] = value
+            return
+        flat = value.reshape(last - first, -1).astype(np.float64)
+        if key in _LAST:
+            row[...] = flat[:, -1]
+        elif key in _SUMMED:
+            row += flat.sum(1)
+        elif key in _LARGEST:
+            row[...] = np.fmax(row, np.fmax.reduce(flat, axis=1))
+        else:
+            finite = np.isfinite(flat)
+            row += np.where(finite, flat, 0.0).sum(1)
+            self._entries[name, key][first:last] += finite.sum(1)
+
+    def row(self) -> dict[str, np.ndarray]:
+        """Return the row by path below a phase of the measurement file, ``kernels/NAME/VALUE``."""
+        found: dict[str, np.ndarray] = {}
+        for name in self.schema:
+            found[f"kernels/{name}/accepted"] = self._counts[name][0]
+            found[f"kernels/{name}/tried"] = self._counts[name][1]
+        for (name, key), value in self._values.items():
+            if (name, key) in self._entries:
+                entries = self._entries[name, key]
+                value = np.where(entries > 0, value / np.maximum(entries, 1), np.nan)
+            found[f"kernels/{name}/{key}"] = value
+        return found
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return the sums of the unfinished row, for the checkpoint."""
+        found = {f"{name}/counts": counts for name, counts in self._counts.items()}
+        found |= {f"{name}/sum/{key}": value for (name, key), value in self._values.items()}
+        found |= {f"{name}/entries/{key}": count for (name, key), count in self._entries.items()}
+        return found
+
+    def restore(self, stored: Mapping[str, np.ndarray]) -> None:
+        """Continue the row of :meth:`state`."""
+        own = self.state()
+        if {key: value.shape for key, value in own.items()} != {
+            key: value.shape for key, value in stored.items()
+        }:
+            raise ValueError("the unfinished row of the checkpoint is of other kernels")
+        for key, value in own.items():
+            value[...] = stored[key]
+
+
+def _is_mean(key: str) -> bool:
+    return key not in (*_SUMMED, *_LARGEST, *_LAST)
+
+
+def _start(key: str) -> float:
+    return np.nan if key in (*_LARGEST, *_LAST) else 0.0
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()

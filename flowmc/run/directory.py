@@ -1,0 +1,212 @@
+"""The run directory: claimed by one process, started once, resumed only as what it is."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shlex
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flowmc_adapters import atomic_write
+
+from flowmc import __version__
+from flowmc.registry import ConfigError
+from flowmc.run.assembly import Assembly
+from flowmc.run.config import RunConfig, changed_keys
+from flowmc.run.start import StartFiles
+from flowmc.run.toml_text import toml_text
+
+__all__ = ["RunDirectory"]
+
+# Keys that may differ when a run is resumed; run.updates may only grow.
+_FREE_KEYS = ("run.time_limit", "run.checkpoint_every", "run.report", "run.updates")
+
+
+class RunDirectory:
+    """Paths and bookkeeping of one run directory.
+
+    Args:
+        path: the directory; made by :meth:`claim`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.toml"
+        self.provenance = path / "provenance.json"
+        self.measurements = path / "measurements.h5"
+        self.checkpoint = path / "checkpoint.h5"
+        self.log = path / "log.jsonl"
+        self.ensemble = path / "ensemble"
+        self._lock: int | None = None
+
+    @property
+    def holds_a_run(self) -> bool:
+        """Whether anything of a run is here."""
+        own = (self.config, self.measurements, self.checkpoint, self.log, self.ensemble)
+        return any(path.exists() for path in own)
+
+    def claim(self) -> None:
+        """Make the directory and keep other processes out until this one ends.
+
+        Raises:
+            ConfigError: another process is running here.
+            OSError: the directory cannot be made.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another flowmc process is running in {self.path}: wait for it, or choose another "
+                "--output"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+
+    def release(self) -> None:
+        """Let other processes in."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def begin(
+        self,
+        config: RunConfig,
+        assembly: Assembly,
+        files: StartFiles,
+        origins: list[dict[str, str]],
+    ) -> None:
+        """Write ``provenance.json`` and ``config.toml``."""
+        text = toml_text(config.resolved)
+        self.write_provenance(config, assembly, files, origins, text)
+        self.write_config(config)
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write the resolved configuration."""
+        _write_text(self.config, toml_text(config.resolved))
+
+    def write_provenance(
+        self,
+        config: RunConfig,
+        assembly: Assembly,
+        files: StartFiles,
+        origins: list[dict[str, str]],
+        text: str,
+    ) -> None:
+        """Write what the run was made of, for people and for the resume."""
+        content = {
+            **versions(),
+            "command": shlex.join(sys.argv),
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "seed": config.chains.seed,
+            "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "start_files": {path: _sha256(path) for path in dict.fromkeys(files.paths)},
+            "flows": dict(assembly.fingerprints),
+            "device": str(assembly.device),
+            "device_name": _device_name(assembly.device),
+            "threads": torch.get_num_threads(),
+            "origins": origins,
+        }
+        _write_text(self.provenance, json.dumps(content, indent=2) + "\n")
+
+    def read_provenance(self) -> dict[str, Any]:
+        """Return the content of ``provenance.json``.
+
+        Raises:
+            ConfigError: it is missing or damaged.
+        """
+        try:
+            return json.loads(self.provenance.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{self.provenance} cannot be read ({error}): the run cannot be resumed"
+            ) from error
+
+    def check_resumable(self, config: RunConfig) -> None:
+        """Refuse to resume as anything but what was started.
+
+        Raises:
+            ConfigError: naming the first key that differs.
+        """
+        try:
+            old = tomllib.loads(self.config.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{self.config} cannot be read ({error}): the run cannot be resumed"
+            ) from error
+        new = tomllib.loads(toml_text(config.resolved))
+        for key, (before, after) in changed_keys(old, new).items():
+            if key not in _FREE_KEYS:
+                raise ConfigError(
+                    f"{key} was {_shown(before)} when the run in {self.path} was started and is "
+                    f"{_shown(after)} now: restore it to resume, or choose another --output"
+                )
+            if key == "run.updates" and after < before:
+                raise ConfigError(
+                    f"run.updates was {before} and is {after} now: a run can be extended, not "
+                    "shortened"
+                )
+
+    def check_flows(self, fingerprints: Mapping[str, str]) -> None:
+        """Refuse to resume with other weights than the run was started with.
+
+        Raises:
+            ConfigError: naming the flow.
+        """
+        stored = self.read_provenance().get("flows", {})
+        for name, digest in fingerprints.items():
+            if stored.get(name) != digest:
+                raise ConfigError(
+                    f"the flow {name!r} is not the one that the run in {self.path} was started "
+                    "with: restore it to resume, or choose another --output"
+                )
+
+
+def versions() -> dict[str, str]:
+    """Return versions and machine kind, for the provenance and the log."""
+    return {
+        "flowmc": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+    }
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else repr(value)

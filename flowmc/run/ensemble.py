@@ -1,0 +1,113 @@
+"""Saved configurations: which chain's field goes into which file, under which number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from flowmc import __version__
+from flowmc.actions.base import Action
+from flowmc.io import number_in_name, write_field
+from flowmc.run.config import RunConfig
+from flowmc.run.start import StartFiles, base_name
+
+__all__ = ["ConfigurationWriter", "field_metadata", "origins_of"]
+
+# What a source file says about the ensemble, not about one configuration of it.
+_CARRIED = ("ENSEMBLE_ID", "ENSEMBLE_LABEL", "BOUNDARY_1", "BOUNDARY_2", "BOUNDARY_3", "BOUNDARY_4")
+
+
+class ConfigurationWriter:
+    """Writes ``ensemble/<name>.<number>``, or ``ensemble/chain0003/<name>.<number>`` for several
+    chains.
+
+    The number is that of the start file plus the number of production updates, or counts from
+    ``first_number`` in steps of ``save_every``.
+
+    Args:
+        directory: of the run.
+        config: with an ``[ensemble]`` table.
+        origins: per chain, see :func:`origins_of`.
+    """
+
+    def __init__(self, directory: Path, config: RunConfig, origins: list[dict[str, str]]) -> None:
+        assert config.ensemble is not None and config.run.save_every is not None
+        self.directory, self.config = directory / "ensemble", config
+        self.settings, self.save_every = config.ensemble, config.run.save_every
+        self.origins = origins
+
+    def path(self, chain: int, production_update: int) -> Path:
+        """Return the file of a chain after so many production updates."""
+        origin = self.origins[chain]
+        name = self.settings.name or origin["name"]
+        folder = self.directory
+        if self.config.chains.count > 1:
+            folder = folder / f"chain{chain:04d}"
+        return folder / f"{name}.{self.number(chain, production_update)}"
+
+    def number(self, chain: int, production_update: int) -> int:
+        """Return the configuration number of a chain after so many production updates."""
+        if self.settings.first_number is not None:
+            return self.settings.first_number + production_update - self.save_every
+        return int(self.origins[chain]["number"]) + production_update
+
+    def write(self, chain: int, production_update: int, chain_field: Tensor) -> Path:
+        """Write the field ``(...)`` of one chain; return the file.
+
+        Raises:
+            OSError, FormatError: as :func:`flowmc.io.write_field`.
+        """
+        path = self.path(chain, production_update)
+        origin = self.origins[chain]
+        metadata = {key: origin[key] for key in _CARRIED if key in origin}
+        metadata |= field_metadata(self.config.action, self.config.chains.seed)
+        metadata |= {
+            "SEQUENCE_NUMBER": str(self.number(chain, production_update)),
+            "FLOWMC_CHAIN": str(chain),
+            "FLOWMC_UPDATE": str(production_update),
+            "FLOWMC_SOURCE": origin["source"],
+        }
+        write_field(
+            path,
+            chain_field,
+            self.config.action,
+            format=self.settings.format,
+            precision=self.settings.precision,
+            metadata=metadata,
+        )
+        return path
+
+
+def origins_of(config: RunConfig, files: StartFiles) -> list[dict[str, str]]:
+    """Return per chain what saved configurations inherit: name, number and source of the start.
+
+    They are stored with the run, so that a resumed run need not read the start files again.
+    """
+    origins = []
+    for chain in range(config.chains.count):
+        origin = {"name": "conf", "number": "0", "source": str(config.chains.start)}
+        if files.paths:
+            path, stored = files.of_chain(chain)
+            origin["name"], origin["source"] = base_name(path), Path(path).name
+            # The name comes first: it is what users see and number their next files by.
+            in_name = number_in_name(path)
+            number = in_name if in_name is not None else stored.number
+            origin["number"] = str(number or 0)
+            origin |= {key: stored.metadata[key] for key in _CARRIED if key in stored.metadata}
+        origins.append(origin)
+    return origins
+
+
+def field_metadata(action: Action, seed: int) -> dict[str, str]:
+    """Return what every file of an ensemble says about theory and seed, as NERSC header keys."""
+    couplings = {
+        "".join(c if c.isalnum() else "_" for c in key).upper(): repr(value)
+        for key, value in action.parameters.items()
+    }
+    return {
+        **couplings,
+        "CREATOR": f"flowmc {__version__}",
+        "FLOWMC_ACTION": action.name or type(action).__name__,
+        "FLOWMC_SEED": str(seed),
+    }

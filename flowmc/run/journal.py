@@ -1,0 +1,131 @@
+"""What a run says while it runs: ``log.jsonl``, and a line or a live display on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Display", "Journal"]
+
+
+class Journal:
+    """``log.jsonl``: one JSON object per line, appended.
+
+    Args:
+        path: the log file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        _drop_partial_line(path)
+
+    def write(self, event: str, update: int, **values: Any) -> None:
+        """Append an event of "start", "progress", "checkpoint", "warning" or "stop"."""
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"event": event, "time": now, "update": update, **values})
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def last_timing(self, update: int) -> dict[str, Any]:
+        """Return ``seconds`` and ``kernels`` of the last event at or before an update."""
+        found: dict[str, Any] = {"seconds": 0.0, "kernels": {}}
+        with contextlib.suppress(FileNotFoundError):
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError):
+                    event = json.loads(line)
+                    if "seconds" in event and event.get("update", 0) <= update:
+                        found = event
+        return found
+
+
+def _drop_partial_line(path: Path) -> None:
+    """Remove the end of a line whose writing was cut short by a kill."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole != len(content):
+        os.truncate(path, whole)
+
+
+class Display:
+    """Progress on stderr: live on a terminal, else a line per minute.
+
+    Args:
+        total: number of updates of the run.
+        done: updates done when this invocation began.
+    """
+
+    seconds_between_lines = 60.0
+
+    def __init__(self, total: int, done: int) -> None:
+        self.total, self.begin = total, done
+        self.started = self.last = time.monotonic()
+        self._live: Any = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(stderr=True), refresh_per_second=4, transient=True)
+            self._live.start()
+
+    def is_due(self) -> bool:
+        """Whether it is time to show something; asked after every update, so it must be cheap."""
+        wait = 0.5 if self._live is not None else self.seconds_between_lines
+        return time.monotonic() - self.last >= wait
+
+    def show(
+        self, update: int, phase: str, acceptance: Mapping[str, float], latest: Mapping[str, float]
+    ) -> None:
+        """Show where the run is: acceptance by kernel, the latest value of each observable."""
+        self.last = time.monotonic()
+        elapsed = self.last - self.started
+        done = update - self.begin
+        remaining = (self.total - update) * elapsed / done if done else float("nan")
+        shares = [f"{name} {value:.1%}" for name, value in acceptance.items()]
+        values = [f"{name} = {value:.6g}" for name, value in latest.items()]
+        if self._live is None:
+            parts = [f"update {update}/{self.total} ({phase})", *shares, *values]
+            parts.append(f"{_clock(remaining)} left")
+            self.say(", ".join(parts))
+            return
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.text import Text
+
+        bar = ProgressBar(total=self.total, completed=update, width=50)
+        head = Text(
+            f"update {update}/{self.total} ({phase}), {_clock(elapsed)} elapsed, "
+            f"{_clock(remaining)} left"
+        )
+        lines = [Text("accepted: " + ", ".join(shares)), Text(", ".join(values))]
+        self._live.update(Group(head, bar, *lines))
+
+    def say(self, text: str) -> None:
+        """Write one line to stderr."""
+        console = sys.stderr if self._live is None else self._live.console
+        print(text, file=sys.stderr, flush=True) if console is sys.stderr else console.print(
+            text, highlight=False, markup=False
+        )
+
+    def close(self) -> None:
+        """End the live display."""
+        if self._live is not None:
+            self._live.stop()
+
+
+def _clock(seconds: float) -> str:
+    if not seconds >= 0 or seconds == float("inf"):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

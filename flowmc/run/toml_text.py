@@ -1,0 +1,60 @@
+"""Resolved configurations as TOML text (the standard library only reads TOML)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["toml_text"]
+
+
+def toml_text(table: Mapping[str, Any]) -> str:
+    """Return TOML that :mod:`tomllib` reads back as an equal table; entries that are None are left
+    out.
+
+    Args:
+        table: strings, booleans, integers, finite floats, lists and tables of these.  Tables at
+            the top level become ``[name]``, lists of tables ``[[name]]``, deeper ones inline.
+
+    Raises:
+        TypeError: for a value that TOML has no form for.
+    """
+    lines: list[str] = []
+    sections: list[tuple[str, Mapping[str, Any]]] = []
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            sections.append((f"[{_key(key)}]", value))
+        elif isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
+            sections += [(f"[[{_key(key)}]]", entry) for entry in value]
+        elif value is not None:
+            lines.append(f"{_key(key)} = {_value(value)}")
+    for header, section in sections:
+        lines += ["", header] if lines else [header]
+        lines += [f"{_key(k)} = {_value(v)}" for k, v in section.items() if v is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _key(key: str) -> str:
+    bare = key and all(c.isascii() and (c.isalnum() or c in "_-") for c in key)
+    return key if bare else json.dumps(key)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise TypeError(f"{value} has no place in a configuration")
+        return repr(value)  # the shortest text that reads back as the same number
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_value(v) for v in value) + "]"
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items() if v is not None)
+        return "{" + inner + "}"
+    raise TypeError(f"{type(value).__name__} has no form in TOML")
