@@ -29,6 +29,19 @@ SCIDAC_PAYLOAD = "scidac-binary-data"
 TEXT_RECORDS = ("xlf-info", "scidac-file-xml", "scidac-record-xml", "ildg-data-lfn")
 # Metadata that no standard record has room for, as a JSON object of strings.
 EXTRA_RECORD = "flowmc-metadata"
+# Records that describe the file as a whole, and those that belong to one payload.
+_FILE_LEVEL = frozenset(
+    {"scidac-private-file-xml", "scidac-file-xml", "xlf-info", "grid-format", EXTRA_RECORD}
+)
+_RECORD_LEVEL = frozenset(
+    {
+        "scidac-private-record-xml",
+        "scidac-record-xml",
+        "ildg-format",
+        "ildg-data-lfn",
+        "scidac-checksum",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -79,9 +92,10 @@ def find_gauge_record(
         )
     found: list[GaugeRecord] = []
     refusals: list[FormatError] = []
+    file_texts = _texts(path, records, _FILE_LEVEL)
     for payload, segment in segments:
         try:
-            found.append(_gauge_record(path, format_name, dims, records, payload, segment))
+            found.append(_gauge_record(path, format_name, dims, file_texts, payload, segment))
         except FormatError as error:
             refusals.append(error)
     if not found:
@@ -145,29 +159,25 @@ def _segments(
     return segments
 
 
+def _texts(path: PathLike, records: list[lime.LimeRecord], kinds: frozenset[str]) -> dict[str, str]:
+    """Text of the first record of each kind."""
+    texts: dict[str, str] = {}
+    for record in records:
+        if record.kind in kinds and record.kind not in texts:
+            texts[record.kind] = lime_text.decode_text(lime.read_data(path, record))
+    return texts
+
+
 def _gauge_record(
     path: PathLike,
     format_name: str,
     dims: tuple[int, ...] | None,
-    records: list[lime.LimeRecord],
+    file_texts: dict[str, str],
     payload: lime.LimeRecord,
     segment: list[lime.LimeRecord],
 ) -> GaugeRecord:
     """Interpret one binary record as a gauge field, or raise FormatError."""
-    texts: dict[str, str] = {}
-    # The segment's own records come first, then those that describe the whole file.
-    for record in [*segment, *records]:
-        wanted = record.kind.startswith(("scidac-", "ildg-", "xlf-", "grid-", "flowmc-"))
-        if wanted and record.kind not in (ILDG_PAYLOAD, SCIDAC_PAYLOAD, *texts):
-            file_level = record.kind in (
-                "scidac-private-file-xml",
-                "scidac-file-xml",
-                "xlf-info",
-                "grid-format",
-                EXTRA_RECORD,
-            )
-            if record in segment or file_level:
-                texts[record.kind] = lime_text.decode_text(lime.read_data(path, record))
+    texts = file_texts | _texts(path, segment, _RECORD_LEVEL)
 
     def wrong(reason: str) -> FormatError:
         return FormatError(path, payload.offset, reason)
@@ -188,7 +198,7 @@ def _gauge_record(
     if stored is None:
         if "scidac-private-record-xml" in texts:
             missing = "no checksum record, which every QIO file has: probably truncated"
-        elif not payload.message_end and payload is records[-1]:
+        elif not payload.message_end and payload is segment[-1]:
             missing = "no checksum record, and the LIME message does not end: probably truncated"
         else:
             warnings.append("no checksum in this file: damage would go unnoticed")

@@ -61,17 +61,18 @@ def plaquettes(links: ComplexArray) -> Plaquettes:
     planes = list(combinations(range(dimensions), 2))
     sums: dict[tuple[int, int], list[float]] = {plane: [] for plane in planes}
     with np.errstate(over="ignore", invalid="ignore"):  # broken files may hold 1e300
+        lowest = here = _sites_last(links[0])
         for t in range(slices):
-            here = _double(links[t])
-            above = _double(links[(t + 1) % slices])
+            above = lowest if t == slices - 1 else _sites_last(links[t + 1])
             for mu, nu in planes:
-                u_mu, u_nu = here[..., mu, :, :], here[..., nu, :, :]
-                u_nu_up = _shifted(u_nu, mu)
-                # nu may be the slice direction, mu < nu cannot
-                u_mu_up = above[..., mu, :, :] if nu == dimensions - 1 else _shifted(u_mu, nu)
-                first = u_mu @ u_nu_up
-                second = u_nu @ u_mu_up
-                sums[mu, nu].append(float(np.vdot(second, first).real))
+                # nu may be the direction from slice to slice; mu, which is less, cannot
+                u_mu_up = above[mu] if nu == dimensions - 1 else _shifted(here[mu], nu)
+                first = _product(here[mu], _shifted(here[nu], mu))
+                second = _product(here[nu], u_mu_up)
+                # Not np.vdot: threaded BLAS makes it the slowest step on a busy node
+                reals = first.view(np.float64) * second.view(np.float64)
+                sums[mu, nu].append(float(reals.sum()))
+            here = above
     normalisation = nc * math.prod(links.shape[:-3])
     means = {plane: _sum(parts) / normalisation for plane, parts in sums.items()}
     time = [value for plane, value in means.items() if dimensions - 1 in plane]
@@ -143,10 +144,34 @@ def _double(part: ComplexArray) -> npt.NDArray[np.complex128]:
     return np.asarray(part, dtype=np.complex128)
 
 
-def _shifted(part: npt.NDArray[np.complex128], mu: int) -> npt.NDArray[np.complex128]:
-    """The slice's field `part[z, y, x, row, col]` at x + mu."""
-    axis = part.ndim - 3 - mu
-    return np.roll(part, -1, axis=axis)
+def _sites_last(part: ComplexArray) -> npt.NDArray[np.complex128]:
+    """A slice as `[mu, row, col, z, y, x]`, for arithmetic over contiguous sites.
+
+    That is five times faster than numpy's products of stacked small matrices (measured, SU(3)).
+    """
+    return np.ascontiguousarray(np.moveaxis(_double(part), (-3, -2, -1), (0, 1, 2)))
+
+
+def _shifted(matrices: npt.NDArray[np.complex128], mu: int) -> npt.NDArray[np.complex128]:
+    """The slice's field `matrices[row, col, z, y, x]` at x + mu."""
+    return np.roll(matrices, -1, axis=matrices.ndim - 1 - mu)
+
+
+def _product(
+    a: npt.NDArray[np.complex128], b: npt.NDArray[np.complex128]
+) -> npt.NDArray[np.complex128]:
+    """Matrix products `[row, col, sites...]` at every site."""
+    nc = a.shape[0]
+    result = np.empty_like(a)
+    term = np.empty_like(a[0, 0])
+    for row in range(nc):
+        for column in range(nc):
+            element = result[row, column]
+            np.multiply(a[row, 0], b[0, column], out=element)
+            for k in range(1, nc):
+                np.multiply(a[row, k], b[k, column], out=term)
+                element += term
+    return result
 
 
 def _determinant(part: npt.NDArray[np.complex128]) -> npt.NDArray[np.complex128]:

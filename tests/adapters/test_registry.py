@@ -1,8 +1,10 @@
 """The table of formats, and how others get into it."""
 
 import importlib.metadata
+import re
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,6 +74,18 @@ def test_a_format_of_ones_own(clean_table, tmp_path, make_configuration):
     assert read(tmp_path / "conf").links.tobytes() == configuration.links.tobytes()
     with pytest.raises(ValueError, match="registered already"):
         register(RawFormat())
+
+
+def test_the_example_of_the_documentation(clean_table, tmp_path, make_configuration):
+    text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(import math\n.*?)```", text, flags=re.DOTALL)
+    exec(example, {"__name__": "example"})
+    configuration = make_configuration()
+    write(tmp_path / "conf", configuration, "bare")
+    assert read(tmp_path / "conf").links.tobytes() == configuration.links.tobytes()
+    (tmp_path / "conf").write_bytes((tmp_path / "conf").read_bytes()[:-16])
+    with pytest.raises(FormatError, match="bytes of links"):
+        read(tmp_path / "conf")
 
 
 def test_a_format_by_entry_point(clean_table, monkeypatch):
