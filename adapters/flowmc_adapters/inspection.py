@@ -84,7 +84,7 @@ def examine(
     except CheckError as error:
         report["error"] = str(error)
         return Inspection(report, status=CHECK_FAILED)
-    except (FormatError, OSError, MemoryError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         report["error"] = str(error) or type(error).__name__
         return Inspection(report, status=UNUSABLE)
     report |= {
