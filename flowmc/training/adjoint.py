@@ -11,14 +11,109 @@ cotangent vectors are in the algebra coordinates of :mod:`flowmc.groups`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from flowmc.flows.base import Flow
 from flowmc.groups import Group
 
-__all__ = ["cotangent", "pairing", "pull_back", "solve_linear"]
+__all__ = ["PushedForce", "cotangent", "frozen", "pairing", "pull_back", "solve_linear"]
+
+
+class PushedForce:
+    r"""The force of the density that a flow makes of another one.
+
+    If x has the density :math:`e^{-s(x)}`, then :math:`y = f(x)` has
+    :math:`\ln q(y) = -s(x) - J_f(x)` with :math:`J_f = \ln|\det \partial f|`, and its force is
+
+    .. math:: v = -\partial_y \ln q(y), \qquad A^T v = \partial_x [s(x) + J_f(x)] .
+
+    Where autograd can differentiate the inverse it gives v directly.  The first call checks that
+    against the equation, and falls back on the Krylov solver, for good, if it does not hold.
+
+    Args:
+        flow: the map f.
+        group: of the fields' elements.
+    """
+
+    def __init__(self, flow: Flow, group: Group) -> None:
+        self.flow, self.group = flow, group
+        self.inverse_is_differentiable: bool | None = None
+
+    def __call__(self, x: Tensor, y: Tensor, log_density: Tensor, force: Tensor) -> Tensor:
+        """Return v at ``y``, an algebra gradient shaped like the field; NaN where not converged.
+
+        Args:
+            x: leaf that requires a gradient.
+            y, log_density: what ``flow.forward(x, constant)`` returned, with its graph.
+            force: algebra gradient of s at ``x``.
+        """
+        guess = None
+        if self.inverse_is_differentiable is not False:
+            guess = self._through_inverse(y.detach(), force)
+        if guess is not None and self.inverse_is_differentiable:
+            return guess
+        solution, is_guess = self._solve(x, y, log_density, force, guess)
+        if self.inverse_is_differentiable is None:
+            self.inverse_is_differentiable = is_guess
+        return solution
+
+    def _through_inverse(self, y: Tensor, force: Tensor) -> Tensor | None:
+        leaf = y.detach().requires_grad_(True)
+        zero = torch.zeros(y.shape[0], dtype=torch.float64, device=y.device)
+        with frozen(self.flow), torch.enable_grad():
+            x, log_density = self.flow.inverse(leaf, zero)
+            if x.grad_fn is None:
+                return None
+            # inverse adds +J_f.
+            total = log_density.sum() + pairing(self.group, force, x)
+            (euclidean,) = torch.autograd.grad(total, leaf)
+        return self.group.gradient_from_euclidean(y, euclidean)
+
+    def _solve(
+        self, x: Tensor, y: Tensor, log_density: Tensor, force: Tensor, guess: Tensor | None
+    ) -> tuple[Tensor, bool]:
+        group, n, real = self.group, y.shape[0], force.real.dtype
+        shape = group.algebra_to_coordinates(force).shape
+
+        def flat(algebra: Tensor) -> Tensor:
+            return group.algebra_to_coordinates(algebra).reshape(n, -1).to(torch.float64)
+
+        def unflat(vector: Tensor) -> Tensor:
+            return group.coordinates_to_algebra(vector.reshape(shape).to(real))
+
+        right_side = force
+        if log_density.grad_fn is not None:
+            (euclidean,) = torch.autograd.grad(
+                log_density.sum(), x, retain_graph=True, allow_unused=True
+            )
+            if euclidean is not None:
+                # log_density is a constant minus J_f.
+                right_side = force - group.gradient_from_euclidean(x.detach(), euclidean)
+        start = flat(right_side if guess is None else guess)
+        solution = solve_linear(
+            lambda vector: flat(pull_back(group, x, y, unflat(vector))),
+            flat(right_side),
+            start,
+            tolerance=1e-9 if real == torch.float64 else 1e-3,
+        )
+        return unflat(solution), guess is not None and torch.equal(solution, start)
+
+
+@contextlib.contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Build graphs without the weights of ``module``: only inputs are differentiated."""
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
 
 
 def cotangent(group: Group, field: Tensor, gradient: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class TrainingError(RuntimeError):
     """The training cannot go on; the last checkpoint is intact."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """How long and how fast to train.
 

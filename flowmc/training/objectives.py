@@ -7,9 +7,7 @@ actions come from their analytic forces and because path gradients drop a term o
 
 from __future__ import annotations
 
-import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +16,7 @@ from torch import Tensor, nn
 
 from flowmc.actions.base import Action
 from flowmc.flows.base import Flow, FlowModel
-from flowmc.training.adjoint import pairing, pull_back, solve_linear
+from flowmc.training.adjoint import PushedForce, pairing
 from flowmc.training.ensemble import Ensemble
 
 __all__ = ["Batch", "ExchangeKL", "Objective", "ReverseKL"]
@@ -79,8 +77,9 @@ class ReverseKL(Objective):
     .. math:: \partial_\theta L = \Big\langle \partial_x \big[\ln q(x) + S(x)\big]_{x = f(z)}
               \cdot \partial_\theta f_\theta(z) \Big\rangle ,
 
-    which vanishes sample by sample where q = p.  It needs :math:`\partial_x \ln q` from the inverse
-    flow, hence about twice the time per step, and a flow whose inverse autograd can differentiate.
+    which vanishes sample by sample where q = p.  It needs :math:`\partial_x \ln q`, from a backward
+    pass through the inverse flow (:class:`~flowmc.training.adjoint.PushedForce`), and takes about
+    twice the time per step.
 
     Args:
         model: prior and flow.
@@ -111,41 +110,36 @@ class ReverseKL(Objective):
                 "gradient = 'reparametrised'"
             )
         self.model, self.action, self.gradient = model, action, gradient
+        self._pushed_force = PushedForce(model.flow, action.group)
 
     @property
     def module(self) -> FlowModel:
         return self.model
 
     def evaluate(self, n: int, rng: torch.Generator) -> Batch:
-        group = self.action.group
-        x, log_q = self.model.sample(n, rng)
-        fixed = x.detach()
-        with torch.no_grad():
-            log_weights = -self.action(fixed) - log_q.detach()
-            gradient = self.action.force(fixed)
         if self.gradient == "path":
-            gradient = gradient + self.log_density_gradient(fixed)
-            surrogate = pairing(group, gradient, x) / n
-        else:
-            surrogate = log_q.mean() + pairing(group, gradient, x) / n
+            return self._evaluate_path(n, rng)
+        x, log_q = self.model.sample(n, rng)
+        log_weights, force = self._target(x.detach(), log_q.detach())
+        surrogate = log_q.mean() + pairing(self.action.group, force, x) / n
         return Batch(surrogate, -log_weights.mean(), log_weights)
 
-    def log_density_gradient(self, x: Tensor) -> Tensor:
-        """Return the algebra gradient of log q at fixed ``x``, shaped like the field.
+    def _evaluate_path(self, n: int, rng: torch.Generator) -> Batch:
+        group, prior = self.action.group, self.model.prior
+        with torch.no_grad():
+            start, log_prior = prior.sample(n, rng)
+        z = start.requires_grad_(True)
+        with torch.enable_grad():
+            (euclidean,) = torch.autograd.grad(-prior.log_prob(z).sum(), z)
+        prior_force = group.gradient_from_euclidean(start.detach(), euclidean)
+        x, log_q = self.model.flow.forward(z, log_prior)
+        log_weights, force = self._target(x.detach(), log_q.detach())
+        gradient = force - self._pushed_force(z, x, log_q, prior_force)
+        return Batch(pairing(group, gradient, x) / n, -log_weights.mean(), log_weights)
 
-        Raises:
-            ValueError: if autograd cannot differentiate the inverse flow.
-        """
-        leaf = x.detach().requires_grad_(True)
-        with frozen(self.model), torch.enable_grad():
-            log_q = self.model.log_prob(leaf)
-            if log_q.grad_fn is None:
-                raise ValueError(
-                    f"{type(self.model.flow).__name__} has an inverse without derivatives, so it "
-                    "has no path gradient: use gradient = 'reparametrised'"
-                )
-            (euclidean,) = torch.autograd.grad(log_q.sum(), leaf)
-        return self.action.group.gradient_from_euclidean(leaf.detach(), euclidean)
+    @torch.no_grad()
+    def _target(self, x: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        return -self.action(x) - log_q, self.action.force(x)
 
     @torch.no_grad()
     def density_error(self, n: int, rng: torch.Generator) -> Tensor:
@@ -175,9 +169,8 @@ class ExchangeKL(Objective):
         \partial_\theta w_R = \partial_\theta J_f(x) - v \cdot \partial_\theta f_\theta(x), \qquad
         (\partial_x f)^T v = \partial_x \big[ S_a(x) + J_f(x) \big] ,
 
-    so no derivative of the inverse is needed (it may be an iteration).  The linear system is solved
-    by GMRES with backward passes through f; where autograd can differentiate the inverse, that
-    gives the starting vector and one pass confirms it.
+    with v from :class:`~flowmc.training.adjoint.PushedForce`, so that no derivative of the inverse
+    is needed (it may be an iteration).
 
     Args:
         flow: the map from a to b.
@@ -199,6 +192,7 @@ class ExchangeKL(Objective):
         self.flow, self.direction = flow, direction
         self.ensembles = {"from": ensemble_a, "to": ensemble_b}
         self.action_a, self.action_b = ensemble_a.action, ensemble_b.action
+        self._pushed_force = PushedForce(flow, self.action_a.group)
 
     @property
     def module(self) -> Flow:
@@ -226,56 +220,18 @@ class ExchangeKL(Objective):
 
     def reverse_work(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return the surrogate of the mean of w_R, and w_R ``(n,)`` without a graph."""
-        group, n = self.action_a.group, y.shape[0]
-        zero = torch.zeros(n, dtype=torch.float64, device=y.device)
+        zero = torch.zeros(y.shape[0], dtype=torch.float64, device=y.device)
         with torch.no_grad():
             start, inverse_density = self.flow.inverse(y, zero)
-            force = self.action_a.force(start)
-        x = start.detach().requires_grad_(True)
-        image, log_density = self.flow.forward(x, zero)
-        (euclidean,) = torch.autograd.grad(log_density.sum(), x, retain_graph=True)
-        # log_density is -J_f.
-        right_side = force - group.gradient_from_euclidean(start, euclidean)
-        v = self._solve(group, x, image, right_side, y)
-        surrogate = -log_density.mean() - pairing(group, v, image) / n
-        with torch.no_grad():
             # The density of the inverse pass is NaN where the inverse did not converge.
             work = self.action_a(start) + inverse_density - self.action_b(y)
+            force = self.action_a.force(start)
+        x = start.requires_grad_(True)
+        image, log_density = self.flow.forward(x, zero)
+        v = self._pushed_force(x, image, log_density, force)
+        # log_density is -J_f.
+        surrogate = -log_density.mean() - pairing(self.action_a.group, v, image) / y.shape[0]
         return surrogate, work
-
-    def _solve(self, group, x: Tensor, image: Tensor, right_side: Tensor, y: Tensor) -> Tensor:
-        n = y.shape[0]
-
-        def flat(algebra: Tensor) -> Tensor:
-            return group.algebra_to_coordinates(algebra).reshape(n, -1).to(torch.float64)
-
-        shape = group.algebra_to_coordinates(right_side).shape
-        real = right_side.real.dtype
-
-        def unflat(vector: Tensor) -> Tensor:
-            return group.coordinates_to_algebra(vector.reshape(shape).to(real))
-
-        precise = real == torch.float64
-        guess = self._inverse_gradient(group, y, x.detach())
-        solution = solve_linear(
-            lambda vector: flat(pull_back(group, x, image, unflat(vector))),
-            flat(right_side),
-            flat(right_side if guess is None else guess),
-            tolerance=1e-9 if precise else 1e-4,
-        )
-        return unflat(solution)
-
-    def _inverse_gradient(self, group, y: Tensor, x: Tensor) -> Tensor | None:
-        """Return minus the gradient of ln q at y by autograd through the inverse, if it has one."""
-        leaf = y.detach().requires_grad_(True)
-        zero = torch.zeros(y.shape[0], dtype=torch.float64, device=y.device)
-        with frozen(self.flow), torch.enable_grad():
-            back, change = self.flow.inverse(leaf, zero)
-            if back.grad_fn is None or change.grad_fn is None:
-                return None
-            total = change.sum() + pairing(group, self.action_a.force(x), back)
-            (euclidean,) = torch.autograd.grad(total, leaf)
-        return group.gradient_from_euclidean(leaf.detach(), euclidean)
 
     @torch.no_grad()
     def density_error(self, n: int, rng: torch.Generator) -> Tensor:
@@ -298,16 +254,3 @@ class ExchangeKL(Objective):
                     if key.startswith(prefix)
                 }
             )
-
-
-@contextlib.contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Build graphs without the weights of ``module``: only inputs are differentiated."""
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)

@@ -1,0 +1,398 @@
+"""``flowmc evaluate``: how good a flow is, in numbers that scripts and people can rely on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowmc.actions.base import Action
+from flowmc.actions.theory import build_action, check_couplings
+from flowmc.estimators.weights import (
+    effective_sample_size,
+    independence_acceptance,
+    kullback_leibler,
+    log_mean_exp,
+    max_weight_share,
+    pareto_k,
+    swap_rate,
+)
+from flowmc.flows.base import Flow, FlowModel
+from flowmc.flows.files import LoadedFlow, check_flow_fits, load_flow, orient
+from flowmc.random import stream
+from flowmc.registry import ConfigError, nearest
+from flowmc.training.ensemble import Ensemble
+
+__all__ = [
+    "DensityError",
+    "add_arguments",
+    "evaluate",
+    "evaluate_exchange",
+    "evaluate_sampler",
+    "read_toml",
+    "run",
+]
+
+# Keys of [exchange] that describe the HMC chains behind the configurations.
+ENSEMBLE_KEYS = (
+    "chains",
+    "thermalization",
+    "trajectory",
+    "steps",
+    "integrator",
+    "target_acceptance",
+    "start",
+)
+DENSITY_SAMPLES = 64
+
+
+class DensityError(RuntimeError):
+    """The log-density of a continuous flow is not that of its map: no number can be believed."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line of ``flowmc evaluate``."""
+    parser.add_argument("flow", metavar="FLOW", help="a flow file, or zoo:NAME")
+    parser.add_argument("--samples", type=int, default=8192, help="how many (default: 8192)")
+    parser.add_argument("--batch", type=int, default=1024, help="samples at a time (default: 1024)")
+    parser.add_argument("--config", metavar="CONFIG.toml", help="take [theory] from this file")
+    parser.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
+    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run ``flowmc evaluate``; return the exit status."""
+    try:
+        for key in ("samples", "batch"):
+            if getattr(args, key) < 2:
+                raise ConfigError(f"--{key} {getattr(args, key)}: needs at least 2")
+        result, warnings = evaluate(
+            args.flow,
+            samples=args.samples,
+            batch=args.batch,
+            config=args.config,
+            seed=args.seed,
+            device=check_device(args.device),
+        )
+    except ConfigError as error:
+        sys.stderr.write(f"flowmc evaluate: {error}\n")
+        return 2
+    except DensityError as error:
+        sys.stderr.write(f"flowmc evaluate: {error}\n")
+        return 1
+    if args.json:
+        sys.stdout.write(json.dumps(result) + "\n")
+    else:
+        sys.stdout.write(_table(result))
+    for warning in warnings:
+        sys.stderr.write(f"warning: {warning}\n")
+    return 0
+
+
+def evaluate(
+    source: str,
+    *,
+    samples: int,
+    batch: int = 1024,
+    config: str | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> tuple[dict[str, Any], list[str]]:
+    """Measure a flow file; return the result (JSON-able) and warnings in plain language.
+
+    Args:
+        source: a path or "zoo:NAME".
+        samples: number of draws (per end for an exchange flow).
+        batch: draws at a time.
+        config: a TOML file whose [theory] replaces that of the card (other couplings, or another
+            lattice if the flow allows).  For exchange flows also [exchange] with from and to.
+        seed: of all draws.
+        device: where to run.
+
+    Raises:
+        ConfigError: for unusable input.
+        DensityError: for a continuous flow whose integrator is too coarse.
+    """
+    table = read_toml(config) if config else {}
+    action = build_action(_section(table, "theory", config)) if config else None
+    loaded = load_flow(source, lattice=None if action is None else action.lattice, device=device)
+    head: dict[str, Any] = {"flow": str(source)}
+    if loaded.model is not None:
+        if action is not None:
+            check_flow_fits(loaded.card, action, same_couplings=False)
+        target = action or loaded.action
+        result, warnings = evaluate_sampler(loaded.model, target, samples, batch=batch, seed=seed)
+        return {**head, "action": repr(target), **result}, warnings
+    first, second, flow = _ends(loaded, action, table)
+    options = loaded.card.get("training", {}).get("config", {}).get("exchange", {})
+    options = {**options, **table.get("exchange", {})}
+    result, warnings = evaluate_exchange(
+        flow,
+        first,
+        second,
+        samples,
+        batch=batch,
+        seed=seed,
+        device=device,
+        dtype=torch.float64 if loaded.card.get("precision", 64) == 64 else torch.float32,
+        **{key: options[key] for key in ENSEMBLE_KEYS if key in options},
+    )
+    return {**head, "action": f"{first!r} -> {second!r}", **result}, warnings
+
+
+@torch.no_grad()
+def evaluate_sampler(
+    model: FlowModel, action: Action, samples: int, *, batch: int = 1024, seed: int = 0
+) -> tuple[dict[str, Any], list[str]]:
+    """Draw from a sampler and measure its weights; return the result and warnings.
+
+    Raises:
+        DensityError: see :func:`evaluate`.
+    """
+    model.eval()
+    device = _device(model)
+    logs = []
+    started = time.perf_counter()
+    for index, size in enumerate(_batches(samples, batch)):
+        x, log_q = model.sample(size, stream(seed, index, "evaluate", device))
+        logs.append(-action(x) - log_q)
+    log_weights = torch.cat(logs).cpu()
+    seconds = (time.perf_counter() - started) / samples
+    result, warnings = _weight_results(log_weights, seconds)
+    if not model.flow.log_density_is_exact:
+        z, _ = model.prior.sample(
+            min(DENSITY_SAMPLES, samples), stream(seed, 0, "density error", device)
+        )
+        result["density_error"] = _check_density(model.flow, z, log_weights)
+    return result, warnings
+
+
+@torch.no_grad()
+def evaluate_exchange(
+    flow: Flow,
+    action_a: Action,
+    action_b: Action,
+    samples: int,
+    *,
+    batch: int = 1024,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float64,
+    chains: int = 256,
+    separation: int = 10,
+    **hmc: Any,
+) -> tuple[dict[str, Any], list[str]]:
+    """Measure an exchange flow on configurations of both ends drawn by HMC.
+
+    Errors treat every chain as one independent measurement.
+
+    Args:
+        flow: the map from a to b.
+        action_a, action_b: the ends.
+        samples: configurations per end, spread over the chains.
+        batch: configurations mapped at a time.
+        seed: of the chains.
+        device, dtype: of the configurations.
+        chains: number of chains per end.
+        separation: trajectories between two measurements of a chain.
+        hmc: further arguments of :class:`~flowmc.training.Ensemble`.
+
+    Raises:
+        DensityError: see :func:`evaluate`.
+    """
+    flow.eval()
+    chains = min(chains, samples)
+    draws = []
+    for action, purpose in ((action_a, "evaluate from"), (action_b, "evaluate to")):
+        ensemble = Ensemble(action, purpose, seed, chains=chains, dtype=dtype, device=device, **hmc)
+        measured = [ensemble.field]
+        for _ in range(-(-samples // chains) - 1):
+            ensemble.advance(separation)
+            measured.append(ensemble.field)
+        # Chain by chain, so that consecutive bins are chains.
+        draws.append(torch.stack(measured, 1).flatten(0, 1))
+    x_a, x_b = draws
+    started = time.perf_counter()
+    forward = _work(flow.forward, x_a, action_a, action_b, batch)
+    seconds = (time.perf_counter() - started) / len(x_a)
+    reverse = _work(flow.inverse, x_b, action_b, action_a, batch)
+    failed = int((~torch.isfinite(reverse)).sum())
+    # An inverse that did not converge is a rejected swap: its work is infinite.
+    reverse = torch.where(torch.isfinite(reverse), reverse, math.inf)
+    result, warnings = _weight_results(-forward, seconds, bins=chains)
+    swap = swap_rate(forward, reverse, bins=chains)
+    finite = reverse[torch.isfinite(reverse)]
+    jeffreys = float(forward.mean() + finite.mean()) if len(finite) else math.nan
+    result |= {
+        "swap_rate": _number(swap.value),
+        "swap_rate_error": _number(swap.error),
+        "jeffreys": _number(jeffreys),
+        "swap_rate_gaussian": _number(math.erfc(math.sqrt(max(jeffreys, 0.0)) / 2)),
+    }
+    if failed:
+        warnings.append(
+            f"the inverse flow did not converge on {failed} of {len(reverse)} configurations; "
+            "such swaps are rejected"
+        )
+    if not flow.log_density_is_exact:
+        result["density_error"] = _check_density(flow, x_a[:DENSITY_SAMPLES], -forward)
+    return result, warnings
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """Return the tables of a TOML file.
+
+    Raises:
+        ConfigError: if it is missing or not TOML, with line and column.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no configuration file {path}") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def check_device(name: str) -> str:
+    """Return the name of a torch device that exists.
+
+    Raises:
+        ConfigError: if it does not.
+    """
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device {name}: {reason}") from error
+    return name
+
+
+def _section(table: Mapping[str, Any], name: str, path: str | None) -> dict[str, Any]:
+    section = table.get(name)
+    if not isinstance(section, dict):
+        raise ConfigError(f"{path} has no [{name}] table{nearest(name, table)}")
+    return section
+
+
+def _ends(
+    loaded: LoadedFlow, action: Action | None, table: Mapping[str, Any]
+) -> tuple[Action, Action, Flow]:
+    first, second = loaded.ends
+    exchange = table.get("exchange")
+    if action is not None and exchange is not None:
+        first = check_couplings(action, exchange.get("from", {}), "[exchange] from")
+        second = check_couplings(action, exchange.get("to", {}), "[exchange] to")
+    return first, second, orient(loaded.card, loaded.flow, first, second)
+
+
+def _batches(samples: int, batch: int) -> list[int]:
+    return [min(batch, samples - start) for start in range(0, samples, batch)]
+
+
+def _work(move, x: Tensor, old: Action, new: Action, batch: int) -> Tensor:
+    works = []
+    for part in x.split(batch):
+        zero = torch.zeros(len(part), dtype=torch.float64, device=part.device)
+        y, log_density = move(part, zero)
+        works.append(new(y) + log_density - old(part))
+    return torch.cat(works).cpu()
+
+
+def _weight_results(
+    log_weights: Tensor, seconds: float, bins: int | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """Return what all flows report, and warnings."""
+    samples = len(log_weights)
+    lost = int((~torch.isfinite(log_weights)).sum())
+    warnings = []
+    if lost:
+        warnings.append(
+            f"{lost} of {samples} samples have a density or action that is not finite; their "
+            "weight counts as zero"
+        )
+        log_weights = torch.where(torch.isfinite(log_weights), log_weights, -math.inf)
+    if lost == samples:
+        raise ConfigError("no sample of this flow has a finite weight: the flow is broken")
+    ess = effective_sample_size(log_weights, bins)
+    log_z = log_mean_exp(log_weights, bins)
+    share = max_weight_share(log_weights)
+    tail = pareto_k(log_weights)
+    result = {
+        "samples": samples,
+        "ess": _number(ess.value),
+        "ess_error": _number(ess.error),
+        "acceptance": _number(independence_acceptance(log_weights).value),
+        "log_z": _number(log_z.value),
+        "log_z_error": _number(log_z.error),
+        "kl": _number(kullback_leibler(log_weights, bins).value),
+        "max_weight_share": _number(share),
+        "seconds_per_sample": seconds,
+    }
+    if share > 0.05:
+        warnings.append(
+            f"a single sample carries {share:.0%} of the total weight: ess, acceptance and log_z "
+            "are guesses, most likely too good; use more samples or a better flow"
+        )
+    elif tail > 0.7:
+        warnings.append(
+            f"the weights have a heavy tail (Pareto k = {tail:.2f} > 0.7): ess and log_z may be "
+            f"off by more than their errors; a chain of these proposals would stick"
+        )
+    if samples * ess.value < 10:
+        warnings.append(
+            f"only {samples * ess.value:.1f} effective samples: ess is biased up, use more samples"
+        )
+    if log_z.error > 0.3:
+        warnings.append(
+            f"log_z is biased low by about {0.5 * log_z.error**2:.2g} at this number of samples"
+        )
+    return result, warnings
+
+
+def _check_density(flow: Flow, x: Tensor, log_weights: Tensor) -> float:
+    error = float(flow.density_error(x).max())
+    finite = log_weights[torch.isfinite(log_weights)]
+    spread = float(finite.std()) if len(finite) > 1 else 0.0
+    if not error <= max(1e-3, 0.1 * spread):
+        raise DensityError(
+            f"the log-density of this flow is wrong by up to {error:.2g}, which is not small "
+            f"against the spread {spread:.2g} of its log-weights: its integrator is too coarse; "
+            "retrain with more integration steps"
+        )
+    return error
+
+
+def _device(module: torch.nn.Module) -> torch.device:
+    for tensor in module.parameters():
+        return tensor.device
+    return torch.device("cpu")
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else None
+
+
+def _table(result: Mapping[str, Any]) -> str:
+    lines = []
+    for key, value in result.items():
+        if key.endswith("_error") and key.removesuffix("_error") in result:
+            continue
+        error = result.get(f"{key}_error")
+        text = f"{value:.6g}" if isinstance(value, float) else str(value)
+        if isinstance(error, float):
+            text = f"{value:.6g} +- {error:.2g}"
+        lines.append(f"{key:20s} {text}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,491 @@
+"""``flowmc train``: from a configuration file to a flow file.
+
+Beside ``NAME.safetensors`` lie ``NAME.checkpoint.safetensors`` (replaced atomically, everything a
+resume needs) and ``NAME.log.jsonl`` (one JSON object per logged step).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from flowmc.actions.base import Action
+from flowmc.actions.theory import build_action, check_couplings, describe_theory
+from flowmc.flows.base import Flow, FlowModel
+from flowmc.flows.files import FlowFileError, build_flow, build_prior, read_card, save_flow
+from flowmc.random import stream
+from flowmc.registry import ConfigError, build, nearest, parameters, resolve, validate
+from flowmc.run.evaluate import (
+    ENSEMBLE_KEYS,
+    DensityError,
+    check_device,
+    evaluate_exchange,
+    evaluate_sampler,
+    read_toml,
+)
+from flowmc.training.ensemble import Ensemble
+from flowmc.training.loop import Progress, Settings, Trainer, TrainingError
+from flowmc.training.objectives import ExchangeKL, Objective, ReverseKL
+
+__all__ = ["Plan", "add_arguments", "read_plan", "run", "train"]
+
+_TABLES = ("theory", "flow", "prior", "exchange", "training")
+_LOG_EVERY = 10
+_LINE_EVERY_SECONDS = 60.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line of ``flowmc train``."""
+    parser.add_argument("config", metavar="CONFIG.toml", help="theory, flow and training")
+    parser.add_argument("--output", required=True, metavar="FLOW.safetensors", help="flow file")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run ``flowmc train``; return the exit status.
+
+    0 when the flow is written, 1 if the training failed, 2 for unusable input, 128 + n when signal
+    n stopped it (with a checkpoint).
+    """
+    command = f"flowmc train {args.config} --output {args.output}"
+    try:
+        plan = read_plan(args.config)
+        device = check_device(args.device)
+        with _signals() as caught, _display(plan.settings.steps) as show:
+            finished = train(
+                plan,
+                args.output,
+                resume=args.resume,
+                device=device,
+                progress=show,
+                stop=lambda: bool(caught),
+                command=command,
+            )
+    except ConfigError as error:
+        sys.stderr.write(f"flowmc train: {error}\n")
+        return 2
+    except (TrainingError, DensityError) as error:
+        sys.stderr.write(f"flowmc train: {error}\n")
+        return 1
+    if not finished:
+        sys.stderr.write("flowmc train: stopped with a checkpoint; --resume goes on from there\n")
+        return 128 + caught[0]
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Common:
+    """Keys of [training] beside those of the loop."""
+
+    precision: Literal[32, 64] = 64
+    evaluate_samples: int = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SamplerKeys(_Common):
+    objective: Literal["reverse_kl"] = "reverse_kl"
+    gradient: Literal["reparametrised", "path"] = "reparametrised"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ExchangeKeys(_Common):
+    objective: Literal["exchange_kl"] = "exchange_kl"
+    direction: Literal["forward", "symmetric"] = "symmetric"
+
+
+def _exchange_options(
+    *,
+    chains: int = 256,
+    thermalization: int = 200,
+    refresh_every: int = 1,
+    trajectory: float = 1.0,
+    steps: int = 10,
+    integrator: str = "omelyan2",
+    target_acceptance: float = 0.9,
+    start: Literal["hot", "cold"] = "hot",
+) -> dict[str, Any]:
+    return dict(locals())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A validated training configuration.
+
+    Attributes:
+        tables: the configuration as read.
+        action: the theory.
+        ends: both theories of an exchange flow, else None.
+        ensemble: arguments of both ensembles of an exchange flow.
+        settings: of the loop.
+        keys: the other keys of [training].
+    """
+
+    tables: dict[str, Any]
+    action: Action
+    ends: tuple[Action, Action] | None
+    ensemble: dict[str, Any]
+    settings: Settings
+    keys: _SamplerKeys | _ExchangeKeys
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of weights and fields."""
+        return torch.float64 if self.keys.precision == 64 else torch.float32
+
+    def build(self, device: torch.device | str) -> Objective:
+        """Return the objective with a freshly initialised flow; the same weights for every seed."""
+        # The initial weights come from torch's global generator, whose state is put back.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream(self.settings.seed, 0, "weights").initial_seed())
+            flow = build_flow(self.tables["flow"], self.action)
+        if isinstance(self.keys, _SamplerKeys):
+            model = FlowModel(build_prior(self.tables["prior"], self.action), flow)
+            model.to(device=device, dtype=self.dtype)
+            return ReverseKL(model, self.action, gradient=self.keys.gradient)
+        assert self.ends is not None
+        flow.to(device=device, dtype=self.dtype)
+        ensembles = [
+            Ensemble(
+                action, name, self.settings.seed, dtype=self.dtype, device=device, **self.ensemble
+            )
+            for action, name in zip(self.ends, ("from", "to"), strict=True)
+        ]
+        return ExchangeKL(flow, *ensembles, direction=self.keys.direction)
+
+
+def read_plan(path: str) -> Plan:
+    """Read and validate a training configuration.
+
+    Raises:
+        ConfigError: naming the file, table and key that is missing, unknown or unusable.
+    """
+    return make_plan(read_toml(path))
+
+
+def make_plan(tables: dict[str, Any]) -> Plan:
+    """Validate the tables of a training configuration; see :func:`read_plan`."""
+    for name, table in tables.items():
+        if name not in _TABLES:
+            raise ConfigError(f"unknown table [{name}]{nearest(name, _TABLES)}")
+        if not isinstance(table, dict):
+            raise ConfigError(f"{name} = {table!r}: should be a table [{name}]")
+    for name in ("theory", "flow", "training"):
+        if name not in tables:
+            raise ConfigError(f"the configuration has no [{name}] table")
+    if ("prior" in tables) == ("exchange" in tables):
+        raise ConfigError(
+            "the configuration needs either [prior] (a sampler) or [exchange] (a flow between two "
+            "couplings)"
+        )
+    action = build_action(tables["theory"])
+    ends: tuple[Action, Action] | None = None
+    ensemble: dict[str, Any] = {}
+    keys_class: type[_SamplerKeys] | type[_ExchangeKeys] = _SamplerKeys
+    if "exchange" in tables:
+        ends, ensemble = _read_exchange(tables["exchange"], action)
+        keys_class = _ExchangeKeys
+    settings, keys = _read_training(tables["training"], keys_class)
+    plan = Plan(tables, action, ends, ensemble, settings, keys)
+    # Building the flow checks its table; the weights are thrown away.
+    build_flow(tables["flow"], action)
+    if ends is None:
+        build_prior(tables["prior"], action)
+    return plan
+
+
+def train(
+    plan: Plan,
+    output: str | os.PathLike,
+    *,
+    resume: bool = False,
+    device: torch.device | str = "cpu",
+    progress: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    command: str = "",
+) -> bool:
+    """Train, measure and write a flow; return whether the training reached its end.
+
+    Args:
+        plan: from :func:`read_plan`.
+        output: the flow file; checkpoint and log lie beside it.
+        resume: go on from the checkpoint if there is one.
+        device: where to train.
+        progress: called after every step.
+        stop: asked after every step; True stops with a checkpoint.
+        command: recorded in the card.
+
+    Raises:
+        ConfigError: if the output exists already, or the checkpoint is of another configuration.
+        TrainingError, DensityError: if the flow is lost.
+    """
+    output = Path(output)
+    stem = output.with_suffix("") if output.suffix == ".safetensors" else output
+    checkpoint = stem.with_name(f"{stem.name}.checkpoint.safetensors")
+    log = stem.with_name(f"{stem.name}.log.jsonl")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the directory {output.parent}: {error.strerror}") from error
+    if not resume:
+        for path in (output, checkpoint):
+            if path.exists():
+                raise ConfigError(
+                    f"{path} exists: use --resume to go on with its training, remove it, or choose "
+                    "another --output"
+                )
+    objective = plan.build(device)
+    trainer = Trainer(
+        objective,
+        plan.settings,
+        checkpoint=str(checkpoint),
+        metadata={"config": plan.tables},
+    )
+    if resume and checkpoint.exists():
+        _check_same_config(plan.tables, checkpoint)
+        trainer.load(str(checkpoint))
+    with _Log(log, trainer.step) as write:
+
+        def report(event: Progress) -> None:
+            write(event)
+            if progress is not None:
+                progress(event)
+
+        trainer.progress = report
+        if not trainer.run(stop):
+            return False
+    measured = _measure(plan, objective, device)
+    module = objective.module
+    assert isinstance(module, (FlowModel, Flow))
+    save_flow(output, module, _card(plan, trainer, measured, command))
+    return True
+
+
+def _read_exchange(
+    table: dict[str, Any], action: Action
+) -> tuple[tuple[Action, Action], dict[str, Any]]:
+    options = dict(table)
+    ends = []
+    for key in ("from", "to"):
+        couplings = options.pop(key, None)
+        if not isinstance(couplings, dict) or not couplings:
+            example = next(iter(action.parameters), "beta")
+            raise ConfigError(
+                f"[exchange]: needs {key} = {{...}} with the couplings of that end, e.g. "
+                f"{key} = {{{example} = 1.0}}"
+            )
+        ends.append(check_couplings(action, couplings, f"[exchange] {key}"))
+    first, second = ends
+    if first.parameters == second.parameters:
+        raise ConfigError("[exchange]: from and to are the same theory: nothing to train")
+    known = {"from", "to", *parameters(_exchange_options)}
+    for key in options:
+        if key not in known:
+            raise ConfigError(f"[exchange]: unknown key {key!r}{nearest(key, known)}")
+    ensemble = build(_exchange_options, options, "[exchange]")
+    assert set(ENSEMBLE_KEYS) <= set(ensemble)
+    try:
+        # The constructor holds the ranges; nothing is drawn before the first batch.
+        Ensemble(first, "check", 0, **ensemble)
+    except ValueError as error:
+        raise ConfigError(f"[exchange]: {error}") from error
+    return (first, second), ensemble
+
+
+def _read_training(
+    table: dict[str, Any], keys_class: type[_SamplerKeys] | type[_ExchangeKeys]
+) -> tuple[Settings, _SamplerKeys | _ExchangeKeys]:
+    where = "[training]"
+    own = parameters(keys_class)
+    known = {*own, *parameters(Settings)}
+    for key in table:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, known)}")
+    keys = build(keys_class, {key: table[key] for key in table if key in own}, where)
+    if keys.evaluate_samples < 16:
+        raise ConfigError(f"{where}: evaluate_samples = {keys.evaluate_samples}: at least 16")
+    arguments = validate(Settings, {key: table[key] for key in table if key not in own}, where)
+    try:
+        return Settings(**arguments), keys
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _check_same_config(tables: dict[str, Any], checkpoint: Path) -> None:
+    """Refuse to mix two trainings; only a later end and other save points may differ."""
+    old = read_card(checkpoint).get("config", {})
+    # As JSON has it: the checkpoint went through that.
+    new = json.loads(json.dumps(tables))
+    free = {
+        ("training", "steps"),
+        ("training", "checkpoint_every"),
+        ("training", "evaluate_samples"),
+    }
+    for name in {**old, **new}:
+        before, now = old.get(name, {}), new.get(name, {})
+        for key in {**before, **now}:
+            if (name, key) not in free and before.get(key) != now.get(key):
+                raise FlowFileError(
+                    f"{checkpoint} belongs to a training with [{name}] {key} = "
+                    f"{before.get(key)!r}, but the configuration says {now.get(key)!r}: restore "
+                    "it, or choose another --output"
+                )
+
+
+def _measure(plan: Plan, objective: Objective, device: torch.device | str) -> dict[str, Any]:
+    samples, seed = plan.keys.evaluate_samples, plan.settings.seed
+    if isinstance(objective, ReverseKL):
+        result, _ = evaluate_sampler(objective.model, plan.action, samples, seed=seed)
+    else:
+        assert isinstance(objective, ExchangeKL)
+        options = {key: plan.ensemble[key] for key in ENSEMBLE_KEYS}
+        result, _ = evaluate_exchange(
+            objective.flow,
+            objective.action_a,
+            objective.action_b,
+            samples,
+            seed=seed,
+            device=device,
+            dtype=plan.dtype,
+            **options,
+        )
+    # How fast this machine was is not a property of the flow.
+    del result["seconds_per_sample"]
+    return result
+
+
+def _card(plan: Plan, trainer: Trainer, measured: dict[str, Any], command: str) -> dict[str, Any]:
+    card: dict[str, Any] = {
+        "kind": "sampler" if plan.ends is None else "exchange",
+        "flow": _resolved("flows", plan.tables["flow"]),
+        "theory": describe_theory(plan.action, plan.tables["theory"]["action"]),
+        "training": {
+            "config": plan.tables,
+            "steps": trainer.step,
+            "skipped": trainer.skipped,
+            "seconds": round(trainer.seconds, 1),
+        },
+        "measured": measured,
+        "command": command,
+    }
+    if plan.ends is None:
+        card["prior"] = _resolved("priors", plan.tables["prior"])
+    else:
+        card["from"], card["to"] = (dict(end.parameters) for end in plan.ends)
+    return card
+
+
+def _resolved(kind: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return name and parameters with the defaults written out: they may change, the file not."""
+    name, given = table["name"], {key: value for key, value in table.items() if key != "name"}
+    defaults = {
+        "lambda" if key == "lam" else key: parameter.default
+        for key, parameter in parameters(resolve(kind, name)).items()
+        if isinstance(parameter.default, (bool, int, float, str, list, tuple))
+    }
+    return {"name": name, "parameters": {**defaults, **given}}
+
+
+class _Log:
+    """The JSON-lines log: every tenth step, and none twice after a resume."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        kept = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    continue  # half a line of a killed process
+                if entry.get("step", math.inf) <= step:
+                    kept.append(line + "\n")
+        path.write_text("".join(kept), encoding="utf-8")
+
+    def __enter__(self) -> Callable[[Progress], None]:
+        self._file = self.path.open("a", encoding="utf-8")
+        return self._write
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def _write(self, event: Progress) -> None:
+        if event.step % _LOG_EVERY:
+            return
+        entry = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in dataclasses.asdict(event).items()
+        }
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
+
+
+@contextmanager
+def _signals():
+    """Collect SIGTERM and SIGINT instead of dying in the middle of a step; a second one dies."""
+    caught: list[int] = []
+
+    def remember(number: int, frame: object) -> None:
+        caught.append(number)
+        signal.signal(number, previous[number])
+
+    previous: dict[int, Any] = {}
+    for number in (int(signal.SIGTERM), int(signal.SIGINT)):
+        previous[number] = signal.signal(number, remember)
+    try:
+        yield caught
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _display(steps: int):
+    """Show progress on standard error: a bar on a terminal, else one line per minute."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+        )
+        with Bar(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("", total=steps)
+            yield lambda event: bar.update(
+                task,
+                completed=event.step,
+                description=f"loss {event.loss:.4g}  ESS {event.ess:.3f}",
+            )
+        return
+    last = time.monotonic()
+
+    def line(event: Progress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _LINE_EVERY_SECONDS or event.step == steps:
+            last = now
+            sys.stderr.write(
+                f"step {event.step}/{steps}  loss {event.loss:.5g}  ESS {event.ess:.3f}  "
+                f"gradient {event.gradient_norm:.3g}  skipped {event.skipped}  "
+                f"{event.seconds:.0f} s\n"
+            )
+            sys.stderr.flush()
+
+    yield line

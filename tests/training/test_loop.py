@@ -1,0 +1,216 @@
+"""The loop: bit-exact resume, schedules, skipped steps, and errors."""
+
+import math
+
+import pytest
+import torch
+
+from flowmc.actions import Phi4
+from flowmc.flows import AffineCouplingFlow, Flow, FlowModel, GaussianPrior
+from flowmc.flows.files import FlowFileError, atomic_save
+from flowmc.random import stream
+from flowmc.registry import ConfigError
+from flowmc.training import (
+    Ensemble,
+    ExchangeKL,
+    Objective,
+    ReverseKL,
+    Settings,
+    Trainer,
+    TrainingError,
+)
+from flowmc.training.schedules import SCHEDULES, learning_rate_factor
+
+
+def sampler():
+    torch.manual_seed(1)
+    action = Phi4([4, 4], lam=1.0, m2=-0.5)
+    flow = AffineCouplingFlow(action, layers=2, hidden=[2])
+    return ReverseKL(FlowModel(GaussianPrior(action), flow).to(torch.float64), action)
+
+
+def path_sampler():
+    objective = sampler()
+    return ReverseKL(objective.model, objective.action, gradient="path")
+
+
+def exchange():
+    torch.manual_seed(1)
+    a, b = Phi4([4, 4], lam=1.0, m2=-0.5), Phi4([4, 4], lam=1.0, m2=0.5)
+    flow = AffineCouplingFlow(a, layers=2, hidden=[2]).to(torch.float64)
+    options = {"chains": 12, "thermalization": 5, "refresh_every": 2, "steps": 3}
+    return ExchangeKL(flow, *[Ensemble(s, n, 4, **options) for s, n in ((a, "from"), (b, "to"))])
+
+
+@pytest.mark.parametrize("make", [sampler, path_sampler, exchange])
+def test_resumed_training_gives_the_same_bytes(make, tmp_path):
+    settings = Settings(steps=20, batch=8, learning_rate=1e-2, warmup=5, seed=3, gradient_clip=5.0)
+    whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
+    assert Trainer(make(), settings, checkpoint=str(whole)).run()
+    first = Trainer(make(), settings, checkpoint=str(half))
+    assert not first.run(stop=lambda: first.step == 10)
+    at_ten = half.read_bytes()
+    second = Trainer(make(), settings, checkpoint=str(half))
+    second.load(str(half))
+    assert second.step == 10
+    assert second.run()
+
+    def tensors(path):
+        data = path.read_bytes()
+        return data[8 + int.from_bytes(data[:8], "little") :]
+
+    assert tensors(whole) == tensors(half)
+    # The comparison can fail: ten steps are not twenty.
+    half.write_bytes(at_ten)
+    assert tensors(whole) != tensors(half)
+
+
+def test_training_lowers_the_loss():
+    objective = sampler()
+
+    def measured():
+        batch = objective.evaluate(2000, stream(9, 0, "measure"))
+        return float(batch.loss), float(batch.log_weights.std()) / 2000**0.5
+
+    before, error_before = measured()
+    assert Trainer(objective, Settings(steps=100, batch=64, learning_rate=1e-2)).run()
+    after, error_after = measured()
+    assert before - after > 6 * (error_before + error_after)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules(name):
+    factors = [learning_rate_factor(name, step, 100, 10, 0.05) for step in range(100)]
+    assert factors[0] == pytest.approx(1 / 11)
+    assert factors[10] == 1.0
+    assert max(factors) == 1.0
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[-1] == pytest.approx(1.0 if name == "constant" else 0.05, rel=0.05)
+
+
+class Broken(Objective):
+    """An objective whose gradient is NaN on chosen steps."""
+
+    def __init__(self, bad):
+        self.inner, self.bad, self.calls = sampler(), bad, 0
+
+    @property
+    def module(self):
+        return self.inner.module
+
+    def evaluate(self, n, rng):
+        batch = self.inner.evaluate(n, rng)
+        self.calls += 1
+        if self.calls in self.bad:
+            return type(batch)(batch.surrogate * math.nan, batch.loss, batch.log_weights)
+        return batch
+
+    def density_error(self, n, rng):
+        return self.inner.density_error(n, rng)
+
+
+def test_non_finite_gradients_are_skipped_and_counted():
+    objective = Broken({3, 4})
+    trainer = Trainer(objective, Settings(steps=6, batch=8))
+    assert trainer.run()
+    assert trainer.skipped == 2
+    assert all(bool(torch.isfinite(p).all()) for p in objective.module.parameters())
+
+
+def test_many_non_finite_gradients_stop_the_training():
+    trainer = Trainer(Broken(set(range(5, 100))), Settings(steps=50, batch=8))
+    with pytest.raises(TrainingError, match=r"step 13: 10 batches in a row"):
+        trainer.run()
+
+
+class Drifting(AffineCouplingFlow):
+    """A flow that reports a density error as large as a coarse integrator's."""
+
+    log_density_is_exact = False
+
+    def density_error(self, x):
+        return torch.full((x.shape[0],), 50.0, dtype=torch.float64)
+
+
+def test_density_error_stops_the_training():
+    action = Phi4([4, 4], lam=1.0, m2=-0.5)
+    model = FlowModel(GaussianPrior(action), Drifting(action, layers=2, hidden=[2]))
+    with pytest.raises(TrainingError, match="too coarse"):
+        Trainer(ReverseKL(model, action), Settings(steps=100, batch=8)).run()
+
+
+def test_checkpoint_of_another_flow_is_refused(tmp_path):
+    path = tmp_path / "c.safetensors"
+    trainer = Trainer(sampler(), Settings(steps=1, batch=8), checkpoint=str(path))
+    trainer.run()
+    with pytest.raises(FlowFileError, match="another flow"):
+        Trainer(exchange(), Settings(steps=1, batch=8)).load(str(path))
+    atomic_save(path, {"a": torch.zeros(1)}, {"format": 1})
+    with pytest.raises(FlowFileError, match="not a training checkpoint"):
+        trainer.load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("steps", 0),
+        ("batch", 0),
+        ("checkpoint_every", 0),
+        ("learning_rate", 0.0),
+        ("learning_rate", math.nan),
+        ("warmup", 10),
+        ("final_fraction", 0.0),
+        ("beta1", 1.0),
+        ("gradient_clip", -1.0),
+        ("seed", -1),
+    ],
+)
+def test_settings_out_of_range_name_the_key(key, value):
+    with pytest.raises(ConfigError, match=f"^{key} = "):
+        Settings(**{"steps": 10, "batch": 8, key: value})
+
+
+def test_flow_without_weights_is_refused():
+    class Still(Flow):
+        def forward(self, x, log_density):
+            return x, log_density
+
+        inverse = forward
+
+    action = Phi4([4, 4], lam=1.0, m2=-0.5)
+    with pytest.raises(ConfigError, match="nothing to train"):
+        Trainer(
+            ReverseKL(FlowModel(GaussianPrior(action), Still()), action), Settings(steps=1, batch=2)
+        )
+
+
+def test_ensemble_continues_from_its_state():
+    action = Phi4([4, 4], lam=1.0, m2=-0.5)
+
+    def make():
+        return Ensemble(action, "x", 1, chains=5, thermalization=3, steps=2)
+
+    one = make()
+    draws = [one.draw(7) for _ in range(6)]
+    assert draws[0].shape == (7, 4, 4)
+    assert len(torch.unique(draws[0][:5].flatten(1), dim=0)) == 5
+    two = make()
+    for _ in range(3):
+        two.draw(7)
+    three = make()
+    three.load_state_dict(two.state_dict())
+    for index in (3, 4, 5):
+        assert torch.equal(three.draw(7), draws[index])
+    assert three.kernel.tuning() == one.kernel.tuning()
+
+
+def test_ensemble_has_the_right_distribution():
+    action = Phi4([2], lam=0.0, m2=1.0)
+    ensemble = Ensemble(action, "x", 2, chains=4000, thermalization=30, trajectory=0.7, steps=3)
+    # (At trajectory length 1.0 the odd mode, of frequency sqrt(10), would turn by pi every time.)
+    # Covariance of e^{-S}: half the inverse of the matrix [[3, -2], [-2, 3]] of two sites.
+    exact = 0.5 * torch.linalg.inv(torch.tensor([[3.0, -2.0], [-2.0, 3.0]], dtype=torch.float64))
+    x = ensemble.draw(4000)
+    measured = x.T @ x / len(x)
+    # Errors are below sqrt(2 / 4000) * 0.3 = 0.0067; six of these.
+    assert (measured - exact).abs().max() < 0.04
