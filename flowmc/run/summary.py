@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -181,7 +181,7 @@ def _observables(analysis: Analysis) -> list[str]:
             for r in range(replicas)
         ]
         warnings += [f"{name}: {text}" for text in _collect(analysis.observables[name][0])]
-        warnings += _drifts(name, components[:, :, 0])
+        warnings += _drifts(name, components[:, :, 0], estimate)
         for r in range(1, replicas):
             bound = [estimate for estimate in analysis.observables[name][r] if estimate.is_bound]
             if bound:
@@ -208,7 +208,9 @@ def _collect(components: Sequence[Estimate]) -> list[str]:
     ]
 
 
-def _drifts(name: str, values: NDArray) -> list[str]:
+def _drifts(
+    name: str, values: NDArray, estimator: Callable[[NDArray], Estimate]
+) -> list[str]:
     """Compare the first fifth of the rows with the second half: was thermalisation too short?
 
     Fluctuations and tau_int are those of the second half: a drift would hide in its own variance.
@@ -218,7 +220,7 @@ def _drifts(name: str, values: NDArray) -> list[str]:
         return []
     worst = 0.0
     for k in range(components):
-        late = analyse(values[rows // 2 :, :, k])
+        late = estimator(values[rows // 2 :, :, k])
         early = values[: rows // 5, :, k]
         if late.is_bound or not late.error > 0 or not np.isfinite(early).all():
             continue

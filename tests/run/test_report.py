@@ -120,7 +120,7 @@ def make_run(
                 group[name] = values
 
             shape = (count, chains, replicas)
-            relaxation = 0.0
+            relaxation = np.zeros((1, 1, 1))
             if phase == "thermalization":
                 relaxation = 0.2 * np.exp(-np.arange(count) / 15.0)[:, None, None]
             noise = autoregressive(rng, shape, coefficient)

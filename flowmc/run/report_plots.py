@@ -1,0 +1,462 @@
+"""The plots of ``report.html``, each as SVG text with its letters drawn as paths.
+
+One palette for all (Okabe and Ito, told apart by all common kinds of colour vision): blue is data,
+orange-red what was estimated from it, grey what does not count.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from flowmc.estimators.autocorrelation import Estimate, format_value
+from flowmc.estimators.ladder import positions
+
+__all__ = [
+    "energy_error_plot",
+    "history_plot",
+    "ladder_plot",
+    "topological_charge_plot",
+    "vector_plot",
+]
+
+BLUE, RED, GREEN, ORANGE, SKY, PURPLE = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#E69F00",
+    "#56B4E9",
+    "#CC79A7",
+)
+SERIES = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED)
+INK, GREY, SHADE = "#222222", "#8a8a8a", "#ececec"
+WIDTH = 11.0  # inches; the page is as wide, so that 9 points look like 9 points
+POINTS = 700  # of a line, beyond which it shows the extremes of bins
+FEW_CHAINS = 4  # drawn one by one; of more, mean and band are drawn
+WALKER_ROWS = 160  # rows of walkers that can still be told apart
+
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9.0,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.formatter.useoffset": False,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "lines.linewidth": 1.1,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "flowmc",  # the same data give the same bytes
+}
+
+
+def history_plot(
+    label: str,
+    production: tuple[NDArray, NDArray],
+    thermalization: tuple[NDArray, NDArray],
+    estimate: Estimate,
+    measure_every: int,
+) -> str:
+    """Return history, histogram and autocorrelation function of one observable.
+
+    Args:
+        label: of the vertical axis.
+        production: updates ``(rows,)``, counted from the start of production, and values
+            ``(rows, chains)``.
+        thermalization: likewise, with updates up to 0.
+        estimate: of the production.
+        measure_every: updates between measurements.
+    """
+    with _figure(2.75, (3.1, 0.62, 1.75)) as (figure, (history, histogram, correlation)):
+        _history(history, production, thermalization)
+        history.axhspan(
+            estimate.mean - estimate.error,
+            estimate.mean + estimate.error,
+            color=RED,
+            alpha=0.35,
+            linewidth=0,
+            zorder=4,
+        )
+        history.axhline(estimate.mean, color=RED, linewidth=1.0, zorder=5)
+        history.set_ylabel(label)
+        values = production[1][np.isfinite(production[1])]
+        low, high = _limits(history, values)
+        _horizontal_histogram(histogram, values, np.linspace(low, high, 41))
+        histogram.axhline(estimate.mean, color=RED, linewidth=1.0)
+        histogram.sharey(history)
+        histogram.tick_params(labelleft=False)
+        _autocorrelation(correlation, estimate, measure_every)
+        return _svg(figure)
+
+
+def topological_charge_plot(
+    label: str,
+    production: tuple[NDArray, NDArray],
+    thermalization: tuple[NDArray, NDArray],
+    estimate: Estimate,
+    measure_every: int,
+) -> str:
+    """Return the charge as steps, its distribution, and its autocorrelation function.
+
+    Args:
+        label, production, thermalization, estimate, measure_every: as for :func:`history_plot`.
+    """
+    with _figure(2.75, (3.1, 0.62, 1.75)) as (figure, (history, histogram, correlation)):
+        shown = min(production[1].shape[1], FEW_CHAINS)
+        for updates, values, counts in [(*thermalization, False), (*production, True)]:
+            for chain in range(shown if len(updates) else 0):
+                x, y = _thin(updates, values[:, chain])
+                history.step(
+                    x,
+                    y,
+                    where="post",
+                    color=SERIES[chain] if counts else GREY,
+                    alpha=1.0 if shown == 1 else 0.75,
+                    linewidth=1.0,
+                    label=f"chain {chain}" if counts and production[1].shape[1] > 1 else None,
+                )
+        _shade(history, thermalization[0], production[0])
+        if shown > 1:
+            history.legend(ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.1)
+        history.set_ylabel(label)
+        values = production[1][np.isfinite(production[1])]
+        bound = max(1.0, float(np.abs(values).max())) + 0.6
+        history.set_ylim(-bound, bound)
+        history.yaxis.set_major_locator(MaxNLocator(integer=True))
+        edges = np.arange(-math.ceil(bound) - 0.5, math.ceil(bound) + 1.5)
+        _horizontal_histogram(histogram, np.round(values), edges, gap=0.2)
+        histogram.sharey(history)
+        histogram.tick_params(labelleft=False)
+        _autocorrelation(correlation, estimate, measure_every)
+        return _svg(figure)
+
+
+def vector_plot(label: str, estimates: Sequence[Estimate], measure_every: int) -> str:
+    """Return means, tau_int, and the slowest autocorrelation function of a vector observable."""
+    with _figure(2.75, (2.0, 1.75, 1.75)) as (figure, (means, taus, correlation)):
+        index = np.arange(len(estimates))
+        mean = np.array([estimate.mean for estimate in estimates])
+        error = np.array([estimate.error for estimate in estimates])
+        means.errorbar(index, mean, error, fmt="o", markersize=4, color=BLUE, capsize=2.5)
+        positive = bool((mean > 0).all())
+        if positive and len(mean) > 2 and mean.max() > 10 * mean.min():
+            means.set_yscale("log")
+        means.set_ylabel(label)
+        means.set_xlabel("component")
+        tau = np.array([estimate.tau_int for estimate in estimates])
+        tau_error = np.array([estimate.tau_int_error for estimate in estimates])
+        taus.errorbar(index, tau, tau_error, fmt="o", markersize=4, color=BLUE, capsize=2.5)
+        taus.axhline(0.5, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
+        taus.set_ylim(bottom=0)
+        taus.set_ylabel(r"$\tau_{\mathrm{int}}$  (measurements)")
+        taus.set_xlabel("component")
+        for axes in (means, taus):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+            axes.margins(x=0.06)
+        if np.isfinite(tau).any():
+            slowest = int(np.nanargmax(tau))
+            _autocorrelation(correlation, estimates[slowest], measure_every)
+            correlation.set_ylabel(rf"$\rho(t)$  of component {slowest}")
+        return _svg(figure)
+
+
+def ladder_plot(
+    updates: NDArray,
+    walkers: NDArray,
+    pairs: Sequence[Mapping[str, Any]],
+    up_fraction: Sequence[float],
+    names: Sequence[str],
+) -> str:
+    """Return the swap diagram: walker paths, swap rate of each pair, share of walkers going up.
+
+    Args:
+        updates: ``(rows,)``.
+        walkers: of one chain, ``(rows, replicas)``, which walker sits at replica r.
+        pairs: as in the JSON document under exchange.
+        up_fraction: of each replica.
+        names: of the replicas, the target first.
+    """
+    replicas = walkers.shape[1]
+    height = min(6.5, 1.5 + 0.55 * replicas)
+    with _figure(height, (3.1, 1.2, 1.2)) as (figure, (paths, rates, flow)):
+        recent = slice(-WALKER_ROWS, None)
+        position = positions(walkers[recent])
+        colours = (
+            SERIES
+            if replicas <= len(SERIES)
+            else [matplotlib.colormaps["viridis"](w / (replicas - 1)) for w in range(replicas)]
+        )
+        for walker in range(replicas):
+            paths.plot(
+                updates[recent],
+                position[:, walker],
+                color=colours[walker],
+                linewidth=max(0.9, 2.6 - 0.15 * replicas),
+                solid_joinstyle="round",
+                alpha=0.9,
+            )
+        shown = min(len(updates), WALKER_ROWS)
+        paths.set_title(
+            f"Paths of the {replicas} walkers of chain 0, last {shown} measurements", pad=8
+        )
+        paths.set_yticks(range(replicas), names)
+        paths.set_ylim(replicas - 0.6, -0.4)
+        paths.margins(x=0.01)
+        paths.set_xlabel("update")
+        paths.grid(axis="y", color=SHADE, linewidth=1.0, zorder=0)
+
+        for entry in pairs:
+            if entry["acceptance"] is None:
+                continue
+            centre = entry["pair"] + 0.5
+            rates.barh(centre, entry["acceptance"], height=0.42, color=BLUE)
+            rates.text(
+                entry["acceptance"] + 0.03,
+                centre,
+                f"{entry['acceptance']:.0%}"
+                if entry["acceptance"] >= 0.1
+                # one digit more where it matters
+                else f"{entry['acceptance']:.1%}",
+                va="center",
+                color=INK,
+            )
+            if entry["erfc_estimate"] is not None:
+                rates.plot(entry["erfc_estimate"], centre, "D", color=RED, markersize=4)
+        rates.set_xlim(0, 1)
+        rates.set_title("Swap rate  (◆ Gaussian works)", pad=8)
+        rates.set_xlabel("accepted exchanges")
+
+        flow.plot([1, 0], [0, replicas - 1], color=GREY, linestyle=(0, (4, 3)), linewidth=0.9)
+        flow.plot(up_fraction, range(replicas), "o-", color=GREEN, markersize=5)
+        flow.set_xlim(-0.05, 1.05)
+        flow.set_title("Last seen at the target  (- - ideal)", pad=8)
+        flow.set_xlabel("share of walkers")
+        for axes in (rates, flow):
+            axes.sharey(paths)
+            axes.tick_params(labelleft=False)
+            axes.grid(axis="y", color=SHADE, linewidth=1.0, zorder=0)
+            axes.set_axisbelow(True)
+        return _svg(figure)
+
+
+def energy_error_plot(
+    name: str,
+    updates: NDArray,
+    energy_error: NDArray,
+    accepted: NDArray,
+    tried: NDArray,
+) -> str:
+    """Return the distribution of the energy errors of one HMC kernel and its acceptance in time.
+
+    Args:
+        name: of the kernel.
+        updates: ``(rows,)``.
+        energy_error: Delta H, ``(rows, chains)``.
+        accepted, tried: proposals of each row, ``(rows, chains)``.
+    """
+    with _figure(2.4, (1.5, 3.0)) as (figure, (histogram, history)):
+        finite = energy_error[np.isfinite(energy_error)]
+        if finite.size:
+            low, high = np.quantile(finite, [0.002, 0.998])
+            pad = 0.1 * (high - low) or 1.0
+            histogram.hist(
+                finite,
+                np.linspace(low - pad, high + pad, 51).tolist(),
+                density=True,
+                color=BLUE,
+                alpha=0.85,
+            )
+            histogram.axvline(0, color=GREY, linewidth=0.8)
+            mean = float(finite.mean())
+            histogram.axvline(mean, color=RED, linewidth=1.2)
+            histogram.set_title(rf"$\langle\Delta H\rangle$ = {mean:.3g}", color=RED)
+        histogram.set_xlabel(rf"$\Delta H$  of {name}")
+        histogram.set_yticks([])
+        histogram.spines["left"].set_visible(False)
+
+        bins = max(1, min(80, len(updates) // 10))
+        rate, centre = [], []
+        for rows in np.array_split(np.arange(len(updates)), bins):
+            proposals = tried[rows].sum()
+            rate.append(accepted[rows].sum() / proposals if proposals else np.nan)
+            centre.append(updates[rows].mean())
+        history.plot(centre, rate, color=BLUE, marker="o", markersize=2.5)
+        if tried.sum():
+            history.axhline(accepted.sum() / tried.sum(), color=RED, linewidth=1.0)
+        history.set_ylim(0, 1.02)
+        history.set_ylabel("acceptance")
+        history.set_xlabel("update")
+        history.margins(x=0.01)
+        return _svg(figure)
+
+
+@contextmanager
+def _figure(height: float, widths: Sequence[float]) -> Iterator[tuple[Figure, list[Axes]]]:
+    # From the defaults: a user's own matplotlibrc must not spoil the page.
+    parameters: dict[Any, Any] = {**matplotlib.rcParamsDefault, **STYLE}
+    with warnings.catch_warnings(), matplotlib.rc_context():
+        warnings.simplefilter("ignore", matplotlib.MatplotlibDeprecationWarning)
+        matplotlib.rcParams.update(
+            {key: value for key, value in parameters.items() if not key.startswith("backend")}
+        )
+        figure = Figure(
+            figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.03)
+        )
+        FigureCanvasSVG(figure)
+        axes = figure.subplots(1, len(widths), width_ratios=widths)
+        yield figure, list(axes)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _history(
+    axes: Axes, production: tuple[NDArray, NDArray], thermalization: tuple[NDArray, NDArray]
+) -> None:
+    chains = production[1].shape[1]
+    for updates, values, counts in [(*thermalization, False), (*production, True)]:
+        if not len(updates):
+            continue
+        if chains <= FEW_CHAINS:
+            for chain in range(chains):
+                axes.plot(
+                    *_thin(updates, values[:, chain]),
+                    color=SERIES[chain] if counts else GREY,
+                    linewidth=0.7,
+                    alpha=1.0 if chains == 1 else 0.7,
+                )
+            continue
+        colour = BLUE if counts else GREY
+        rows = np.array_split(np.arange(len(updates)), min(len(updates), POINTS // 2))
+        centre = [updates[row].mean() for row in rows]
+        low, high = np.array([np.quantile(values[row], [0.16, 0.84]) for row in rows]).T
+        axes.fill_between(
+            centre,
+            low,
+            high,
+            color=colour,
+            alpha=0.28,
+            linewidth=0,
+            label="16 to 84 % of the chains" if counts else None,
+        )
+        for chain in range(2):
+            axes.plot(
+                *_thin(updates, values[:, chain]),
+                color=SERIES[1 + chain] if counts else GREY,
+                linewidth=0.6,
+                alpha=0.65,
+                label=f"chain {chain}" if counts else None,
+            )
+        axes.plot(
+            centre,
+            [values[row].mean() for row in rows],
+            color=colour,
+            linewidth=1.3,
+            label="mean of the chains" if counts else None,
+        )
+    if chains > FEW_CHAINS:
+        axes.legend(ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.1)
+    _shade(axes, thermalization[0], production[0])
+
+
+def _shade(axes: Axes, thermalization: NDArray, production: NDArray) -> None:
+    start = float(min(thermalization.min(), 0)) if len(thermalization) else 0.0
+    end = float(production.max())
+    if start < 0:
+        axes.axvspan(start, 0, color=SHADE, linewidth=0, zorder=0)
+        wide = -start > 0.12 * (end - start)
+        axes.annotate(
+            "thermalisation" if wide else "th.",
+            (start / 2, 0.02),
+            xycoords=("data", "axes fraction"),
+            ha="center",
+            va="bottom",
+            color="#5f5f5f",
+            fontsize=8,
+        )
+    axes.set_xlim(start, max(end, start + 1))
+    axes.set_xlabel("update")
+
+
+def _limits(axes: Axes, values: NDArray) -> tuple[float, float]:
+    """Set limits to what production needs: a long way of thermalisation would flatten it."""
+    low, high = float(values.min()), float(values.max())
+    pad = 0.08 * (high - low) or max(abs(high), 1.0) * 1e-3
+    axes.set_ylim(low - 3 * pad, high + 2 * pad)
+    return axes.get_ylim()
+
+
+def _horizontal_histogram(axes: Axes, values: NDArray, edges: NDArray, gap: float = 0.0) -> None:
+    counts, _ = np.histogram(values, edges)
+    heights = np.diff(edges)
+    axes.barh(
+        0.5 * (edges[:-1] + edges[1:]),
+        counts / max(1, counts.max()),
+        height=heights * (1 - gap),
+        color=BLUE,
+        alpha=0.85,
+        linewidth=0,
+    )
+    axes.set_xticks([])
+    axes.set_xlabel("frequency")
+    axes.spines["bottom"].set_visible(False)
+
+
+def _autocorrelation(axes: Axes, estimate: Estimate, measure_every: int) -> None:
+    rho = np.asarray(estimate.rho)
+    shown = int(min(len(rho), max(12, 2.5 * estimate.window + 4)))
+    lag = np.arange(shown)
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    if estimate.window and shown > 1:
+        axes.axvspan(0, estimate.window, color=ORANGE, alpha=0.13, linewidth=0)
+        axes.axvline(estimate.window, color=RED, linewidth=1.0, linestyle=(0, (4, 3)))
+        tau = format_value(estimate.tau_int, estimate.tau_int_error)
+        sign = r"\geq" if estimate.is_bound else "="
+        axes.set_title(
+            rf"$\tau_{{\mathrm{{int}}}} {sign}$ {tau},  window {estimate.window}", color=RED
+        )
+    axes.plot(lag, rho[:shown], "o-", color=BLUE, markersize=2.6 if shown < 80 else 0)
+    axes.set_xlim(0, max(shown - 1, 1))
+    axes.set_ylim(min(-0.1, 1.1 * float(rho[:shown].min())), 1.05)
+    unit = "measurements" if measure_every == 1 else f"measurements, {measure_every} updates each"
+    axes.set_xlabel(f"lag t  ({unit})")
+    axes.set_ylabel(r"autocorrelation  $\rho(t)$")
+
+
+def _thin(x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
+    """Keep the smallest and the largest value of each bin: extremes stay visible."""
+    if len(x) <= 2 * POINTS:
+        return x, y
+    size = math.ceil(len(x) / POINTS)
+    whole = len(x) // size * size
+    blocks = np.where(np.isfinite(y[:whole]), y[:whole], 0.0).reshape(-1, size)
+    first = np.arange(len(blocks)) * size
+    chosen = np.sort(np.stack([first + blocks.argmin(1), first + blocks.argmax(1)], 1), axis=1)
+    rows = chosen.reshape(-1)
+    return x[rows], y[rows]
