@@ -28,6 +28,11 @@ __all__ = ["find_action", "find_force", "find_trajectory"]
 
 Trajectory = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
+_LINK_TYPES = {
+    "U(1)": (torch.float32, torch.float64),
+    "SU(2)": (torch.complex64, torch.complex128),
+    "SU(3)": (torch.complex64, torch.complex128),
+}
 # Neighbour tables are int32 with four bits taken.
 _MAXIMAL_SITES = 2**27
 
@@ -69,16 +74,19 @@ def _module(action: Action, field: Tensor) -> Any:
         return None
     if field.layout is not torch.strided or (field.requires_grad and torch.is_grad_enabled()):
         return None
-    from flowmc.actions import FreeScalar, Phi4
-
-    # A subclass may have changed the density or the force.
-    is_scalar = type(action) in (Phi4, FreeScalar)
-    if not is_scalar or action.volume > _MAXIMAL_SITES or not field.shape[0]:
+    if action.volume > _MAXIMAL_SITES or not field.dim() or not field.shape[0]:
         return None
     if tuple(field.shape) != action.field_shape(field.shape[0]):
         return None
-    if field.dtype not in (torch.float32, torch.float64):
-        return None
-    from flowmc.native import scalar
+    from flowmc.actions import FreeScalar, Phi4, Wilson
 
-    return scalar
+    # Exact classes: a subclass may have changed the density or the force.
+    if type(action) in (Phi4, FreeScalar) and field.dtype in (torch.float32, torch.float64):
+        from flowmc.native import scalar
+
+        return scalar
+    if type(action) is Wilson and field.dtype in _LINK_TYPES.get(action.group.name, ()):
+        from flowmc.native import gauge
+
+        return gauge
+    return None

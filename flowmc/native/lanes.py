@@ -116,6 +116,9 @@ class _Lane:
     def __gt__(self, other: Any) -> _Lane:
         return self._make(self.builder.fcmp_ordered(">", self.value, self._lift(other)))
 
+    def __lt__(self, other: Any) -> _Lane:
+        return self._make(self.builder.fcmp_ordered("<", self.value, self._lift(other)))
+
     def call(self, name: str, *others: Any) -> _Lane:
         """Apply an elementwise LLVM intrinsic, e.g. ``llvm.fmuladd``."""
         vector = self.value.type
@@ -175,7 +178,7 @@ def traced(formula: Callable[..., Sequence[Any]]) -> Any:
         def _same(self, *others: Any) -> _Counter:
             return self
 
-        __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __gt__ = _same
+        __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __gt__ = __lt__ = _same
         __neg__ = round = _same
 
     def define(typing_context: Any, *arguments: types.Type) -> Any:
@@ -218,9 +221,9 @@ def _vector_pointer(context, builder, array_type, array, offset):  # type: ignor
 def load(typing_context, array, offset, count):  # type: ignore[no-untyped-def]
     """Return the bundle of ``count`` consecutive vectors at element ``offset`` of a flat array.
 
-    ``count`` is a literal integer or a tuple whose length counts.
+    ``count`` is a literal integer.
     """
-    vectors = count.literal_value if isinstance(count, types.IntegerLiteral) else count.count
+    vectors = count.literal_value
     result = Bundle(vectors, array.dtype)
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
@@ -238,6 +241,28 @@ def load(typing_context, array, offset, count):  # type: ignore[no-untyped-def]
         return _pack(builder, context.get_value_type(result), lanes)
 
     return result(array, types.intp, count), generate
+
+
+@intrinsic(prefer_literal=True)
+def splat(typing_context, array, value, count):  # type: ignore[no-untyped-def]
+    """Return ``count`` vectors of the array's dtype with ``value`` in every lane."""
+    result = Bundle(count.literal_value, array.dtype)
+
+    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        vector = _vector(array.dtype)
+        item = values[1]
+        if array.dtype.bitwidth == 32:
+            item = builder.fptrunc(item, vector.element)
+        seed = builder.insert_element(
+            ir.Constant(vector, ir.Undefined), item, ir.Constant(ir.IntType(32), 0)
+        )
+        indices = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None)
+        filled = builder.shuffle_vector(seed, ir.Constant(vector, ir.Undefined), indices)
+        return _pack(
+            builder, context.get_value_type(result), [_Lane(builder, filled)] * result.count
+        )
+
+    return result(array, types.float64, count), generate
 
 
 @intrinsic

@@ -1,11 +1,12 @@
 r"""How fields lie in memory for the native kernels: vectors of lanes, whole-vector neighbours.
 
 A lane is one pair of (chain, sublattice).  With at least as many chains as lanes every lane is a
-chain.  With fewer, even axes are cut in two halves, and one bit of the lane index says in which half of its
-axis a site lies; then a step across the middle or the edge of the axis leads to the same block of
-lanes with that bit flipped, for every lane alike (the layout of P. Boyle et al., "Grid",
-arXiv:1512.03487, with every cut in two).  Neighbours are therefore whole vectors, with at most an
-exclusive-or of the lane index, on any lattice: odd extents are not cut, and extent 2 becomes 1.
+chain.  With fewer, even axes are cut in two halves, and one bit of the lane index says in which
+half of its axis a site lies; then a step across the middle or the edge of the axis leads to the
+same block of lanes with that bit flipped, for every lane alike (the layout of P. Boyle et al.,
+"Grid", arXiv:1512.03487, with every cut in two).  Neighbours are therefore whole vectors, with at
+most an exclusive-or of the lane index, on any lattice: odd extents are not cut, and extent 2
+becomes 1.
 
 Arrays are flat, in the order ``(group of chains, block of sites, component, lane)``.
 """

@@ -1,0 +1,461 @@
+r"""Native HMC of the Wilson action for U(1), SU(2) and SU(3) in any dimension >= 2.
+
+The force of link (x, mu) is, with :math:`H_{\mu\nu} = (P_{\mu\nu})_{TA}` and signs for mu < nu,
+
+.. math:: \frac{\beta}{2N} \sum_\nu \big[ H_{\mu\nu}(x)
+          - U_\nu(x-\nu)^\dagger\, H_{\mu\nu}(x-\nu)\, U_\nu(x-\nu) \big],
+
+and the opposite signs for mu > nu, where :math:`H_{\nu\mu}` of the plane (nu, mu) stands instead:
+projecting commutes with the transport by a unitary link.  It takes one pass over the plaquettes
+and one over the links, and 9 instead of 13 matrix products per link in four dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numba
+import numpy as np
+import torch
+from numba import njit, prange
+from numba.extending import overload
+from torch import Tensor
+
+from flowmc.actions import Wilson
+from flowmc.groups import U1
+from flowmc.native.lanes import (
+    accumulate,
+    any_above,
+    flip,
+    lane_width,
+    lanes,
+    load,
+    splat,
+    store,
+)
+from flowmc.native.layout import FLIP_BITS, aligned, lanes_of, layout_for, sum_lanes
+from flowmc.native.layout import splat as constant_lanes
+from flowmc.native.matrices import (
+    COMPONENTS,
+    NORM_LIMIT,
+    add_signed,
+    exponential_coefficients,
+    halve_large,
+    head,
+    invariants,
+    kick,
+    last,
+    move,
+    multiply,
+    plaquette_algebra,
+    plaquette_trace,
+    scaled,
+    square_where_halved,
+    transport,
+)
+from flowmc.native.schedule import merge_operations, pieces_per_group, use_torch_threads
+
+if TYPE_CHECKING:
+    from flowmc.kernels.integrators import Integrator
+
+__all__ = ["make_action", "make_force", "make_trajectory"]
+
+Trajectory = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
+
+_FLIPS = (1 << FLIP_BITS) - 1
+# Where no number is below, halving ends: 2^-64 takes any finite double of a trajectory to 0.
+_MAXIMAL_HALVINGS = 64
+_CHUNK = 64
+
+# Kernels take the group as a tuple of N zeros (one for U(1)): its type selects the formulas, and
+# compiled code is cached by type.
+
+
+def _components(tag, which):  # type: ignore[no-untyped-def]
+    """Return the number of components of a link (0) or an algebra element (1) of a group."""
+    return COMPONENTS[len(tag)][which]
+
+
+@overload(_components, prefer_literal=True)
+def _(tag, which):  # type: ignore[no-untyped-def]
+    count = COMPONENTS[tag.count][which.literal_value]
+    return lambda tag, which: count
+
+
+def _load_link(links, position, tag): ...  # type: ignore[no-untyped-def]
+
+
+@overload(_load_link)
+def _(links, position, tag):  # type: ignore[no-untyped-def]
+    count = COMPONENTS[tag.count][0]
+    return lambda links, position, tag: load(links, position * (count * lanes(links)), count)
+
+
+def _load_algebra(elements, position, tag): ...  # type: ignore[no-untyped-def]
+
+
+@overload(_load_algebra)
+def _(elements, position, tag):  # type: ignore[no-untyped-def]
+    count = COMPONENTS[tag.count][1]
+    return lambda elements, position, tag: load(
+        elements, position * (count * lanes(elements)), count
+    )
+
+
+def _zero_algebra(elements, tag): ...  # type: ignore[no-untyped-def]
+
+
+@overload(_zero_algebra)
+def _(elements, tag):  # type: ignore[no-untyped-def]
+    count = COMPONENTS[tag.count][1]
+    return lambda elements, tag: splat(elements, 0.0, count)
+
+
+@njit(inline="always")
+def _ahead(links, neighbours, base, block, direction, mu, dimensions, tag):
+    """Load link mu of the neighbour in a direction (2 nu forwards, 2 nu + 1 backwards)."""
+    entry = neighbours[np.uint64(block * 2 * dimensions + direction)]
+    u = _load_link(links, (base + (entry >> FLIP_BITS)) * dimensions + mu, tag)
+    if entry & _FLIPS:
+        u = flip(u, entry & _FLIPS)
+    return u
+
+
+@njit(cache=True, nogil=True)
+def _plaquettes(links, neighbours, plaquettes, base, plane_base, start, stop, dimensions, tag):
+    """Write H of every plane of a range of blocks."""
+    planes = dimensions * (dimensions - 1) // 2
+    stride = _components(tag, 1) * lanes(links)
+    for block in range(start, stop):
+        position = ((plane_base + block) * planes) * stride
+        for mu in range(dimensions):
+            for nu in range(mu + 1, dimensions):
+                a = multiply(
+                    _load_link(links, (base + block) * dimensions + mu, tag),
+                    _ahead(links, neighbours, base, block, 2 * mu, nu, dimensions, tag),
+                )
+                b = multiply(
+                    _load_link(links, (base + block) * dimensions + nu, tag),
+                    _ahead(links, neighbours, base, block, 2 * nu, mu, dimensions, tag),
+                )
+                store(plaquettes, position, plaquette_algebra(a, b))
+                position += stride
+
+
+@njit(cache=True, nogil=True)
+def _kicks(
+    links, momenta, neighbours, plaquettes, base, plane_base, start, stop, dimensions, tag, sizes,
+    size, steps, step,
+):  # fmt: skip
+    """Add the force of a range of blocks, from their plaquettes, to the momenta."""
+    planes = dimensions * (dimensions - 1) // 2
+    width = lanes(links)
+    time = scaled(load(sizes, size * width, 1), load(steps, step * width, 1))
+    for block in range(start, stop):
+        for mu in range(dimensions):
+            total = _zero_algebra(links, tag)
+            for nu in range(dimensions):
+                if nu == mu:
+                    continue
+                low, high = min(mu, nu), max(mu, nu)
+                plane = low * (2 * dimensions - low - 1) // 2 + high - low - 1
+                here = _load_algebra(plaquettes, (plane_base + block) * planes + plane, tag)
+                entry = neighbours[np.uint64((block * dimensions + nu) * 2 + 1)]
+                behind = entry >> FLIP_BITS
+                u = _load_link(links, (base + behind) * dimensions + nu, tag)
+                there = transport(
+                    u, _load_algebra(plaquettes, (plane_base + behind) * planes + plane, tag)
+                )
+                if entry & _FLIPS:
+                    there = flip(there, entry & _FLIPS)
+                if mu < nu:
+                    total = add_signed(total, here, there)
+                else:
+                    total = add_signed(total, there, here)
+            position = (base + block) * dimensions + mu
+            p = kick(_load_algebra(momenta, position, tag), total, time)
+            store(momenta, position * _components(tag, 1) * width, p)
+
+
+@njit(cache=True, nogil=True)
+def _drifts(links, momenta, base, start, stop, dimensions, tag, sizes, size, steps, step):
+    """Multiply the links of a range of blocks by the exponentials of their momenta."""
+    width = lanes(links)
+    time = scaled(load(sizes, size * width, 1), load(steps, step * width, 1))
+    for position in range((base + start) * dimensions, (base + stop) * dimensions):
+        q = scaled(_load_algebra(momenta, position, tag), time)
+        t = invariants(q)
+        scale = splat(links, 1.0, 1)
+        halvings = 0
+        if any_above(t, NORM_LIMIT):
+            while halvings < _MAXIMAL_HALVINGS and any_above(t, NORM_LIMIT):
+                both = halve_large(t, scale)
+                t, scale = head(both), last(both)
+                halvings += 1
+            q = scaled(q, scale)
+        f = exponential_coefficients(q, t)
+        for _ in range(halvings):
+            both = square_where_halved(f, t, scale)
+            f, scale = head(both), last(both)
+        u = move(_load_link(links, position, tag), q, f)
+        store(links, position * _components(tag, 0) * width, u)
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def _trajectory(
+    links, momenta, neighbours, plaquettes, groups, blocks, dimensions, tag, is_drift, sizes,
+    steps, pieces,
+):  # fmt: skip
+    if pieces == 1:
+        for group in prange(groups):
+            base = group * blocks
+            plane_base = numba.get_thread_id() * blocks
+            for index in range(is_drift.shape[0]):
+                if is_drift[index]:
+                    _drifts(
+                        links, momenta, base, 0, blocks, dimensions, tag, sizes, index, steps, group
+                    )
+                else:
+                    _plaquettes(
+                        links, neighbours, plaquettes, base, plane_base, 0, blocks, dimensions, tag
+                    )
+                    _kicks(
+                        links, momenta, neighbours, plaquettes, base, plane_base, 0, blocks,
+                        dimensions, tag, sizes, index, steps, group,
+                    )  # fmt: skip
+    else:
+        for group in range(groups):
+            base = group * blocks
+            for index in range(is_drift.shape[0]):
+                if is_drift[index]:
+                    for piece in prange(pieces):
+                        start, stop = piece * blocks // pieces, (piece + 1) * blocks // pieces
+                        _drifts(
+                            links, momenta, base, start, stop, dimensions, tag, sizes, index, steps,
+                            group,
+                        )  # fmt: skip
+                else:
+                    for piece in prange(pieces):
+                        start, stop = piece * blocks // pieces, (piece + 1) * blocks // pieces
+                        _plaquettes(
+                            links, neighbours, plaquettes, base, 0, start, stop, dimensions, tag
+                        )
+                    for piece in prange(pieces):
+                        start, stop = piece * blocks // pieces, (piece + 1) * blocks // pieces
+                        _kicks(
+                            links, momenta, neighbours, plaquettes, base, 0, start, stop,
+                            dimensions, tag, sizes, index, steps, group,
+                        )  # fmt: skip
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def _traces(links, neighbours, groups, blocks, dimensions, tag, partial):
+    """Add up the normalised plaquette traces of chunks of blocks."""
+    width = lanes(links)
+    chunks = -(-blocks // _CHUNK)
+    for task in prange(groups * chunks):
+        group, chunk = task // chunks, task % chunks
+        base = group * blocks
+        for block in range(chunk * _CHUNK, min(blocks, (chunk + 1) * _CHUNK)):
+            for mu in range(dimensions):
+                for nu in range(mu + 1, dimensions):
+                    a = multiply(
+                        _load_link(links, (base + block) * dimensions + mu, tag),
+                        _ahead(links, neighbours, base, block, 2 * mu, nu, dimensions, tag),
+                    )
+                    b = multiply(
+                        _load_link(links, (base + block) * dimensions + nu, tag),
+                        _ahead(links, neighbours, base, block, 2 * nu, mu, dimensions, tag),
+                    )
+                    accumulate(partial, task * width, plaquette_trace(a, b))
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def _pack(source, target, sites, chains, chains_per_group, groups, components):
+    """Copy ``source`` (chains, d, volume, numbers) into lanes, picking ``components``."""
+    blocks, parts = sites.shape
+    width = parts * chains_per_group
+    dimensions = source.shape[1]
+    for task in prange(groups * blocks):
+        group, block = task // blocks, task % blocks
+        for part in range(parts):
+            site = sites[block, part]
+            for lane in range(chains_per_group):
+                chain = min(group * chains_per_group + lane, chains - 1)
+                offset = task * dimensions * components.shape[0] * width
+                offset += part * chains_per_group + lane
+                for mu in range(dimensions):
+                    for component in components:
+                        target[np.uint64(offset)] = source[chain, mu, site, component]
+                        offset += width
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def _unpack(source, target, sites, chains, chains_per_group, groups, components, origins, signs):
+    """Copy lanes back: number n of an element is ``signs[n]`` times component ``origins[n]``."""
+    blocks, parts = sites.shape
+    width = parts * chains_per_group
+    dimensions, numbers = target.shape[1], target.shape[3]
+    for task in prange(groups * blocks):
+        group, block = task // blocks, task % blocks
+        used = min(chains_per_group, chains - group * chains_per_group)
+        for part in range(parts):
+            site = sites[block, part]
+            for lane in range(used):
+                chain = group * chains_per_group + lane
+                offset = task * dimensions * components * width + part * chains_per_group + lane
+                for mu in range(dimensions):
+                    for n in range(numbers):
+                        value = source[np.uint64(offset + origins[n] * width)]
+                        target[chain, mu, site, n] = signs[n] * value
+                    offset += components * width
+
+
+# Numbers of an element (row, column, re/im) that are kept: of links, and of algebra elements.
+_KEPT = {
+    1: ([0], [0]),
+    2: ([0, 1, 2, 3], [1, 2, 3]),
+    3: (list(range(18)), [1, 9, 17, 2, 3, 4, 5, 10, 11]),
+}
+# And how the numbers come back: (component, sign) of each, of links and of algebra elements.
+_RESTORED = {
+    1: ([(0, 1)], [(0, 1)]),
+    2: (
+        [(0, 1), (1, 1), (2, 1), (3, 1), (2, -1), (3, 1), (0, 1), (1, -1)],
+        [(0, 0), (0, 1), (1, 1), (2, 1), (1, -1), (2, 1), (0, 0), (0, -1)],
+    ),
+    3: (
+        [(n, 1) for n in range(18)],
+        [
+            *[(0, 0), (0, 1), (3, 1), (4, 1), (5, 1), (6, 1)],
+            *[(3, -1), (4, 1), (0, 0), (1, 1), (7, 1), (8, 1)],
+            *[(5, -1), (6, 1), (7, -1), (8, 1), (0, 0), (2, 1)],
+        ],
+    ),
+}
+
+
+class _Setting:
+    """Everything a native call needs besides the fields: layout, group, threads."""
+
+    def __init__(self, action: Wilson, field: Tensor) -> None:
+        self.threads = use_torch_threads()
+        is_double = field.dtype in (torch.float64, torch.complex128)
+        self.dtype = np.dtype("float64" if is_double else "float32")
+        self.width = lane_width(self.dtype.itemsize)
+        self.layout = layout_for(action.lattice, field.shape[0], self.width)
+        self.n = 1 if isinstance(action.group, U1) else action.group.n
+        self.tag = (0,) * self.n
+        # Scale of the force, and of the action, in units of sums over plaquettes.
+        self.force_scale = action.beta if self.n == 1 else action.beta / (2 * self.n)
+        self.dimensions = len(action.lattice)
+        self.shape = field.shape
+        layout = self.layout
+        self._copy = (layout.sites, layout.chains, layout.chains_per_group, layout.groups)
+
+    def empty(self, components: int, axis: int, groups: int) -> np.ndarray:
+        return aligned(groups * self.layout.blocks * axis * components * self.width, self.dtype)
+
+    def pack(self, field: Tensor, which: int) -> np.ndarray:
+        real = torch.view_as_real(field.resolve_conj()) if field.is_complex() else field
+        source = real.detach().reshape(self.shape[0], self.dimensions, self.volume, -1).numpy()
+        kept = np.array(_KEPT[self.n][which])
+        target = self.empty(len(kept), self.dimensions, self.layout.groups)
+        _pack(np.ascontiguousarray(source), target, *self._copy, kept)
+        return target
+
+    @property
+    def volume(self) -> int:
+        return self.layout.sites.size
+
+    def unpack(self, packed: np.ndarray, which: int) -> Tensor:
+        origins, signs = map(np.array, zip(*_RESTORED[self.n][which], strict=True))
+        numbers = len(origins)
+        target = np.empty((self.shape[0], self.dimensions, self.volume, numbers), self.dtype)
+        components = COMPONENTS[self.n][which]
+        _unpack(packed, target, *self._copy, components, origins, signs.astype(self.dtype))
+        tensor = torch.from_numpy(target)
+        if self.n == 1:
+            return tensor.view(self.shape)
+        return torch.view_as_complex(tensor.view(*self.shape, 2))
+
+    def integrate(
+        self,
+        links: np.ndarray,
+        momenta: np.ndarray,
+        is_drift: np.ndarray,
+        coefficients: list[float],
+        step_size: np.ndarray,
+    ) -> None:
+        layout = self.layout
+        pieces = pieces_per_group(layout.groups, self.threads)
+        planes = self.dimensions * (self.dimensions - 1) // 2
+        buffers = self.threads if pieces == 1 else 1
+        scales = np.where(is_drift, 1.0, self.force_scale) * np.array(coefficients)
+        _trajectory(
+            links,
+            momenta,
+            layout.neighbours,
+            self.empty(COMPONENTS[self.n][1], planes, buffers),
+            layout.groups,
+            layout.blocks,
+            self.dimensions,
+            self.tag,
+            is_drift,
+            constant_lanes(scales, self.width, self.dtype),
+            lanes_of(layout, step_size, self.dtype),
+            pieces,
+        )
+
+
+def make_trajectory(action: Wilson, integrator: Integrator) -> Trajectory:
+    """Return a native ``(field, momentum, step_size, steps) -> (field, momentum)``."""
+
+    def run(
+        field: Tensor, momentum: Tensor, step_size: Tensor, steps: int
+    ) -> tuple[Tensor, Tensor]:
+        setting = _Setting(action, field)
+        links, momenta = setting.pack(field, 0), setting.pack(momentum, 1)
+        is_drift, coefficients = merge_operations(integrator, steps)
+        sizes = step_size.detach().expand(field.shape[0]).numpy()
+        setting.integrate(links, momenta, is_drift, coefficients, sizes)
+        return setting.unpack(links, 0), setting.unpack(momenta, 1)
+
+    return run
+
+
+def make_force(action: Wilson) -> Callable[[Tensor], Tensor]:
+    """Return a native ``field -> force``."""
+
+    def run(field: Tensor) -> Tensor:
+        setting = _Setting(action, field)
+        force = setting.empty(COMPONENTS[setting.n][1], setting.dimensions, setting.layout.groups)
+        force[:] = 0
+        # A kick by minus one unit of time adds the force to momenta of zero.
+        one_kick = np.zeros(1, dtype=np.bool_)
+        setting.integrate(setting.pack(field, 0), force, one_kick, [-1.0], np.ones(field.shape[0]))
+        return setting.unpack(force, 1)
+
+    return run
+
+
+def make_action(action: Wilson) -> Callable[[Tensor], Tensor]:
+    """Return a native ``field -> S`` per chain, accumulated in float64."""
+
+    def run(field: Tensor) -> Tensor:
+        setting = _Setting(action, field)
+        layout = setting.layout
+        partial = np.zeros(layout.groups * -(-layout.blocks // _CHUNK) * setting.width)
+        _traces(
+            setting.pack(field, 0),
+            layout.neighbours,
+            layout.groups,
+            layout.blocks,
+            setting.dimensions,
+            setting.tag,
+            partial,
+        )
+        return torch.from_numpy(-action.beta * sum_lanes(layout, partial))
+
+    return run
