@@ -26,7 +26,6 @@ the Taylor series of J.
 from __future__ import annotations
 
 import functools
-import math
 
 import torch
 from torch import Tensor
@@ -87,7 +86,7 @@ def taylor_degree(bound: float) -> int:
     r"""Return the degree at which the remainder of :math:`J(-\mathrm{ad}_Q)` is below 1e-17.
 
     Args:
-        bound: :math:`\kappa`, bounds the singular values of C; then :math:`|\mathrm{ad}| \le 2\kappa`.
+        bound: :math:`\kappa`, bounds the singular values of C and half of those of ad_Q.
     """
     degree = 1
     term = 2 * bound / 2

@@ -19,15 +19,25 @@ colours are for:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from flowmc.lattice import check_even, coordinates
 
-__all__ = ["LOOPS", "LinkLayer", "closing_paths", "link_layers", "uses_fine_mask"]
+__all__ = [
+    "LOOPS",
+    "LinkLayer",
+    "closing_paths",
+    "link_layers",
+    "put_links",
+    "take_links",
+    "uses_fine_mask",
+]
 
 # A step is (direction, +1 or -1); a path is a tuple of steps.
 Step = tuple[int, int]
@@ -53,13 +63,72 @@ class LinkLayer:
     Attributes:
         direction: mu.
         active: ``(links,)``; link (mu, x) has the index ``mu * volume + site``.
-        paths: per loop position ``(links, paths, steps)``: indices into the links followed by
+        paths: per loop position ``(steps, links, paths)``: indices into the links followed by
             their inverses, so that an inverse is the index of its link plus ``d * volume``.
     """
 
     direction: int
     active: Tensor
     paths: dict[str, Tensor]
+
+    @property
+    def index_tensors(self) -> list[Tensor]:
+        """The indices of the active links, then those of the paths."""
+        return [self.active, *self.paths.values()]
+
+    @functools.cached_property
+    def gathered(self) -> Tensor:
+        """All of :attr:`index_tensors`, flattened one after the other."""
+        return torch.cat([index.reshape(-1) for index in self.index_tensors])
+
+    def to(self, device: torch.device) -> LinkLayer:
+        """Return a copy on another device."""
+        paths = {position: index.to(device) for position, index in self.paths.items()}
+        return LinkLayer(self.direction, self.active.to(device), paths)
+
+
+def take_links(links: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``links`` and the entries ``links[:, index]``; go on with the returned ``links``.
+
+    :func:`take_links` and :func:`put_links` hand one buffer, and in the backward pass one buffer
+    of gradients, from layer to layer and change it in place, where ``index_select`` and
+    ``index_copy`` would fill and add arrays of the size of the lattice for every layer.
+    """
+    return _Take.apply(links, index)
+
+
+def put_links(links: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    """Overwrite ``links[:, index]`` in place and return ``links``; see :func:`take_links`."""
+    return _Put.apply(links, index, values)
+
+
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, links, index):
+        ctx.save_for_backward(index)
+        ctx.mark_dirty(links)
+        return links, links.index_select(1, index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient, taken):
+        (index,) = ctx.saved_tensors
+        return gradient.index_add_(1, index, taken), None
+
+
+class _Put(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, links, index, values):
+        ctx.save_for_backward(index)
+        ctx.mark_dirty(links)
+        return links.index_copy_(1, index, values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        (index,) = ctx.saved_tensors
+        values = gradient.index_select(1, index)
+        return gradient.index_fill_(1, index, 0), None, values
 
 
 def closing_paths(position: str, mu: int, dimensions: int) -> list[Path]:
@@ -132,7 +201,7 @@ def link_layers(lattice: Sequence[int], loops: Sequence[str]) -> list[LinkLayer]
                 found = closing_paths(position, mu, dimensions)
                 if found:
                     index = [_path_index(active_sites, path, mu, lattice) for path in found]
-                    paths[position] = torch.stack(index, dim=1)
+                    paths[position] = torch.stack(index, dim=2)
             active = _link_index(mu, active_sites, lattice)
             layers.append(LinkLayer(mu, active, paths))
     return layers
@@ -158,7 +227,7 @@ def _link_index(mu: int, sites: Tensor, lattice: Sequence[int]) -> Tensor:
 
 
 def _path_index(sites: Tensor, path: Path, mu: int, lattice: Sequence[int]) -> Tensor:
-    """Return ``(links, steps)``; a backward step is the inverse of the link behind."""
+    """Return ``(steps, links)``; a backward step is the inverse of the link behind."""
     links = len(lattice) * int(torch.tensor(lattice).prod())
     here = sites.clone()
     here[mu] += 1
@@ -169,4 +238,4 @@ def _path_index(sites: Tensor, path: Path, mu: int, lattice: Sequence[int]) -> T
         steps.append(_link_index(nu, here, lattice) + (0 if sign > 0 else links))
         if sign > 0:
             here[nu] += 1
-    return torch.stack(steps, dim=1)
+    return torch.stack(steps)

@@ -13,6 +13,7 @@ arXiv:2305.02402.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -28,7 +29,7 @@ from flowmc.flows.link_jacobian import (
     log_determinant,
     taylor_degree,
 )
-from flowmc.flows.link_masks import LOOPS, LinkLayer, link_layers
+from flowmc.flows.link_masks import LOOPS, LinkLayer, link_layers, put_links, take_links
 from flowmc.groups import SUN, U1, traceless_antihermitian
 
 __all__ = ["ResidualFlow"]
@@ -100,7 +101,7 @@ class ResidualFlow(Flow):
         self._layers = {torch.device("cpu"): link_layers(self.lattice, self.loops)}
         first = self._layers[torch.device("cpu")][0]
         self.positions = tuple(first.paths)
-        self._counts = [paths.shape[1] for paths in first.paths.values()]
+        self._counts = [paths.shape[2] for paths in first.paths.values()]
         groups = {"sweep": 1, "direction": action.dimensions, "layer": self.layers_per_sweep}
         start = torch.zeros(len(self.positions), dtype=torch.float64)
         if initial_coefficient:
@@ -129,8 +130,8 @@ class ResidualFlow(Flow):
     def forward(self, x: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
         doubled = self._flatten(x)
         for sweep, number, layer in self._schedule(x.device):
-            closing, kappa = self._closing(doubled, sweep, number, layer)
-            link = doubled.index_select(1, layer.active)
+            doubled, link, paths = self._gather(doubled, layer)
+            closing, kappa = self._closing(paths, sweep, number, layer)
             product = self._product(link, closing)
             moved = self.group.move(link, link_generator(self.group, product))
             log_density = log_density - self._log_determinant(product, kappa)
@@ -140,8 +141,8 @@ class ResidualFlow(Flow):
     def inverse(self, y: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
         doubled = self._flatten(y)
         for sweep, number, layer in reversed(list(self._schedule(y.device))):
-            closing, kappa = self._closing(doubled, sweep, number, layer)
-            target = doubled.index_select(1, layer.active)
+            doubled, target, paths = self._gather(doubled, layer)
+            closing, kappa = self._closing(paths, sweep, number, layer)
             link, converged = self._solve(target, closing, kappa)
             change = self._log_determinant(self._product(link, closing), kappa)
             log_density = log_density + torch.where(converged, change, torch.nan)
@@ -151,14 +152,7 @@ class ResidualFlow(Flow):
     def _schedule(self, device: torch.device) -> Iterator[tuple[int, int, LinkLayer]]:
         """Yield (sweep, number of the layer in it, layer) in the order of the forward map."""
         if device not in self._layers:
-            self._layers[device] = [
-                LinkLayer(
-                    layer.direction,
-                    layer.active.to(device),
-                    {position: index.to(device) for position, index in layer.paths.items()},
-                )
-                for layer in self._layers[torch.device("cpu")]
-            ]
+            self._layers[device] = [layer.to(device) for layer in self._layers[torch.device("cpu")]]
         for sweep in range(self.sweeps):
             for number, layer in enumerate(self._layers[device]):
                 yield sweep, number, layer
@@ -178,39 +172,43 @@ class ResidualFlow(Flow):
         links = doubled[:, : doubled.shape[1] // 2].reshape(like.shape)
         return self.group.project(links) if isinstance(self.group, U1) else links
 
+    def _gather(self, doubled: Tensor, layer: LinkLayer) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the buffer, the active links and the products along their closing paths.
+
+        The products are ``(chains, links, paths, *element)``, complex.
+        """
+        doubled, gathered = take_links(doubled, layer.gathered)
+        link, *pieces = gathered.split([index.numel() for index in layer.index_tensors], dim=1)
+        products = []
+        for piece, index in zip(pieces, layer.paths.values(), strict=True):
+            shape = (piece.shape[0], *index.shape, *self.group.element_shape)
+            factors = piece.reshape(shape).unbind(1)
+            products.append(functools.reduce(self.group.compose, factors))
+        paths = torch.cat(products, dim=2) if len(products) > 1 else products[0]
+        if isinstance(self.group, U1):
+            paths = torch.polar(torch.ones_like(paths), paths)
+        return doubled, link, paths
+
     def _replace(self, doubled: Tensor, layer: LinkLayer, moved: Tensor) -> Tensor:
         index = torch.cat([layer.active, layer.active + doubled.shape[1] // 2])
-        return doubled.index_copy(1, index, torch.cat([moved, self.group.inverse(moved)], dim=1))
+        return put_links(doubled, index, torch.cat([moved, self.group.inverse(moved)], dim=1))
 
     def _closing(
-        self, doubled: Tensor, sweep: int, number: int, layer: LinkLayer
+        self, paths: Tensor, sweep: int, number: int, layer: LinkLayer
     ) -> tuple[Tensor, float]:
         r"""Return C, ``(chains, links, *element)`` complex, and a bound of :math:`\sum_k |c_k|`."""
-        products = [self._path_products(doubled, index) for index in layer.paths.values()]
         group = {"sweep": 0, "direction": layer.direction, "layer": number}[self.share]
         weight = self.weight[sweep, group]
         counts = torch.tensor(self._counts, dtype=weight.dtype, device=weight.device)
-        paths = torch.repeat_interleave(weight / counts, counts.to(torch.int64))
-        stacked = torch.cat(products, dim=2) if len(products) > 1 else products[0]
+        coefficients = torch.repeat_interleave(weight / counts, counts.to(torch.int64))
         if self.network is not None:
-            paths = paths + self.network[sweep](stacked, self.group)
-        coefficients = self._bounded(paths)
+            coefficients = coefficients + self.network[sweep](paths, self.group)
+        coefficients = self._bounded(coefficients)
         kappa = float(coefficients.detach().abs().sum(-1).amax())
-        entries = stacked.reshape(*stacked.shape[:3], -1)
-        real = torch.view_as_real(entries).flatten(-2)
-        coefficients = coefficients.to(real.dtype).expand(*real.shape[:3]).unsqueeze(-2)
-        closing = (coefficients @ real).squeeze(-2).unflatten(-1, (-1, 2))
-        closing = torch.view_as_complex(closing.contiguous())
-        return closing.reshape(*stacked.shape[:2], *self.group.element_shape), kappa
-
-    def _path_products(self, doubled: Tensor, index: Tensor) -> Tensor:
-        """Return the products along paths, ``(chains, links, paths, *element)`` complex."""
-        shape = (doubled.shape[0], *index.shape[:2], *self.group.element_shape)
-        total = doubled.index_select(1, index[..., 0].reshape(-1)).reshape(shape)
-        for step in range(1, index.shape[-1]):
-            factor = doubled.index_select(1, index[..., step].reshape(-1)).reshape(shape)
-            total = self.group.compose(total, factor)
-        return torch.polar(torch.ones_like(total), total) if isinstance(self.group, U1) else total
+        real = torch.view_as_real(paths).reshape(*paths.shape[:3], -1)
+        coefficients = coefficients.to(real.dtype).expand(real.shape[:3]).unsqueeze(-2)
+        closing = (coefficients @ real).reshape(*paths.shape[:2], *self.group.element_shape, 2)
+        return torch.view_as_complex(closing), kappa
 
     def _product(self, link: Tensor, closing: Tensor) -> Tensor:
         """Return M = U C."""
@@ -306,8 +304,8 @@ class _PathNetwork(nn.Module):
             nn.SiLU(),
             nn.Linear(hidden, len(self.counts), dtype=torch.float64),
         )
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
+        for parameter in self.layers[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, products: Tensor, group: U1 | SUN) -> Tensor:
         """Return ``(chains, links, paths)`` from ``(chains, links, paths, *element)``."""
