@@ -123,8 +123,8 @@ class _Convolution(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             product = torch.bmm(columns, h.transpose(1, 2)).sum(0)
             product = product.view(offsets, channels_out, channels_in)
-            gradient_weight = product.flip(0).transpose(0, 1)
+            gradient_weight = product.transpose(0, 1)
         if ctx.needs_input_grad[0]:
-            matrix = weight.flip(1).permute(2, 1, 0).reshape(channels_in, -1)
+            matrix = weight.permute(2, 1, 0).reshape(channels_in, -1)
             gradient_h = torch.bmm(matrix.expand(sites, -1, -1), columns)
         return gradient_h, gradient_weight, gradient_bias, None, None
