@@ -1,17 +1,18 @@
 """Configuration files <-> fields: the one module that knows both conventions.
 
-Files follow ILDG: ``U[t, z, y, x, mu, row, col]``, the first direction running fastest.  Fields have
-``(chains, mu, x, y, z, t, row, col)``.  U(1) angles and real fields follow the same rule without
-the axes they do not have: ``theta[..., y, x, mu]`` and ``phi[..., y, x]``, as npy files.
+Files follow ILDG: ``U[t, z, y, x, mu, row, col]``, the first direction running fastest.  Fields
+have ``(chains, mu, x, y, z, t, row, col)``.  U(1) angles and real fields follow the same rule
+without the axes they do not have: ``theta[..., y, x, mu]`` and ``phi[..., y, x]``, as npy files.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import flowmc_adapters
@@ -55,7 +56,7 @@ class StoredField:
     field: Tensor
     format: str
     precision: int
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
     number: int | None = None
     notes: tuple[str, ...] = ()
 
@@ -67,7 +68,7 @@ def read_field(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Return the field of a configuration file as one chain, ``(1, ...)``; see :func:`load_field`."""
+    """Return the field of a file as one chain, ``(1, ...)``; see :func:`load_field`."""
     return load_field(path, action, dtype=dtype, device=device).field
 
 

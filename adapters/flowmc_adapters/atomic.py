@@ -27,9 +27,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise IsADirectoryError(f"{path}: is a directory, not a file to write")
     temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}.partial")
     # Mode 0666 through the umask, as open() would create it; O_EXCL never follows a planted link.
-    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with os.fdopen(descriptor, "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -186,7 +186,10 @@ class Exchange(Kernel):
             else:
                 parts[f"pair[{pair}]"] = Info(
                     torch.empty(state.chains, 0, dtype=torch.bool, device=device),
-                    {"work": torch.full_like(uniform[0], torch.nan)},
+                    {
+                        "work": torch.full_like(uniform[0], torch.nan),
+                        "non_finite": torch.zeros_like(uniform[0], dtype=torch.bool),
+                    },
                 )
         state = LadderState(state.replicas, state.walkers, state.sweep + 1)
         return state, Info(torch.empty(0, 0, dtype=torch.bool), {}, parts)

@@ -29,6 +29,7 @@ class Assembly:
         timed: its top-level kernels by name, with their clocks.
         start_model: the flow model of the first kernel that has one, or None.
         fingerprints: digest of every flow by its name in the configuration.
+        cards: the flows' cards likewise.
         dtype: of the real components of fields.
         device: where fields live.
     """
@@ -38,6 +39,7 @@ class Assembly:
     timed: Mapping[str, TimedKernel]
     start_model: FlowModel | None
     fingerprints: Mapping[str, str]
+    cards: Mapping[str, Mapping[str, Any]]
     dtype: torch.dtype
     device: torch.device
 
@@ -122,7 +124,14 @@ def assemble(config: RunConfig) -> Assembly:
         top = Mixture(timed, [entry.weight for entry in config.updates])
     named = {name: part for name, part in top.parts.items() if isinstance(part, TimedKernel)}
     return Assembly(
-        config.actions, top, named, flows.first_model, flows.fingerprints, dtype, device
+        config.actions,
+        top,
+        named,
+        flows.first_model,
+        flows.fingerprints,
+        flows.cards,
+        dtype,
+        device,
     )
 
 
@@ -162,13 +171,16 @@ class _Flows:
         self.config, self.dtype, self.device = config, dtype, device
         self.first_model: FlowModel | None = None
         self.fingerprints: dict[str, str] = {}
+        self.cards: dict[str, Mapping[str, Any]] = {}
         self._models: dict[str, tuple[dict[str, Any], FlowModel]] = {}
 
     def _load(self, written: str) -> Any:
         from flowmc.flows.files import load_flow
 
         source = written if written.startswith("zoo:") else self.config.path(written)
-        return load_flow(source, lattice=self.config.action.lattice, device=self.device)
+        loaded = load_flow(source, lattice=self.config.action.lattice, device=self.device)
+        self.cards[written] = loaded.card
+        return loaded
 
     def model(self, entry: UpdateEntry) -> tuple[FlowModel, int]:
         """Return the flow model of an update, and the replica whose theory it was trained for."""

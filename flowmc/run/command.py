@@ -43,7 +43,9 @@ def run(args: argparse.Namespace) -> int:
     reason = runner.go()
     if reason == "finished":
         print(f"flowmc: finished {runner.total} updates in {path}", file=sys.stderr)
-        return _report(path) if config.run.report else 0
+        if config.run.report and config.run.updates >= config.run.measure_every:
+            _report(path)
+        return 0
     command = ["flowmc", "run", args.config]
     command += ["--output", args.output] if args.output else []
     print(
@@ -54,9 +56,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _report(path: Path) -> int:
-    from flowmc.run import report
+def _report(path: Path) -> None:
+    # Plots need matplotlib, which takes a second to import.
+    from flowmc.run.report import write_report
 
-    parser = argparse.ArgumentParser()
-    report.add_arguments(parser)
-    return report.run(parser.parse_args([str(path)]))
+    try:
+        print(f"flowmc: wrote {write_report(path)}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        # The run itself is complete and stays so.
+        print(f"flowmc: the run is complete, but its report failed: {error}", file=sys.stderr)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowmc.actions.base import Action
+from flowmc.actions.theory import build_action, check_couplings
 from flowmc.registry import (
     BUILTIN,
     ConfigError,
@@ -26,7 +27,6 @@ from flowmc.registry import (
     resolve,
     validate,
 )
-from flowmc.actions.theory import build_action, check_couplings
 
 __all__ = [
     "Chains",

@@ -127,7 +127,9 @@ class Diagnostics:
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the sums of the unfinished row, for the checkpoint."""
-        found = {f"{name}/counts": counts for name, counts in self._counts.items()}
+        found: dict[str, np.ndarray] = {
+            f"{name}/counts": counts for name, counts in self._counts.items()
+        }
         found |= {f"{name}/sum/{key}": value for (name, key), value in self._values.items()}
         found |= {f"{name}/entries/{key}": count for (name, key), count in self._entries.items()}
         return found

@@ -113,7 +113,10 @@ class RunDirectory:
             "seed": config.chains.seed,
             "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
             "start_files": {path: _sha256(path) for path in dict.fromkeys(files.paths)},
-            "flows": dict(assembly.fingerprints),
+            "flows": {
+                name: {"fingerprint": digest, "card": assembly.cards[name]}
+                for name, digest in assembly.fingerprints.items()
+            },
             "device": str(assembly.device),
             "device_name": _device_name(assembly.device),
             "threads": torch.get_num_threads(),
@@ -167,7 +170,7 @@ class RunDirectory:
         """
         stored = self.read_provenance().get("flows", {})
         for name, digest in fingerprints.items():
-            if stored.get(name) != digest:
+            if stored.get(name, {}).get("fingerprint") != digest:
                 raise ConfigError(
                     f"the flow {name!r} is not the one that the run in {self.path} was started "
                     "with: restore it to resume, or choose another --output"

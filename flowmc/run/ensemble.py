@@ -12,10 +12,10 @@ from flowmc.io import number_in_name, write_field
 from flowmc.run.config import RunConfig
 from flowmc.run.start import StartFiles, base_name
 
-__all__ = ["ConfigurationWriter", "field_metadata", "origins_of"]
+__all__ = ["CARRIED", "ConfigurationWriter", "field_metadata", "origins_of"]
 
 # What a source file says about the ensemble, not about one configuration of it.
-_CARRIED = ("ENSEMBLE_ID", "ENSEMBLE_LABEL", "BOUNDARY_1", "BOUNDARY_2", "BOUNDARY_3", "BOUNDARY_4")
+CARRIED = ("ENSEMBLE_ID", "ENSEMBLE_LABEL", "BOUNDARY_1", "BOUNDARY_2", "BOUNDARY_3", "BOUNDARY_4")
 
 
 class ConfigurationWriter:
@@ -60,7 +60,7 @@ class ConfigurationWriter:
         """
         path = self.path(chain, production_update)
         origin = self.origins[chain]
-        metadata = {key: origin[key] for key in _CARRIED if key in origin}
+        metadata = {key: origin[key] for key in CARRIED if key in origin}
         metadata |= field_metadata(self.config.action, self.config.chains.seed)
         metadata |= {
             "SEQUENCE_NUMBER": str(self.number(chain, production_update)),
@@ -94,7 +94,7 @@ def origins_of(config: RunConfig, files: StartFiles) -> list[dict[str, str]]:
             in_name = number_in_name(path)
             number = in_name if in_name is not None else stored.number
             origin["number"] = str(number or 0)
-            origin |= {key: stored.metadata[key] for key in _CARRIED if key in stored.metadata}
+            origin |= {key: stored.metadata[key] for key in CARRIED if key in stored.metadata}
         origins.append(origin)
     return origins
 

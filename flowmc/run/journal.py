@@ -110,10 +110,10 @@ class Display:
 
     def say(self, text: str) -> None:
         """Write one line to stderr."""
-        console = sys.stderr if self._live is None else self._live.console
-        print(text, file=sys.stderr, flush=True) if console is sys.stderr else console.print(
-            text, highlight=False, markup=False
-        )
+        if self._live is None:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            self._live.console.print(text, highlight=False, markup=False)
 
     def close(self) -> None:
         """End the live display."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,15 @@ class Layout:
         columns: shape and dtype of one row by path below the phase, e.g. ``observables/phi2``.
         attributes: of the file.
         column_attributes: JSON values of the attribute "parameters" by path.
+        couplings: of the replicas of a ladder, stored as JSON in the attribute "couplings" of the
+            group ``replicas``; empty without a ladder.
     """
 
     rows: Mapping[str, int]
     columns: Mapping[str, tuple[tuple[int, ...], str]]
     attributes: Mapping[str, Any]
     column_attributes: Mapping[str, Any] = field(default_factory=dict)
+    couplings: Sequence[Mapping[str, float]] = ()
 
     def datasets(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Return shape and dtype of all datasets by path."""
@@ -127,7 +130,7 @@ class MeasurementFile:
             data = np.ascontiguousarray(value)
             path = f"{phase}/{name}"
             offset = self._offsets[path] + index * data.nbytes
-            _write_all(self._descriptor, memoryview(data.reshape(-1).view(np.uint8)), offset)
+            _write_all(self._descriptor, memoryview(data.tobytes()), offset)
 
     def flush(self) -> None:
         """Have all rows on the disk before a checkpoint counts on them."""
@@ -142,6 +145,8 @@ def _create(path: Path, layout: Layout, old: h5py.File | None) -> None:
     with atomic_write(path) as target, h5py.File(target, "w") as file:
         for key, value in layout.attributes.items():
             file.attrs[key] = value
+        if layout.couplings:
+            file.create_group("replicas").attrs["couplings"] = json.dumps(layout.couplings)
         for name, (shape, dtype) in layout.datasets().items():
             blank = np.array(-1 if dtype == "<i8" else np.nan, dtype)
             dataset = _contiguous(file, name, shape, blank)

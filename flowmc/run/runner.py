@@ -7,7 +7,6 @@ measurement, a saved configuration or a checkpoint depends on the clock.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -131,7 +130,9 @@ class Runner:
         checkpoint = read_checkpoint(directory.checkpoint, assembly.device)
         columns, attributes = MeasurementFile.columns_in(directory.measurements)
         schema = _schema_in(columns)
-        layout = Layout(_rows(config), columns, _attributes(config, assembly), attributes)
+        layout = Layout(
+            _rows(config), columns, _attributes(config, assembly), attributes, _couplings(assembly)
+        )
         if MeasurementFile.rows_in(directory.measurements) == dict(layout.rows):
             measurements = MeasurementFile(directory.measurements, layout)
         else:
@@ -351,7 +352,7 @@ def _attributes(config: RunConfig, assembly: Assembly) -> dict[str, Any]:
     return {
         "layout": 1,
         "chains": config.chains.count,
-        "replicas": json.dumps([action.parameters for action in assembly.actions]),
+        "replicas": len(assembly.actions),
         "measure_every": config.run.measure_every,
         "thermalization": config.run.thermalization,
         "updates": config.run.updates,
@@ -376,7 +377,13 @@ def _layout(
     if assembly.is_ladder:
         columns["walkers"] = (chains, replicas), "<i8"
     parameters = {f"observables/{entry.label}": entry.keys for entry in config.observables}
-    return Layout(_rows(config), columns, _attributes(config, assembly), parameters)
+    return Layout(
+        _rows(config), columns, _attributes(config, assembly), parameters, _couplings(assembly)
+    )
+
+
+def _couplings(assembly: Assembly) -> list[dict[str, float]]:
+    return [action.parameters for action in assembly.actions] if assembly.is_ladder else []
 
 
 def _schema_in(columns: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, dict]:
