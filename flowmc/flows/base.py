@@ -46,9 +46,12 @@ class Flow(nn.Module, ABC):
     Attributes:
         log_density_is_exact: False for a flow whose log-density is that of a continuous flow and
             whose map is a discretisation of it; then :meth:`density_error` measures the difference.
+        transfers_to_other_lattices: True for a class whose weights do not depend on the extents
+            of the lattice, so that a flow file can be used on another size.
     """
 
     log_density_is_exact: bool = True
+    transfers_to_other_lattices: bool = False
 
     @abstractmethod
     def forward(self, x: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,8 @@ class AffineCouplingFlow(Flow):
         ValueError: for a gauge theory, an odd extent or an even kernel size.
     """
 
+    transfers_to_other_lattices = True
+
     def __init__(
         self,
         action: Action,

@@ -70,6 +70,8 @@ class ResidualFlow(Flow):
         ValueError: for an action without links, unknown loops, or extents that do not fit.
     """
 
+    transfers_to_other_lattices = True
+
     def __init__(
         self,
         action: Action,
@@ -94,6 +96,8 @@ class ResidualFlow(Flow):
         unknown = [loop for loop in loops if loop not in LOOPS]
         if unknown or not loops:
             raise ValueError(f"loops must be some of {', '.join(LOOPS)}, got {list(loops)}")
+        if "chair" in loops and action.dimensions < 3:
+            raise ValueError("chairs exist in three or more dimensions only: drop them from loops")
         self.group = action.group
         self.lattice = action.lattice
         self.sweeps, self.loops, self.bound = sweeps, tuple(loops), bound
@@ -254,8 +258,8 @@ class ResidualFlow(Flow):
 
     def _iterate(self, target: Tensor, closing: Tensor, kappa: float) -> tuple[Tensor, Tensor]:
         r"""Iterate :math:`U \to e^{-Q(U)} U'` to round-off, each chain on its own."""
-        precision = torch.finfo(target.real.dtype if target.is_complex() else target.dtype).eps
-        limit = 10 + math.ceil(math.log(precision / 10) / math.log(max(min(kappa, 0.999), 1e-3)))
+        precision = torch.finfo(target.dtype).eps
+        limit = iteration_limit(kappa, precision)
         link = target
         converged = torch.zeros(target.shape[0], dtype=torch.bool, device=target.device)
         for _ in range(limit):
@@ -284,6 +288,11 @@ class ResidualFlow(Flow):
         right = self.group.algebra_to_coordinates(residual).unsqueeze(-1)
         step = torch.linalg.solve(matrix, right).squeeze(-1)
         return self.group.move(link, self.group.coordinates_to_algebra(step))
+
+
+def iteration_limit(kappa: float, precision: float) -> int:
+    """Return how many iterations a contraction by ``kappa`` needs to reach ``precision``."""
+    return 10 + math.ceil(math.log(precision / 10) / math.log(min(max(kappa, 1e-3), 0.999)))
 
 
 class _PathNetwork(nn.Module):
