@@ -12,13 +12,13 @@ and one over the links, and 9 instead of 13 matrix products per link in four dim
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numba
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import njit
 from numba.extending import overload
 from torch import Tensor
 
@@ -54,7 +54,7 @@ from flowmc.native.matrices import (
     square_where_halved,
     transport,
 )
-from flowmc.native.schedule import merge_operations, pieces_per_group, use_torch_threads
+from flowmc.native.schedule import merge_operations, run_operations, run_slices
 
 if TYPE_CHECKING:
     from flowmc.kernels.integrators import Integrator
@@ -202,59 +202,33 @@ def _drifts(links, momenta, base, start, stop, dimensions, tag, sizes, size, ste
         store(links, position * _components(tag, 0) * width, u)
 
 
-@njit(parallel=True, cache=True, nogil=True)
-def _trajectory(
-    links, momenta, neighbours, plaquettes, groups, blocks, dimensions, tag, is_drift, sizes,
-    steps, pieces,
+@njit(cache=True, nogil=True)
+def _trajectories(
+    links, momenta, neighbours, plaquettes, start, stop, blocks, dimensions, tag, is_drift, sizes,
+    steps,
 ):  # fmt: skip
-    if pieces == 1:
-        for group in prange(groups):
-            base = group * blocks
-            plane_base = numba.get_thread_id() * blocks
-            for index in range(is_drift.shape[0]):
-                if is_drift[index]:
-                    _drifts(
-                        links, momenta, base, 0, blocks, dimensions, tag, sizes, index, steps, group
-                    )
-                else:
-                    _plaquettes(
-                        links, neighbours, plaquettes, base, plane_base, 0, blocks, dimensions, tag
-                    )
-                    _kicks(
-                        links, momenta, neighbours, plaquettes, base, plane_base, 0, blocks,
-                        dimensions, tag, sizes, index, steps, group,
-                    )  # fmt: skip
-    else:
-        for group in range(groups):
-            base = group * blocks
-            for index in range(is_drift.shape[0]):
-                if is_drift[index]:
-                    for piece in prange(pieces):
-                        start, stop = piece * blocks // pieces, (piece + 1) * blocks // pieces
-                        _drifts(
-                            links, momenta, base, start, stop, dimensions, tag, sizes, index, steps,
-                            group,
-                        )  # fmt: skip
-                else:
-                    for piece in prange(pieces):
-                        start, stop = piece * blocks // pieces, (piece + 1) * blocks // pieces
-                        _plaquettes(
-                            links, neighbours, plaquettes, base, 0, start, stop, dimensions, tag
-                        )
-                    for piece in prange(pieces):
-                        start, stop = piece * blocks // pieces, (piece + 1) * blocks // pieces
-                        _kicks(
-                            links, momenta, neighbours, plaquettes, base, 0, start, stop,
-                            dimensions, tag, sizes, index, steps, group,
-                        )  # fmt: skip
+    """Run all operations for a range of groups, which share the memory for plaquettes."""
+    for group in range(start, stop):
+        base = group * blocks
+        for index in range(is_drift.shape[0]):
+            if is_drift[index]:
+                _drifts(
+                    links, momenta, base, 0, blocks, dimensions, tag, sizes, index, steps, group
+                )
+            else:
+                _plaquettes(links, neighbours, plaquettes, base, 0, 0, blocks, dimensions, tag)
+                _kicks(
+                    links, momenta, neighbours, plaquettes, base, 0, 0, blocks, dimensions, tag,
+                    sizes, index, steps, group,
+                )  # fmt: skip
 
 
-@njit(parallel=True, cache=True, nogil=True)
-def _traces(links, neighbours, groups, blocks, dimensions, tag, partial):
+@njit(cache=True, nogil=True)
+def _traces(links, neighbours, start, stop, blocks, dimensions, tag, partial):
     """Add up the normalised plaquette traces of chunks of blocks."""
     width = lanes(links)
     chunks = -(-blocks // _CHUNK)
-    for task in prange(groups * chunks):
+    for task in range(start, stop):
         group, chunk = task // chunks, task % chunks
         base = group * blocks
         for block in range(chunk * _CHUNK, min(blocks, (chunk + 1) * _CHUNK)):
@@ -271,13 +245,13 @@ def _traces(links, neighbours, groups, blocks, dimensions, tag, partial):
                     accumulate(partial, task * width, plaquette_trace(a, b))
 
 
-@njit(parallel=True, cache=True, nogil=True)
-def _pack(source, target, sites, chains, chains_per_group, groups, components):
+@njit(cache=True, nogil=True)
+def _pack(source, target, sites, chains, chains_per_group, start, stop, components):
     """Copy ``source`` (chains, d, volume, numbers) into lanes, picking ``components``."""
     blocks, parts = sites.shape
     width = parts * chains_per_group
     dimensions = source.shape[1]
-    for task in prange(groups * blocks):
+    for task in range(start, stop):
         group, block = task // blocks, task % blocks
         for part in range(parts):
             site = sites[block, part]
@@ -291,13 +265,15 @@ def _pack(source, target, sites, chains, chains_per_group, groups, components):
                         offset += width
 
 
-@njit(parallel=True, cache=True, nogil=True)
-def _unpack(source, target, sites, chains, chains_per_group, groups, components, origins, signs):
+@njit(cache=True, nogil=True)
+def _unpack(
+    source, target, sites, chains, chains_per_group, start, stop, components, origins, signs
+):
     """Copy lanes back: number n of an element is ``signs[n]`` times component ``origins[n]``."""
     blocks, parts = sites.shape
     width = parts * chains_per_group
     dimensions, numbers = target.shape[1], target.shape[3]
-    for task in prange(groups * blocks):
+    for task in range(start, stop):
         group, block = task // blocks, task % blocks
         used = min(chains_per_group, chains - group * chains_per_group)
         for part in range(parts):
@@ -337,10 +313,9 @@ _RESTORED = {
 
 
 class _Setting:
-    """Everything a native call needs besides the fields: layout, group, threads."""
+    """Everything a native call needs besides the fields: layout and group."""
 
     def __init__(self, action: Wilson, field: Tensor) -> None:
-        self.threads = use_torch_threads()
         is_double = field.dtype in (torch.float64, torch.complex128)
         self.dtype = np.dtype("float64" if is_double else "float32")
         self.width = lane_width(self.dtype.itemsize)
@@ -350,31 +325,44 @@ class _Setting:
         # Scale of the force, and of the action, in units of sums over plaquettes.
         self.force_scale = action.beta if self.n == 1 else action.beta / (2 * self.n)
         self.dimensions = len(action.lattice)
+        # Nanoseconds: about what a block takes in one phase; it only decides when a thread pays.
+        self.block_time = self.width * self.dimensions * {1: 1.0, 2: 4.0, 3: 25.0}[self.n]
         self.shape = field.shape
-        layout = self.layout
-        self._copy = (layout.sites, layout.chains, layout.chains_per_group, layout.groups)
 
     def empty(self, components: int, axis: int, groups: int) -> np.ndarray:
         return aligned(groups * self.layout.blocks * axis * components * self.width, self.dtype)
-
-    def pack(self, field: Tensor, which: int) -> np.ndarray:
-        real = torch.view_as_real(field.resolve_conj()) if field.is_complex() else field
-        source = real.detach().reshape(self.shape[0], self.dimensions, self.volume, -1).numpy()
-        kept = np.array(_KEPT[self.n][which])
-        target = self.empty(len(kept), self.dimensions, self.layout.groups)
-        _pack(np.ascontiguousarray(source), target, *self._copy, kept)
-        return target
 
     @property
     def volume(self) -> int:
         return self.layout.sites.size
 
+    def _copy(self, function: Callable, source: np.ndarray, target: np.ndarray, *how) -> None:
+        layout = self.layout
+        run_slices(
+            lambda start, stop: function(
+                source, target, layout.sites, layout.chains, layout.chains_per_group, start, stop,
+                *how,
+            ),
+            layout.groups * layout.blocks,
+            self.width * self.dimensions * COMPONENTS[self.n][0],
+        )  # fmt: skip
+
+    def pack(self, field: Tensor, which: int) -> np.ndarray:
+        """Copy links (``which = 0``) or algebra elements (1) into lanes."""
+        real = torch.view_as_real(field.detach().resolve_conj()) if self.n > 1 else field.detach()
+        source = real.reshape(self.shape[0], self.dimensions, self.volume, -1).contiguous()
+        kept = np.array(_KEPT[self.n][which])
+        target = self.empty(len(kept), self.dimensions, self.layout.groups)
+        self._copy(_pack, source.numpy(), target, kept)
+        return target
+
     def unpack(self, packed: np.ndarray, which: int) -> Tensor:
+        """Copy lanes back into links (``which = 0``) or algebra elements (1)."""
         origins, signs = map(np.array, zip(*_RESTORED[self.n][which], strict=True))
         numbers = len(origins)
         target = np.empty((self.shape[0], self.dimensions, self.volume, numbers), self.dtype)
         components = COMPONENTS[self.n][which]
-        _unpack(packed, target, *self._copy, components, origins, signs.astype(self.dtype))
+        self._copy(_unpack, packed, target, components, origins, signs.astype(self.dtype))
         tensor = torch.from_numpy(target)
         if self.n == 1:
             return tensor.view(self.shape)
@@ -388,25 +376,51 @@ class _Setting:
         coefficients: list[float],
         step_size: np.ndarray,
     ) -> None:
-        layout = self.layout
-        pieces = pieces_per_group(layout.groups, self.threads)
-        planes = self.dimensions * (self.dimensions - 1) // 2
-        buffers = self.threads if pieces == 1 else 1
+        layout, dimensions, tag = self.layout, self.dimensions, self.tag
+        groups, blocks, neighbours = layout.groups, layout.blocks, layout.neighbours
         scales = np.where(is_drift, 1.0, self.force_scale) * np.array(coefficients)
-        _trajectory(
-            links,
-            momenta,
-            layout.neighbours,
-            self.empty(COMPONENTS[self.n][1], planes, buffers),
-            layout.groups,
-            layout.blocks,
-            self.dimensions,
-            self.tag,
-            is_drift,
-            constant_lanes(scales, self.width, self.dtype),
-            lanes_of(layout, step_size, self.dtype),
-            pieces,
-        )
+        sizes = constant_lanes(scales, self.width, self.dtype)
+        steps = lanes_of(layout, step_size, self.dtype)
+        planes = dimensions * (dimensions - 1) // 2
+
+        def plaquette_memory(count: int) -> np.ndarray:
+            return self.empty(COMPONENTS[self.n][1], planes, count)
+
+        def whole(start: int, stop: int) -> None:
+            _trajectories(
+                links, momenta, neighbours, plaquette_memory(1), start, stop, blocks, dimensions,
+                tag, is_drift, sizes, steps,
+            )  # fmt: skip
+
+        # Untouched pages of it cost nothing where each thread has its own instead.
+        shared = plaquette_memory(groups)
+
+        def project(start: int, stop: int) -> None:
+            for base in range(0, groups * blocks, blocks):
+                _plaquettes(links, neighbours, shared, base, base, start, stop, dimensions, tag)
+
+        def kick_all(index: int, start: int, stop: int) -> None:
+            for group in range(groups):
+                base = group * blocks
+                _kicks(
+                    links, momenta, neighbours, shared, base, base, start, stop, dimensions, tag,
+                    sizes, index, steps, group,
+                )  # fmt: skip
+
+        def drift_all(index: int, start: int, stop: int) -> None:
+            for group in range(groups):
+                base = group * blocks
+                _drifts(
+                    links, momenta, base, start, stop, dimensions, tag, sizes, index, steps, group
+                )
+
+        phases: list[Callable[[int, int], None]] = []
+        for index, drifts in enumerate(is_drift):
+            if drifts:
+                phases.append(functools.partial(drift_all, index))
+            else:
+                phases += [project, functools.partial(kick_all, index)]
+        run_operations(whole, phases, groups, blocks, self.block_time)
 
 
 def make_trajectory(action: Wilson, integrator: Integrator) -> Trajectory:
@@ -446,16 +460,17 @@ def make_action(action: Wilson) -> Callable[[Tensor], Tensor]:
     def run(field: Tensor) -> Tensor:
         setting = _Setting(action, field)
         layout = setting.layout
-        partial = np.zeros(layout.groups * -(-layout.blocks // _CHUNK) * setting.width)
-        _traces(
-            setting.pack(field, 0),
-            layout.neighbours,
-            layout.groups,
-            layout.blocks,
-            setting.dimensions,
-            setting.tag,
-            partial,
-        )
+        chunks = -(-layout.blocks // _CHUNK)
+        partial = np.zeros(layout.groups * chunks * setting.width)
+        packed = setting.pack(field, 0)
+        run_slices(
+            lambda start, stop: _traces(
+                packed, layout.neighbours, start, stop, layout.blocks, setting.dimensions,
+                setting.tag, partial,
+            ),
+            layout.groups * chunks,
+            min(layout.blocks, _CHUNK) * setting.block_time,
+        )  # fmt: skip
         return torch.from_numpy(-action.beta * sum_lanes(layout, partial))
 
     return run

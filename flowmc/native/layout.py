@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 __all__ = [
     "FLIP_BITS",
+    "TILE",
     "Layout",
     "aligned",
     "lanes_of",
@@ -145,43 +146,44 @@ def sum_lanes(layout: Layout, partial: np.ndarray) -> np.ndarray:
 
 # Sites copied per lane before the next lane has its turn: short enough that the vectors being
 # filled stay in the first-level cache, long enough to read whole cache lines.
-_TILE = 32
+TILE = 32
 
 
-@njit(parallel=True, cache=True, nogil=True)
-def pack(source, target, sites, chains, chains_per_group, groups):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True)
+def pack(source, target, sites, chains, chains_per_group, start, stop):  # type: ignore[no-untyped-def]
     """Copy ``source`` (chains, volume) into lanes; padded lanes repeat the last chain.
 
     Lane ``i`` holds chain ``i % chains_per_group`` of the group, in the sublattice
-    ``i // chains_per_group``.
+    ``i // chains_per_group``.  The tasks
+    ``start`` to ``stop`` are tiles of TILE blocks, group by group.
     """
     blocks, parts = sites.shape
     width = parts * chains_per_group
-    tiles = -(-blocks // _TILE)
-    for task in prange(groups * tiles):
+    tiles = -(-blocks // TILE)
+    for task in range(start, stop):
         group, tile = task // tiles, task % tiles
         for part in range(parts):
             for lane in range(chains_per_group):
                 chain = np.uint64(min(group * chains_per_group + lane, chains - 1))
                 offset = group * blocks * width + part * chains_per_group + lane
-                for block in range(tile * _TILE, min(blocks, (tile + 1) * _TILE)):
+                for block in range(tile * TILE, min(blocks, (tile + 1) * TILE)):
                     site = np.uint64(sites[np.uint64(block), np.uint64(part)])
                     target[np.uint64(offset + block * width)] = source[chain, site]
 
 
-@njit(parallel=True, cache=True, nogil=True)
-def unpack(source, target, sites, chains, chains_per_group, groups):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True)
+def unpack(source, target, sites, chains, chains_per_group, start, stop):  # type: ignore[no-untyped-def]
     """Copy lanes back into ``target`` (chains, volume); the inverse of :func:`pack`."""
     blocks, parts = sites.shape
     width = parts * chains_per_group
-    tiles = -(-blocks // _TILE)
-    for task in prange(groups * tiles):
+    tiles = -(-blocks // TILE)
+    for task in range(start, stop):
         group, tile = task // tiles, task % tiles
         used = min(chains_per_group, chains - group * chains_per_group)
         for part in range(parts):
             for lane in range(used):
                 chain = np.uint64(group * chains_per_group + lane)
                 offset = group * blocks * width + part * chains_per_group + lane
-                for block in range(tile * _TILE, min(blocks, (tile + 1) * _TILE)):
+                for block in range(tile * TILE, min(blocks, (tile + 1) * TILE)):
                     site = np.uint64(sites[np.uint64(block), np.uint64(part)])
                     target[chain, site] = source[np.uint64(offset + block * width)]

@@ -2,25 +2,27 @@ r"""Native HMC of the hopping form of a real scalar field (phi^4, free field), a
 
 .. math:: S = \sum_x [-2k \sum_\mu \phi_x \phi_{x+\mu} + a \phi_x^2 + \lambda \phi_x^4]
 
-A whole trajectory runs in one call.  With enough groups of chains each thread carries its groups
-through all steps, so that field and momentum stay in its cache; with few, the threads share the
-sites of every operation.
+With enough groups of chains each thread carries its groups through the whole trajectory, one after
+the other, so that field and momentum stay in its cache; with few, the threads share the sites of
+every operation.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import njit
 from torch import Tensor
 
 from flowmc.actions import FreeScalar, Phi4
 from flowmc.native.lanes import accumulate, flip, fma, lane_width, lanes, load, store, traced
 from flowmc.native.layout import (
     FLIP_BITS,
+    TILE,
     aligned,
     lanes_of,
     layout_for,
@@ -29,7 +31,7 @@ from flowmc.native.layout import (
     sum_lanes,
     unpack,
 )
-from flowmc.native.schedule import merge_operations, pieces_per_group, use_torch_threads
+from flowmc.native.schedule import merge_operations, run_operations, run_slices
 
 if TYPE_CHECKING:
     from flowmc.kernels.integrators import Integrator
@@ -77,7 +79,6 @@ def _minus_product(a, b, c):  # type: ignore[no-untyped-def]
 @njit(inline="always")
 def _neighbour_sum(field, neighbours, base, block, backward, is_cut, axes):
     width = lanes(field)
-    # axes is a tuple with one entry per direction: its length unrolls the loop.
     position = block * 2 * len(axes)
     entry = neighbours[np.uint64(position)]
     total = load(field, (base + (entry >> FLIP_BITS)) * width, 1)
@@ -117,36 +118,22 @@ def _drift(field, momentum, base, start, stop, scales, scale, steps, step):
         store(field, position, _fma(size, load(momentum, position, 1), load(field, position, 1)))
 
 
-@njit(parallel=True, cache=True, nogil=True)
-def _trajectory(
-    field, momentum, neighbours, groups, blocks, constants, kinds, scales, steps, is_cut,
-    axes, pieces,
+@njit(cache=True, nogil=True)
+def _trajectories(
+    field, momentum, neighbours, start, stop, blocks, constants, is_drift, scales, steps, is_cut,
+    axes,
 ):  # fmt: skip
-    if pieces == 1:
-        for group in prange(groups):
-            base = group * blocks
-            for index in range(kinds.shape[0]):
-                if kinds[index]:
-                    _drift(field, momentum, base, 0, blocks, scales, index, steps, group)
-                else:
-                    _kick(
-                        field, momentum, neighbours, base, 0, blocks, constants, scales,
-                        index, steps, group, is_cut, axes,
-                    )  # fmt: skip
-    else:
-        for index in range(kinds.shape[0]):
-            is_drift = kinds[index]
-            for task in prange(groups * pieces):
-                group, piece = task // pieces, task % pieces
-                start, stop = piece * blocks // pieces, (piece + 1) * blocks // pieces
-                base = group * blocks
-                if is_drift:
-                    _drift(field, momentum, base, start, stop, scales, index, steps, group)
-                else:
-                    _kick(
-                        field, momentum, neighbours, base, start, stop, constants, scales,
-                        index, steps, group, is_cut, axes,
-                    )  # fmt: skip
+    """Run all operations for a range of groups, one group after the other."""
+    for group in range(start, stop):
+        base = group * blocks
+        for index in range(is_drift.shape[0]):
+            if is_drift[index]:
+                _drift(field, momentum, base, 0, blocks, scales, index, steps, group)
+            else:
+                _kick(
+                    field, momentum, neighbours, base, 0, blocks, constants, scales, index, steps,
+                    group, is_cut, axes,
+                )  # fmt: skip
 
 
 # Blocks whose densities are added up before the partial sums are: fixed, so that the rounding of
@@ -154,11 +141,11 @@ def _trajectory(
 _CHUNK = 512
 
 
-@njit(parallel=True, cache=True, nogil=True)
-def _densities(field, neighbours, groups, blocks, constants, is_cut, axes, partial):
+@njit(cache=True, nogil=True)
+def _densities(field, neighbours, start, stop, blocks, constants, is_cut, axes, partial):
     width = lanes(field)
     chunks = -(-blocks // _CHUNK)
-    for task in prange(groups * chunks):
+    for task in range(start, stop):
         group, chunk = task // chunks, task % chunks
         base = group * blocks
         couplings = load(constants, 0, 3)
@@ -168,33 +155,46 @@ def _densities(field, neighbours, groups, blocks, constants, is_cut, axes, parti
             accumulate(partial, task * width, _density(phi, forward, couplings))
 
 
+# About what one block takes in one operation, and in copying; they only decide when a thread pays.
+_OPERATION_TIME = 4.0
+_COPY_TIME = 10.0
+
+
 class _Setting:
-    """Everything a native call needs besides the fields: layout, couplings, threads."""
+    """Everything a native call needs besides the fields: layout and couplings."""
 
     def __init__(self, action: Phi4 | FreeScalar, field: Tensor) -> None:
-        self.threads = use_torch_threads()
         self.dtype = np.dtype("float64" if field.dtype == torch.float64 else "float32")
         self.width = lane_width(self.dtype.itemsize)
         self.layout = layout_for(action.lattice, field.shape[0], self.width)
         self.constants = splat(
             [-2 * action.k, 2 * action.a, 4 * action.quartic], self.width, self.dtype
         )
+        # One entry per direction: the length is part of the type, for which loops are unrolled.
         self.axes = (0,) * len(action.lattice)
-        layout = self.layout
-        self._copy = (layout.sites, layout.chains, layout.chains_per_group, layout.groups)
         self.shape = field.shape
-
-    def pack(self, field: Tensor) -> np.ndarray:
-        target = self.empty()
-        pack(field.detach().reshape(field.shape[0], -1).numpy(), target, *self._copy)
-        return target
 
     def empty(self) -> np.ndarray:
         return aligned(self.layout.groups * self.layout.blocks * self.width, self.dtype)
 
+    def _copy(self, function: Callable, source: np.ndarray, target: np.ndarray) -> None:
+        layout = self.layout
+        run_slices(
+            lambda start, stop: function(
+                source, target, layout.sites, layout.chains, layout.chains_per_group, start, stop
+            ),
+            layout.groups * -(-layout.blocks // TILE),
+            TILE * _COPY_TIME,
+        )
+
+    def pack(self, field: Tensor) -> np.ndarray:
+        target = self.empty()
+        self._copy(pack, field.detach().reshape(field.shape[0], -1).numpy(), target)
+        return target
+
     def unpack(self, packed: np.ndarray) -> Tensor:
         target = np.empty((self.shape[0], self.shape[1:].numel()), dtype=self.dtype)
-        unpack(packed, target, *self._copy)
+        self._copy(unpack, packed, target)
         return torch.from_numpy(target).view(self.shape)
 
     def integrate(
@@ -205,21 +205,30 @@ class _Setting:
         coefficients: list[float],
         step_size: np.ndarray,
     ) -> None:
-        layout = self.layout
-        _trajectory(
-            field,
-            momentum,
-            layout.neighbours,
-            layout.groups,
-            layout.blocks,
-            self.constants,
-            is_drift,
-            splat(coefficients, self.width, self.dtype),
-            lanes_of(layout, step_size, self.dtype),
-            layout.is_cut,
-            self.axes,
-            pieces_per_group(layout.groups, self.threads),
-        )
+        layout, constants = self.layout, self.constants
+        scales = splat(coefficients, self.width, self.dtype)
+        steps = lanes_of(layout, step_size, self.dtype)
+        blocks, is_cut, axes = layout.blocks, layout.is_cut, self.axes
+
+        def whole(start: int, stop: int) -> None:
+            _trajectories(
+                field, momentum, layout.neighbours, start, stop, blocks, constants, is_drift,
+                scales, steps, is_cut, axes,
+            )  # fmt: skip
+
+        def phase(index: int, start: int, stop: int) -> None:
+            for group in range(layout.groups):
+                base = group * blocks
+                if is_drift[index]:
+                    _drift(field, momentum, base, start, stop, scales, index, steps, group)
+                else:
+                    _kick(
+                        field, momentum, layout.neighbours, base, start, stop, constants, scales,
+                        index, steps, group, is_cut, axes,
+                    )  # fmt: skip
+
+        phases = [functools.partial(phase, index) for index in range(len(is_drift))]
+        run_operations(whole, phases, layout.groups, blocks, _OPERATION_TIME)
 
 
 def make_trajectory(action: Phi4 | FreeScalar, integrator: Integrator) -> Trajectory:
@@ -261,16 +270,15 @@ def make_action(action: Phi4 | FreeScalar) -> Callable[[Tensor], Tensor]:
         layout = setting.layout
         chunks = -(-layout.blocks // _CHUNK)
         partial = np.zeros(layout.groups * chunks * setting.width)
-        _densities(
-            setting.pack(field),
-            layout.neighbours,
-            layout.groups,
-            layout.blocks,
-            setting.constants,
-            layout.is_cut,
-            setting.axes,
-            partial,
-        )
+        packed = setting.pack(field)
+        run_slices(
+            lambda start, stop: _densities(
+                packed, layout.neighbours, start, stop, layout.blocks, setting.constants,
+                layout.is_cut, setting.axes, partial,
+            ),
+            layout.groups * chunks,
+            min(layout.blocks, _CHUNK) * _OPERATION_TIME,
+        )  # fmt: skip
         return torch.from_numpy(sum_lanes(layout, partial))
 
     return run
