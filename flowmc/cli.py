@@ -63,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of a pipe went away, as in `flowmc zoo | head`; nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        print("flowmc: interrupted", file=sys.stderr)
+        return 130
     except Exception as error:
         status = _status(error)
         if status is None:

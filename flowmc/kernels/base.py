@@ -65,7 +65,16 @@ class Info:
 
 
 class NonFiniteStateError(RuntimeError):
-    """The current state of a chain is not finite: the run must stop, not sample garbage."""
+    """The current state of a chain is not finite: the run must stop, not sample garbage.
+
+    Args:
+        message: what is not finite.
+        chain: index of the chain in its batch, if known.
+    """
+
+    def __init__(self, message: str, chain: int | None = None) -> None:
+        super().__init__(message)
+        self.chain = chain
 
 
 class Kernel(ABC):
@@ -108,6 +117,7 @@ def action_of(action: Action, state: State) -> Tensor:
         chain = int((~finite).nonzero()[0])
         raise NonFiniteStateError(
             f"the action of chain {chain} of this block is {float(value[chain])}: the field is "
-            "corrupt; restart from the last checkpoint or another start configuration"
+            "corrupt; restart from the last checkpoint or another start configuration",
+            chain,
         )
     return value

@@ -7,7 +7,6 @@ import shlex
 import sys
 from pathlib import Path
 
-from flowmc.run.assembly import assemble, choose_threads
 from flowmc.run.config import load_config
 from flowmc.run.directory import RunDirectory
 from flowmc.run.runner import open_run
@@ -32,15 +31,14 @@ def run(args: argparse.Namespace) -> int:
     """Run to the end or to a reason to stop; return the exit status."""
     config = load_config(args.config)
     path = Path(args.output) if args.output else Path("runs") / Path(args.config).stem
-    recorded = None
     directory = RunDirectory(path)
-    if args.resume and directory.checkpoint.exists():
-        recorded = int(directory.read_provenance().get("threads", 0)) or None
-    choose_threads(recorded)
-    runner, resumed = open_run(config, assemble(config), path, resume=args.resume)
-    if resumed:
-        print(f"flowmc: resuming {path} after update {runner.update}", file=sys.stderr)
-    reason = runner.go()
+    try:
+        runner = open_run(config, directory, resume=args.resume)
+        if runner.resumed:
+            print(f"flowmc: resuming {path} after update {runner.update}", file=sys.stderr)
+        reason = runner.go()
+    finally:
+        directory.release()
     if reason == "finished":
         print(f"flowmc: finished {runner.total} updates in {path}", file=sys.stderr)
         if config.run.report and config.run.updates >= config.run.measure_every:

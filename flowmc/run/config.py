@@ -233,8 +233,13 @@ class RunConfig:
         return str(self.base / written)
 
 
-def load_config(path: str | Path) -> RunConfig:
+def load_config(path: str | Path, *, for_step: bool = False) -> RunConfig:
     """Read and validate a configuration file.
+
+    Args:
+        path: the file.
+        for_step: as ``flowmc step`` reads it: ``[run]`` may be missing, and ``[ensemble]`` needs
+            no save_every.
 
     Raises:
         ConfigError: naming the table and key that is unusable, and what to do.
@@ -245,10 +250,10 @@ def load_config(path: str | Path) -> RunConfig:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from error
-    return read_config(table, path.parent)
+    return read_config(table, path.parent, for_step=for_step)
 
 
-def read_config(table: Mapping[str, Any], base: Path) -> RunConfig:
+def read_config(table: Mapping[str, Any], base: Path, *, for_step: bool = False) -> RunConfig:
     """Validate the tables of a configuration; see :func:`load_config`."""
     for name, value in table.items():
         if name not in _TABLES:
@@ -258,18 +263,22 @@ def read_config(table: Mapping[str, Any], base: Path) -> RunConfig:
             brackets = "[[update]]" if name == "update" else f"[{name}]"
             raise ConfigError(f"{name} should be a table, written {brackets}")
     for name in ("theory", "chains", "update", "run"):
-        if name not in table:
+        if name not in table and not (for_step and name == "run"):
             brackets = "[[update]]" if name == "update" else f"[{name}]"
             raise ConfigError(f"missing table {brackets}")
 
     action = build_action(table["theory"])
     chains = _table(Chains, table["chains"], "[chains]")
-    run = _table(RunTable, table["run"], "[run]")
+    run = _table(RunTable, table.get("run", {"updates": 1}), "[run]")
     updates = [_update(entry, i) for i, entry in enumerate(table["update"], start=1)]
     ladder = _ladder(table["ladder"], action) if "ladder" in table else None
     observables = _observables(table.get("measure", {}), action)
     ensemble = _table(Ensemble, table["ensemble"], "[ensemble]") if "ensemble" in table else None
-    _check_together(action, chains, run, updates, ladder, ensemble)
+    _check_together(chains, run, updates, ladder)
+    if not for_step:
+        _check_saving(run, ensemble)
+    if ensemble is not None:
+        check_format(ensemble.format, action, "[ensemble]")
 
     resolved: dict[str, Any] = {
         "theory": dict(table["theory"]),
@@ -357,10 +366,11 @@ def _update(table: Any, number: int) -> UpdateEntry:
 
 
 def _resolved_update(entry: UpdateEntry) -> dict[str, Any]:
+    # Defaults of a user's kernel that TOML cannot hold are left to the kernel.
     defaults = {
         name: parameter.default
         for name, parameter in parameters(entry.component).items()
-        if parameter.default is not inspect.Parameter.empty
+        if isinstance(parameter.default, (bool, int, float, str, list, tuple))
     }
     own = {**defaults, **entry.keys}
     return {
@@ -446,12 +456,7 @@ def _observables(table: Mapping[str, Any], action: Action) -> list[ObservableEnt
 
 
 def _check_together(
-    action: Action,
-    chains: Chains,
-    run: RunTable,
-    updates: list[UpdateEntry],
-    ladder: Ladder | None,
-    ensemble: Ensemble | None,
+    chains: Chains, run: RunTable, updates: list[UpdateEntry], ladder: Ladder | None
 ) -> None:
     """Refuse tables that are fine alone but not together."""
     exchanges = [entry for entry in updates if entry.takes_ladder]
@@ -479,13 +484,13 @@ def _check_together(
                 f'{weighted[0].where}: weight has a meaning with schedule = "mixture" only; with '
                 '"cycle" every update is applied'
             )
+
+
+def _check_saving(run: RunTable, ensemble: Ensemble | None) -> None:
     if run.save_every is not None and ensemble is None:
         raise ConfigError("[run]: save_every needs an [ensemble] table that names the format")
-    if ensemble is None:
-        return
-    if run.save_every is None:
+    if run.save_every is None and ensemble is not None:
         raise ConfigError("[ensemble]: nothing would be saved without save_every in [run]")
-    check_format(ensemble.format, action, "[ensemble]")
 
 
 def check_format(name: str, action: Action, where: str) -> None:

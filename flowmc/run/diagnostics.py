@@ -35,11 +35,19 @@ def leaves(info: Info, kernel_names: Mapping[str, str]) -> Iterator[tuple[str, I
     A kernel that is there twice is "hmc" and "hmc_2"; its replicas "hmc[0]" and "hmc[0]_2".
     """
     for top, part in info.parts.items():
-        suffix = top.removeprefix(kernel_names[top])
         if part.parts:
-            yield from ((f"{name}{suffix}", leaf) for name, leaf in part.parts.items())
+            suffix = top.removeprefix(kernel_names[top])
+            yield from ((f"{name}{suffix}", leaf) for name, leaf in _elementary(part))
         else:
             yield top, part
+
+
+def _elementary(info: Info) -> Iterator[tuple[str, Info]]:
+    for name, part in info.parts.items():
+        if part.parts:
+            yield from _elementary(part)
+        else:
+            yield name, part
 
 
 def schema_of(name_and_info: Iterator[tuple[str, Info]]) -> dict[str, dict[str, tuple[int, ...]]]:

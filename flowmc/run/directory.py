@@ -27,7 +27,7 @@ from flowmc.run.config import RunConfig, changed_keys
 from flowmc.run.start import StartFiles
 from flowmc.run.toml_text import toml_text
 
-__all__ = ["RunDirectory"]
+__all__ = ["RunDirectory", "environment"]
 
 # Keys that may differ when a run is resumed; run.updates may only grow.
 _FREE_KEYS = ("run.time_limit", "run.checkpoint_every", "run.report", "run.updates")
@@ -74,24 +74,15 @@ class RunDirectory:
             ) from error
         except OSError:
             pass  # a file system without locks
+        # What a kill left of files that were being written.
+        for leftover in self.path.rglob(".*.partial"):
+            leftover.unlink(missing_ok=True)
 
     def release(self) -> None:
         """Let other processes in."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-    def begin(
-        self,
-        config: RunConfig,
-        assembly: Assembly,
-        files: StartFiles,
-        origins: list[dict[str, str]],
-    ) -> None:
-        """Write ``provenance.json`` and ``config.toml``."""
-        text = toml_text(config.resolved)
-        self.write_provenance(config, assembly, files, origins, text)
-        self.write_config(config)
 
     def write_config(self, config: RunConfig) -> None:
         """Write the resolved configuration."""
@@ -103,11 +94,11 @@ class RunDirectory:
         assembly: Assembly,
         files: StartFiles,
         origins: list[dict[str, str]],
-        text: str,
     ) -> None:
         """Write what the run was made of, for people and for the resume."""
+        text = toml_text(config.resolved)
         content = {
-            **versions(),
+            **environment(assembly.device),
             "command": shlex.join(sys.argv),
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seed": config.chains.seed,
@@ -117,9 +108,6 @@ class RunDirectory:
                 name: {"fingerprint": digest, "card": assembly.cards[name]}
                 for name, digest in assembly.fingerprints.items()
             },
-            "device": str(assembly.device),
-            "device_name": _device_name(assembly.device),
-            "threads": torch.get_num_threads(),
             "origins": origins,
         }
         _write_text(self.provenance, json.dumps(content, indent=2) + "\n")
@@ -177,8 +165,8 @@ class RunDirectory:
                 )
 
 
-def versions() -> dict[str, str]:
-    """Return versions and machine kind, for the provenance and the log."""
+def environment(device: torch.device) -> dict[str, str | int]:
+    """Return what rounding may depend on: versions, machine and number of threads."""
     return {
         "flowmc": __version__,
         "python": platform.python_version(),
@@ -186,6 +174,9 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "platform": platform.platform(),
         "cpu": _cpu(),
+        "device": str(device),
+        "device_name": _device_name(device),
+        "threads": torch.get_num_threads(),
     }
 
 

@@ -7,8 +7,8 @@ measurement, a saved configuration or a checkpoint depends on the clock.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,11 @@ from flowmc.kernels import Info, LadderState, NonFiniteStateError, State
 from flowmc.kernels.composition import concatenate
 from flowmc.random import stream
 from flowmc.registry import ConfigError
-from flowmc.run.assembly import Assembly
+from flowmc.run.assembly import Assembly, assemble, choose_threads
 from flowmc.run.checkpoint import Checkpoint, read_checkpoint, settled, write_checkpoint
 from flowmc.run.config import RunConfig, seconds_of
 from flowmc.run.diagnostics import Diagnostics, leaves
-from flowmc.run.directory import RunDirectory, versions
+from flowmc.run.directory import RunDirectory, environment
 from flowmc.run.ensemble import ConfigurationWriter, origins_of
 from flowmc.run.interrupts import Interrupts
 from flowmc.run.journal import Display, Journal
@@ -36,7 +36,7 @@ from flowmc.run.rehearsal import (
 )
 from flowmc.run.start import initial_states, read_start_files
 
-__all__ = ["RunStopped", "Runner"]
+__all__ = ["RunStopped", "Runner", "open_run"]
 
 _LOG_SECONDS = 60.0
 
@@ -80,7 +80,7 @@ class Runner:
             ConfigurationWriter(directory.path, config, origins) if config.ensemble else None
         )
         self.journal = Journal(directory.log)
-        self._resumed = resumed
+        self.resumed = resumed
         self._restore_clocks()
         self._latest: dict[str, float] = {}
 
@@ -98,7 +98,8 @@ class Runner:
         origins = origins_of(config, files)
 
         directory.claim()
-        directory.begin(config, assembly, files, origins)
+        directory.write_provenance(config, assembly, files, origins)
+        directory.write_config(config)
         layout = _layout(config, assembly, schema, shapes)
         measurements = MeasurementFile.create(directory.measurements, layout)
         streams = [
@@ -125,7 +126,6 @@ class Runner:
             ValueError, OSError: the directory is damaged.
         """
         directory.claim()
-        directory.check_resumable(config)
         directory.check_flows(assembly.fingerprints)
         checkpoint = read_checkpoint(directory.checkpoint, assembly.device)
         columns, attributes = MeasurementFile.columns_in(directory.measurements)
@@ -138,10 +138,22 @@ class Runner:
         else:
             measurements = MeasurementFile.extend(directory.measurements, layout)
         directory.write_config(config)
-        origins = directory.read_provenance()["origins"]
-        return cls(
-            config, assembly, directory, checkpoint, measurements, schema, origins, resumed=True
+        provenance = directory.read_provenance()
+        runner = cls(
+            config,
+            assembly,
+            directory,
+            checkpoint,
+            measurements,
+            schema,
+            provenance["origins"],
+            resumed=True,
         )
+        for key, value in environment(assembly.device).items():
+            if provenance.get(key) != value:
+                text = f"{key} was {provenance.get(key)} and is {value}: rounding may differ"
+                runner.journal.write("warning", runner.update, text=text)
+        return runner
 
     @property
     def total(self) -> int:
@@ -164,7 +176,7 @@ class Runner:
         last_log = last_checkpoint = time.monotonic()
         try:
             with Interrupts(limit) as interrupts:
-                self._log("start", resumed=self._resumed, tuning=self._tuning(), **versions())
+                self._log("start", resumed=self.resumed, tuning=self._tuning())
                 while self.update < self.total:
                     reason = interrupts.reason()
                     if reason is not None:
@@ -192,7 +204,8 @@ class Runner:
                     self._checkpoint()
                 self._log("stop", reason=reason, acceptance=self._acceptance())
         except NonFiniteStateError as error:
-            self._log("stop", reason="not finite", text=str(error))
+            with contextlib.suppress(OSError):
+                self._log("stop", reason="not finite", text=str(error))
             raise RunStopped(f"{error}; {self._last_good()}") from error
         except OSError as error:
             text = f"{error.filename or self.directory.path}: {error.strerror or error}"
@@ -223,12 +236,12 @@ class Runner:
             try:
                 state, info = self.assembly.kernel.step(self.states[index], self.streams[index])
             except NonFiniteStateError as error:
-                self._blame(self.states[index], update, first)
-                raise NonFiniteStateError(
-                    f"update {update}, chains {first} to {last - 1}: {error}"
-                ) from error
+                if error.chain is None:
+                    text = f"update {update}, chains {first} to {last - 1}: {error}"
+                    raise NonFiniteStateError(text) from error
+                raise _not_finite(update, first + error.chain) from error
             state = settled(state)
-            self._blame(state, update, first)
+            self._check_finite(state, update, first)
             states.append(state)
             infos.append(info)
             for name, leaf in leaves(info, names):
@@ -251,7 +264,7 @@ class Runner:
             if count % self.config.run.save_every == 0:
                 self._save(count)
 
-    def _blame(self, state: State | LadderState, update: int, first: int) -> None:
+    def _check_finite(self, state: State | LadderState, update: int, first: int) -> None:
         """Raise NonFiniteStateError with the chain's number in the run if a field is not finite."""
         for r, replica in enumerate(replicas_of(state)):
             field = replica.field
@@ -261,10 +274,7 @@ class Runner:
             if bool(finite.all()):
                 continue
             chain = first + int((~finite).nonzero()[0])
-            where = f"chain {chain}" + (f", replica {r}" if self.assembly.is_ladder else "")
-            raise NonFiniteStateError(
-                f"update {update}: the field of {where} is not finite, or its action is not"
-            )
+            raise _not_finite(update, chain, f", replica {r}" if self.assembly.is_ladder else "")
 
     def _measure(self, phase: str, index: int) -> None:
         row: dict[str, np.ndarray] = {"updates": np.asarray(self.update)}
@@ -331,13 +341,19 @@ class Runner:
 
     def _restore_clocks(self) -> None:
         """Go on counting from what the log says of the checkpoint: times are nowhere else."""
-        timing = self.journal.last_timing(self.update) if self._resumed else {}
+        timing = self.journal.last_timing(self.update) if self.resumed else {}
         self._clock = time.monotonic()
         self._seconds_before = float(timing.get("seconds", 0.0))
         for name, kernel in self.assembly.timed.items():
             before = timing.get("kernels", {}).get(name, {})
             kernel.seconds = float(before.get("seconds", 0.0))
             kernel.calls = int(before.get("calls", 0))
+
+
+def _not_finite(update: int, chain: int, replica: str = "") -> NonFiniteStateError:
+    return NonFiniteStateError(
+        f"update {update}: the field of chain {chain}{replica} is not finite, or its action is not"
+    )
 
 
 def _rows(config: RunConfig) -> dict[str, int]:
@@ -397,10 +413,8 @@ def _schema_in(columns: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, dic
     return schema
 
 
-def open_run(
-    config: RunConfig, assembly: Assembly, path: Path, *, resume: bool
-) -> tuple[Runner, bool]:
-    """Start or resume the run of a directory; return it and whether it was resumed.
+def open_run(config: RunConfig, directory: RunDirectory, *, resume: bool) -> Runner:
+    """Start or resume the run of a directory.
 
     With ``resume`` a directory without a checkpoint is started, so that one command line serves a
     job that is submitted again and again.
@@ -409,11 +423,15 @@ def open_run(
         ConfigError: the directory holds a run and ``resume`` is not set; or as
             :meth:`Runner.start` and :meth:`Runner.resume`.
     """
-    directory = RunDirectory(path)
-    if resume and directory.checkpoint.exists():
-        return Runner.resume(config, assembly, directory), True
-    if directory.holds_a_run and not resume:
+    resuming = resume and directory.checkpoint.exists()
+    if resuming:
+        directory.check_resumable(config)
+    elif directory.holds_a_run and not resume:
         raise ConfigError(
-            f"{path} already holds a run: add --resume to continue it, or choose another --output"
+            f"{directory.path} already holds a run: add --resume to continue it, or choose another "
+            "--output"
         )
-    return Runner.start(config, assembly, directory), False
+    choose_threads(directory.read_provenance().get("threads") if resuming else None)
+    assembly = assemble(config)
+    prepare = Runner.resume if resuming else Runner.start
+    return prepare(config, assembly, directory)

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         ConfigError, FormatError, OSError: unusable input, or OUT cannot be written.
         NonFiniteStateError: the field became unusable; nothing is written.
     """
-    config = load_config(args.config)
+    config = load_config(args.config, for_step=True)
     _check(config)
     choose_threads()
     assembly = assemble(config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ def toml_text(table: Mapping[str, Any]) -> str:
     out.
 
     Args:
-        table: strings, booleans, integers, finite floats, lists and tables of these.  Tables at
+        table: strings, booleans, integers, floats, lists and tables of these.  Tables at
             the top level become ``[name]``, lists of tables ``[[name]]``, deeper ones inline.
 
     Raises:
@@ -47,9 +46,8 @@ def _value(value: Any) -> str:
     if isinstance(value, int):
         return str(value)
     if isinstance(value, float):
-        if not math.isfinite(value):
-            raise TypeError(f"{value} has no place in a configuration")
-        return repr(value)  # the shortest text that reads back as the same number
+        # The shortest text that reads back as the same number; TOML spells inf and nan likewise.
+        return repr(value)
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, (list, tuple)):
