@@ -67,6 +67,8 @@ class Ensemble:
             trajectory=trajectory,
             steps=steps,
             integrator=integrator,
+            # Modes whose period is twice the trajectory are only reflected; wide jitter frees them.
+            jitter=0.3,
             target_acceptance=target_acceptance,
             check_reversibility=0.0,
         )

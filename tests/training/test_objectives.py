@@ -90,10 +90,13 @@ def numeric_gradient(loss, parameter, step=1e-5):
     return gradient
 
 
-def test_reparametrised_gradient_is_that_of_the_loss():
+@pytest.mark.parametrize("name", ["iterative", "coupling"])
+def test_reparametrised_gradient_is_that_of_the_loss(name):
     torch.manual_seed(1)
     action = lattice_phi4()
     flow = Chain([Cubic([4, 4]), Neighbours([4, 4])])
+    if name == "coupling":
+        flow = AffineCouplingFlow(action, layers=4, hidden=[2])
     model = FlowModel(GaussianPrior(action), flow).to(torch.float64)
     objective = ReverseKL(model, action)
     objective.evaluate(8, stream(1, 0, "x")).surrogate.backward()

@@ -1,0 +1,348 @@
+"""flowmc train, evaluate and zoo: end to end on small lattices, exit statuses and messages."""
+
+import argparse
+import contextlib
+import json
+import math
+import re
+import signal
+import tomllib
+
+import pytest
+import torch
+
+from flowmc.actions import FreeScalar, Phi4
+from flowmc.flows import AffineCouplingFlow, FlowModel, FreeFieldPrior, Identity
+from flowmc.flows.files import load_flow, read_card, save_flow
+from flowmc.registry import ConfigError
+from flowmc.run import evaluate, train, zoo
+from flowmc.run.evaluate import DensityError, evaluate_exchange, evaluate_sampler
+from flowmc.run.train import make_plan
+
+KEYS = {
+    "flow",
+    "action",
+    "samples",
+    "ess",
+    "ess_error",
+    "acceptance",
+    "log_z",
+    "log_z_error",
+    "kl",
+    "max_weight_share",
+    "seconds_per_sample",
+}
+
+SAMPLER = """
+[theory]
+action = "phi4"
+lattice = [4, 4]
+m2 = -0.5
+lambda = 1.0
+[flow]
+name = "affine_coupling"
+layers = 2
+hidden = [2]
+[prior]
+name = "gaussian"
+[training]
+steps = 12
+batch = 8
+checkpoint_every = 5
+evaluate_samples = 100
+seed = 3
+"""
+
+EXCHANGE = """
+[theory]
+action = "phi4"
+lattice = [4, 4]
+m2 = -0.5
+lambda = 1.0
+[flow]
+name = "affine_coupling"
+layers = 2
+hidden = [2]
+[exchange]
+from = {m2 = -0.5}
+to = {m2 = 0.5}
+chains = 16
+thermalization = 5
+steps = 3
+[training]
+steps = 6
+batch = 8
+direction = "symmetric"
+evaluate_samples = 32
+"""
+
+
+def call(module, *arguments):
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    return module.run(parser.parse_args([str(argument) for argument in arguments]))
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text(SAMPLER)
+    return path
+
+
+def test_train_and_evaluate_a_sampler(config, tmp_path, capsys):
+    output = tmp_path / "new" / "flow.safetensors"
+    assert call(train, config, "--output", output) == 0
+    card = read_card(output)
+    assert card["kind"] == "sampler" and card["training"]["steps"] == 12
+    assert card["flow"]["parameters"] == {
+        "layers": 2,
+        "hidden": [2],
+        "kernel_size": 3,
+        "odd": False,
+    }
+    assert set(card["measured"]) == KEYS - {"flow", "action", "seconds_per_sample"}
+    log = [json.loads(line) for line in (output.parent / "flow.log.jsonl").open()]
+    assert [entry["step"] for entry in log] == [10]
+    capsys.readouterr()
+    assert call(evaluate, output, "--samples", 200, "--batch", 64, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert set(result) == KEYS and result["samples"] == 200
+    # Other couplings, and another lattice for a flow that transfers.
+    config.write_text(SAMPLER.replace("[4, 4]", "[6, 4]").replace("m2 = -0.5", "m2 = 0.0"))
+    assert call(evaluate, output, "--samples", 50, "--config", config) == 0
+    assert "Phi4(R, 6x4, m2=0, lambda=1)" in capsys.readouterr().out
+    assert call(train, config, "--output", output) == 2
+    assert "exists: use --resume" in capsys.readouterr().err
+
+
+def test_train_and_evaluate_an_exchange_flow(tmp_path, capsys):
+    config, output = tmp_path / "c.toml", tmp_path / "flow.safetensors"
+    config.write_text(EXCHANGE)
+    assert call(train, config, "--output", output) == 0
+    card = read_card(output)
+    assert card["from"] == {"m2": -0.5, "lambda": 1.0} and card["to"]["m2"] == 0.5
+    capsys.readouterr()
+    assert call(evaluate, output, "--samples", 64, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    extra = {"swap_rate", "swap_rate_error", "jeffreys", "swap_rate_gaussian"}
+    assert set(result) == KEYS | extra
+
+
+def test_interrupted_training_resumes_to_the_same_weights(tmp_path):
+    plan = make_plan(tomllib.loads(SAMPLER))
+    assert train.train(plan, tmp_path / "whole.safetensors")
+    steps = []
+    output = tmp_path / "parts.safetensors"
+    assert not train.train(plan, output, progress=steps.append, stop=lambda: len(steps) == 6)
+    assert not output.exists()
+    with pytest.raises(ConfigError, match=r"checkpoint.safetensors exists: use --resume"):
+        train.train(plan, output)
+    assert train.train(plan, output, resume=True)
+    whole, parts = (load_flow(tmp_path / f"{name}.safetensors") for name in ("whole", "parts"))
+    assert whole.model.fingerprint() == parts.model.fingerprint()
+    assert whole.card["measured"] == parts.card["measured"]
+    lines = (tmp_path / "parts.log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [10]
+
+
+def test_resume_refuses_another_configuration_and_takes_more_steps(tmp_path):
+    output = tmp_path / "f.safetensors"
+    assert train.train(make_plan(tomllib.loads(SAMPLER)), output)
+    changed = make_plan(tomllib.loads(SAMPLER.replace("batch = 8", "batch = 9")))
+    with pytest.raises(ConfigError, match=r"\[training\] batch = 8, but the configuration says 9"):
+        train.train(changed, output, resume=True)
+    longer = make_plan(tomllib.loads(SAMPLER.replace("steps = 12", "steps = 15")))
+    assert train.train(longer, output, resume=True)
+    assert read_card(output)["training"]["steps"] == 15
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_leave_a_checkpoint(number, config, tmp_path, monkeypatch, capsys):
+    @contextlib.contextmanager
+    def display(steps):
+        # The signal arrives between two steps; the next step is the last.
+        yield lambda event: signal.raise_signal(number) if event.step == 6 else None
+
+    monkeypatch.setattr(train, "_display", display)
+    before = signal.getsignal(number)
+    assert call(train, config, "--output", tmp_path / "f.safetensors") == 128 + number
+    assert signal.getsignal(number) == before
+    assert "stopped with a checkpoint" in capsys.readouterr().err
+    assert read_card(tmp_path / "f.checkpoint.safetensors")["checkpoint"]["step"] == 7
+    assert not (tmp_path / "f.safetensors").exists()
+    monkeypatch.undo()
+    assert call(train, config, "--output", tmp_path / "f.safetensors", "--resume") == 0
+    assert (tmp_path / "f.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[training]", "[trainning]", r"unknown table \[trainning\]; did you mean 'training'"),
+        ('[prior]\nname = "gaussian"', "", r"either \[prior\]"),
+        ("[theory]", "theory = 3\n[x]", "unknown table|should be a table"),
+        ("steps = 12", "step = 12", r"\[training\]: unknown key 'step'; did you mean 'steps'"),
+        ("steps = 12", "", r"\[training\]: missing key 'steps'"),
+        ("steps = 12", "steps = 0", r"\[training\]: steps = 0"),
+        ("seed = 3", "precision = 16", r"\[training\]: precision = 16"),
+        ("seed = 3", "schedule = 'linear'", r"\[training\]: schedule = 'linear'"),
+        ("seed = 3", "direction = 'forward'", r"\[training\]: unknown key 'direction'"),
+        ("seed = 3", "objective = 'exchange_kl'", r"\[training\]: objective = 'exchange_kl'"),
+        ("seed = 3", "evaluate_samples = 3", "evaluate_samples"),
+        ("m2 = -0.5", "m3 = -0.5", r"\[theory\]: unknown key 'm3'; did you mean 'm2'"),
+        ("layers = 2", "layers = 0", r"\[flow\]: "),
+        ('name = "gaussian"', 'name = "haar"', r"\[prior\]: "),
+        ("[theory]", "[theory", "not valid TOML.*line"),
+    ],
+)
+def test_unusable_sampler_configurations(old, new, message, config, tmp_path, capsys):
+    text = SAMPLER.replace("evaluate_samples = 100\n", "") if "evaluate" in new else SAMPLER
+    config.write_text(text.replace(old, new, 1))
+    assert call(train, config, "--output", tmp_path / "f.safetensors") == 2
+    errors = capsys.readouterr().err
+    assert len(errors.splitlines()) == 1
+    assert re.search(message, errors)
+    assert not (tmp_path / "f.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("from = {m2 = -0.5}\n", "", r"\[exchange\]: needs from"),
+        ("{m2 = 0.5}", "{beta = 0.5}", r"\[exchange\] to: the phi4 action has no coupling 'beta'"),
+        ("{m2 = 0.5}", "{m2 = '1'}", r"\[exchange\] to: m2 = '1': should be a number"),
+        ("{m2 = 0.5}", "{m2 = -0.5}", "same theory"),
+        ("chains = 16", "chain = 16", r"\[exchange\]: unknown key 'chain'; did you mean 'chains'"),
+        ("chains = 16", "chains = 0", r"\[exchange\]: .*chains"),
+        ("chains = 16", "integrator = 'omelyan'", r"\[exchange\]: unknown integrator"),
+    ],
+)
+def test_unusable_exchange_configurations(old, new, message):
+    with pytest.raises(ConfigError, match=message):
+        make_plan(tomllib.loads(EXCHANGE.replace(old, new, 1)))
+
+
+def test_unusable_command_lines(config, tmp_path, capsys):
+    missing = tmp_path / "missing"
+    assert call(train, missing, "--output", tmp_path / "f") == 2
+    assert "there is no configuration file" in capsys.readouterr().err
+    assert call(train, config, "--output", tmp_path / "f", "--device", "gpu") == 2
+    assert "--device gpu" in capsys.readouterr().err
+    assert call(train, config, "--output", config / "f") == 2
+    assert "cannot make the directory" in capsys.readouterr().err
+    assert call(evaluate, missing) == 2
+    assert "there is no flow file" in capsys.readouterr().err
+    assert call(evaluate, "zoo:nothing_like_it", "--json") == 2
+    captured = capsys.readouterr()
+    assert "there is no flow 'nothing_like_it'" in captured.err and captured.out == ""
+    assert call(evaluate, missing, "--samples", 1) == 2
+    assert "--samples 1" in capsys.readouterr().err
+
+
+def exact_sampler(m2):
+    action = FreeScalar([4, 4], m2=1.0)
+    return FlowModel(FreeFieldPrior(action, m2=m2), Identity()).to(torch.float64), action
+
+
+def test_evaluate_is_exact_on_the_free_field():
+    model, action = exact_sampler(1.0)
+    result, warnings = evaluate_sampler(model, action, 100, batch=30)
+    assert result["log_z"] == pytest.approx(action.log_partition(), abs=1e-10)
+    assert result["ess"] == pytest.approx(1) and result["acceptance"] == pytest.approx(1)
+    assert result["kl"] == pytest.approx(0, abs=1e-10) and warnings == []
+    # From another mass: ln Z, ESS and KL are Gaussian integrals over the modes.
+    model, action = exact_sampler(1.3)
+    result, _ = evaluate_sampler(model, action, 20_000)
+    p = action.mode_action()
+    q = p + 0.3
+    ess = float((torch.sqrt(2 * p - q) * torch.sqrt(q) / p).prod())
+    kl = float(0.5 * (p / q - 1 - (p / q).log()).sum())
+    # Six jackknife errors: 2e-9 each.
+    assert abs(result["log_z"] - action.log_partition()) < 6 * result["log_z_error"]
+    assert abs(result["ess"] - ess) < 6 * result["ess_error"]
+    assert abs(result["kl"] - kl) < 0.02
+
+
+def test_swap_rate_of_the_identity_between_free_fields():
+    a, b = FreeScalar([2, 2], m2=1.0), FreeScalar([2, 2], m2=1.4)
+    result, _ = evaluate_exchange(
+        Identity(), a, b, 4096, chains=512, separation=3, thermalization=30, trajectory=0.5, steps=4
+    )
+    # The works are w_F = 0.4 sum x_a^2 and w_R = -0.4 sum x_b^2 on exact draws.
+    rng = torch.Generator().manual_seed(1)
+    x_a, x_b = a.sample(200_000, rng), b.sample(200_000, rng)
+    works = 0.4 * (x_a.square().flatten(1).sum(1) - x_b.square().flatten(1).sum(1))
+    exact = (-works).clamp(max=0).exp()
+    spread = math.hypot(result["swap_rate_error"], float(exact.std()) / 200_000**0.5)
+    # Six standard deviations: 2e-9.
+    assert abs(result["swap_rate"] - float(exact.mean())) < 6 * spread
+    ratio = b.log_partition() - a.log_partition()
+    assert abs(result["log_z"] - ratio) < 6 * result["log_z_error"]
+    assert abs(result["jeffreys"] - float(works.mean())) < 0.03
+    assert result["swap_rate_gaussian"] == pytest.approx(result["swap_rate"], abs=0.03)
+
+
+class Coarse(AffineCouplingFlow):
+    """A flow that knows its density only up to one."""
+
+    log_density_is_exact = False
+    error = 1.0
+
+    def density_error(self, x):
+        return torch.full((x.shape[0],), self.error, dtype=torch.float64)
+
+
+def test_density_errors_are_reported_or_refused(tmp_path, capsys):
+    action = Phi4([4, 4], lam=1.0, m2=-0.5)
+    torch.manual_seed(1)
+    model = FlowModel(FreeFieldPrior(action, m2=1.0), Coarse(action, layers=2, hidden=[2]))
+    model.flow.error = 1e-4
+    result, _ = evaluate_sampler(model, action, 64)
+    assert result["density_error"] == pytest.approx(1e-4)
+    model.flow.error = 1e3
+    with pytest.raises(DensityError, match="integrator is too coarse"):
+        evaluate_sampler(model, action, 64)
+    model.flow.error = math.nan
+    with pytest.raises(DensityError):
+        evaluate_sampler(model, action, 64)
+
+
+def test_broken_weights_are_counted_and_bad_flows_warned_about():
+    model, _ = exact_sampler(40.0)
+    _, warnings = evaluate_sampler(model, FreeScalar([4, 4], m2=0.01), 300)
+    assert any("single sample carries" in warning for warning in warnings)
+
+    class Holes(Identity):
+        def forward(self, x, log_density):
+            return x, torch.where(x[:, 0, 0] > 0, log_density, torch.nan)
+
+    model, action = exact_sampler(1.0)
+    result, warnings = evaluate_sampler(FlowModel(model.prior, Holes()), action, 300)
+    assert result["ess"] == pytest.approx(0.5, abs=0.2)
+    assert any("weight counts as zero" in warning for warning in warnings)
+
+
+def test_zoo_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("flowmc.zoo.MODELS", tmp_path)
+    assert call(zoo) == 0
+    assert "empty" in capsys.readouterr().out
+    model, _ = exact_sampler(1.0)
+    theory = {"action": "free", "group": "R", "lattice": [4, 4], "couplings": {"m2": 1.0}}
+    card = {
+        "flow": {"name": "identity", "parameters": {}},
+        "prior": {"name": "free_field", "parameters": {"m2": 1.0}},
+        "theory": theory,
+        "measured": {"ess": 1.0, "acceptance": 1.0},
+    }
+    save_flow(tmp_path / "free.safetensors", model, card)
+    (tmp_path / "free.json").write_text(json.dumps(read_card(tmp_path / "free.safetensors")))
+    assert call(zoo) == 0
+    table = capsys.readouterr().out
+    assert "free" in table and "4x4" in table and "acceptance 1" in table
+    assert call(zoo, "free") == 0
+    assert json.loads(capsys.readouterr().out)["kind"] == "sampler"
+    assert call(zoo, "fre") == 2
+    assert "did you mean 'free'" in capsys.readouterr().err
+    assert call(evaluate, "zoo:free", "--samples", 20, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["ess"] == pytest.approx(1.0)
