@@ -230,12 +230,28 @@ class SUN(Group):
         return field * torch.polar(torch.ones_like(phase), -phase)[..., None, None]
 
     def haar(self, shape, dtype, rng):
-        """Draw by QR of a complex Gaussian matrix (Mezzadri, math-ph/0609050, section 5)."""
-        real = torch.float64
+        """Draw by orthonormalising complex Gaussian vectors.
+
+        SU(2) and SU(3) complete N - 1 orthonormal rows to a special unitary matrix, which is
+        unique; N >= 4 uses a QR decomposition with the phases of the diagonal of R divided out
+        (Mezzadri, math-ph/0609050).
+        """
+        rows = self.n - 1 if self.n <= 3 else self.n
         parts = torch.randn(
-            (*shape, self.n, self.n, 2), dtype=real, device=rng.device, generator=rng
+            (*shape, rows, self.n, 2), dtype=torch.float64, device=rng.device, generator=rng
         )
-        q, r = torch.linalg.qr(torch.view_as_complex(parts))
+        gaussian = torch.view_as_complex(parts)
+        if self.n == 2:
+            first = _normalised(gaussian[..., 0, :])
+            second = torch.stack([-first[..., 1].conj(), first[..., 0].conj()], -1)
+            return torch.stack([first, second], -2).to(dtype)
+        if self.n == 3:
+            first = _normalised(gaussian[..., 0, :])
+            overlap = (first.conj() * gaussian[..., 1, :]).sum(-1, keepdim=True)
+            second = _normalised(gaussian[..., 1, :] - overlap * first)
+            third = torch.linalg.cross(first, second, dim=-1).conj()
+            return torch.stack([first, second, third], -2).to(dtype)
+        q, r = torch.linalg.qr(gaussian)
         diagonal = torch.diagonal(r, dim1=-2, dim2=-1)
         q = q * (diagonal / diagonal.abs())[..., None, :]
         # Dividing a fixed N-th root of det out of a U(N) Haar matrix leaves SU(N) Haar.
@@ -343,6 +359,10 @@ def _exp_su2(algebra: Tensor) -> Tensor:
     cosine = torch.where(small, 1 - theta2 / 2, torch.cos(theta))
     identity = torch.eye(2, dtype=algebra.dtype, device=algebra.device)
     return cosine[..., None, None] * identity + sinc[..., None, None] * algebra
+
+
+def _normalised(vector: Tensor) -> Tensor:
+    return vector / torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
 
 
 def _determinant(matrix: Tensor) -> Tensor:

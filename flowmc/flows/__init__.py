@@ -14,6 +14,7 @@ from flowmc.flows.base import (
 from flowmc.flows.continuous import ContinuousFlow
 from flowmc.flows.coupling import AffineCouplingFlow
 from flowmc.flows.priors import EnsemblePrior, FreeFieldPrior, GaussianPrior, HaarPrior
+from flowmc.flows.residual import ResidualFlow
 
 __all__ = [
     "AffineCouplingFlow",
@@ -28,6 +29,7 @@ __all__ = [
     "Identity",
     "Inverse",
     "Prior",
+    "ResidualFlow",
     "check_equivariance",
     "check_inverse",
     "check_log_det",

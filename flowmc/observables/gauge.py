@@ -90,7 +90,8 @@ def topological_charge(field: Tensor, action: Action) -> Tensor:
     r"""Return the topological charge Q, ``(chains,)``.
 
     Two-dimensional U(1): the geometric charge, an integer,
-    :math:`\frac{1}{2\pi} \sum_x \mathrm{wrap}(\theta_P)`.  Four-dimensional SU(N): the clover charge
+    :math:`\frac{1}{2\pi} \sum_x \mathrm{wrap}(\theta_P)`.
+    Four-dimensional SU(N): the clover charge
 
     .. math:: Q = -\frac{1}{32\pi^2} \sum_x \epsilon_{\mu\nu\rho\sigma}
               \mathrm{tr}\,F_{\mu\nu} F_{\rho\sigma}
@@ -140,9 +141,8 @@ def _clover(links: Tensor, mu: int, nu: int) -> Tensor:
     antihermitian = 0.5 * (clover - clover.mH)
     n = links.shape[-1]
     trace = _trace(antihermitian) / n
-    return antihermitian - trace[..., None, None] * torch.eye(
-        n, dtype=links.dtype, device=links.device
-    )
+    identity = torch.eye(n, dtype=links.dtype, device=links.device)
+    return antihermitian - trace[..., None, None] * identity
 
 
 def _line(links: Tensor, action: Action, mu: int, length: int) -> Tensor:

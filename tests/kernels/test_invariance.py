@@ -1,0 +1,292 @@
+"""Every kernel leaves exact draws of its target distributed as they were.
+
+Each case starts from exact independent draws, applies the kernel, and compares; see
+`exactness.p_value_of_change` for the tests and their false-alarm rate (1e-6 per case).  The
+planted errors below show the power: each must be caught at the same threshold.
+"""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from exactness import THRESHOLD, p_value_of_change
+
+from flowmc.actions import FreeScalar, Phi4, Wilson
+from flowmc.actions.exact import sample_phi4, sample_wilson_2d
+from flowmc.flows import (
+    AffineCouplingFlow,
+    ContinuousFlow,
+    FreeFieldPrior,
+    GaussianPrior,
+    HaarPrior,
+    ResidualFlow,
+)
+from flowmc.flows.base import Chain, Flow, FlowModel, Identity, Inverse
+from flowmc.kernels import (
+    HMC,
+    INTEGRATORS,
+    Cycle,
+    EachReplica,
+    Exchange,
+    Independence,
+    Mixture,
+    Repeat,
+)
+from flowmc.kernels.integrators import trajectory
+from flowmc.observables import phi2, plaquette, polyakov_loop, susceptibility
+
+PHI4 = Phi4([2, 2], m2=-4.0, lam=8.0)
+HOPPING = Phi4([4], kappa=0.3, lam=0.4)
+FREE = FreeScalar([4, 4], m2=0.5)
+U1 = Wilson("U(1)", [4, 4], beta=1.0)
+SU2 = Wilson("SU(2)", [4, 4], beta=1.2)
+SU3 = Wilson("SU(3)", [4, 4], beta=1.5)
+DRAWS = {"R": 3000, "U(1)": 2000, "SU(2)": 1000, "SU(3)": 400}
+
+
+def draw(action, rng, draws=None):
+    draws = draws or DRAWS[action.group.name]
+    if isinstance(action, FreeScalar):
+        return action.sample(draws, rng)
+    sampler = sample_wilson_2d if action.is_gauge else sample_phi4
+    return sampler(action, draws, rng)
+
+
+def statistics(action, field):
+    columns = [action(field)]
+    if action.is_gauge:
+        columns += [plaquette(field, action), *polyakov_loop(field, action).T]
+    else:
+        flat = field.reshape(len(field), -1)
+        columns += [phi2(field, action), susceptibility(field, action), flat[:, 0], flat.sum(1)]
+    return torch.stack([column.to(torch.float64) for column in columns], 1)
+
+
+class Scale(Flow):
+    """y = factor * x: the simplest flow that changes volumes."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x, log_density):
+        return self.factor * x, log_density - x[0].numel() * math.log(self.factor)
+
+    def inverse(self, y, log_density):
+        return y / self.factor, log_density + y[0].numel() * math.log(self.factor)
+
+
+def randomised(flow, rng, size=0.3):
+    """Give a flow parameters that are anything but the identity's."""
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            noise = torch.randn(parameter.shape, dtype=torch.float64, generator=rng)
+            parameter.add_((size * noise).to(parameter.dtype))
+    return flow.double()
+
+
+def scalar_model(action, rng, **options):
+    flow = randomised(AffineCouplingFlow(action, layers=2, hidden=[4], **options), rng, 0.15)
+    return FlowModel(GaussianPrior(action, scale=0.6), flow).double()
+
+
+def gauge_model(action, rng):
+    return FlowModel(HaarPrior(action), randomised(ResidualFlow(action), rng, 0.3)).double()
+
+
+def check(action, kernel, rng, steps=3):
+    before, fresh = draw(action, rng), draw(action, rng)
+    state = kernel.init(before)
+    for _ in range(steps):
+        state, _ = kernel.step(state, rng)
+    if state.action is not None:
+        assert torch.allclose(state.action, action(state.field), rtol=1e-12)
+    return p_value_of_change(*(statistics(action, field) for field in (before, state.field, fresh)))
+
+
+@pytest.mark.parametrize("integrator", INTEGRATORS)
+@pytest.mark.parametrize("action", [PHI4, HOPPING, FREE, U1, SU2, SU3], ids=repr)
+def test_hmc(action, integrator, rng):
+    # Coarse enough that a good share of the proposals is rejected.
+    steps = {"leapfrog": 4, "omelyan2": 2, "omelyan4": 1, "force_gradient": 1}[integrator]
+    kernel = HMC(action, steps=steps, integrator=integrator, jitter=0.3)
+    assert check(action, kernel, rng) > THRESHOLD
+
+
+@pytest.mark.parametrize("action", [PHI4, HOPPING], ids=repr)
+@pytest.mark.parametrize("odd", [False, True])
+def test_independence_with_coupling_flow(action, odd, rng):
+    kernel = Independence(action, scalar_model(action, rng, odd=odd), proposals=8)
+    assert check(action, kernel, rng) > THRESHOLD
+
+
+def test_independence_with_continuous_flow(rng):
+    # The log-density is that of the continuous flow; 20 steps leave an error far below the
+    # resolution of this test.
+    small = FreeScalar([4], m2=0.5)
+    flow = randomised(ContinuousFlow(small, steps=20), rng, 0.02)
+    model = FlowModel(FreeFieldPrior(small, m2=0.8), flow).double()
+    kernel = Independence(small, model, proposals=4)
+    assert check(small, kernel, rng) > THRESHOLD
+
+
+@pytest.mark.parametrize("action", [U1, SU2, SU3], ids=repr)
+def test_independence_with_residual_flow(action, rng):
+    kernel = Independence(action, gauge_model(action, rng), proposals=8)
+    assert check(action, kernel, rng) > THRESHOLD
+
+
+@pytest.mark.parametrize("composition", [Cycle, Mixture])
+@pytest.mark.parametrize("action", [PHI4, U1, SU3], ids=repr)
+def test_hmc_mixed_with_independence(action, composition, rng):
+    model = gauge_model(action, rng) if action.is_gauge else scalar_model(action, rng)
+    kernel = composition(
+        [
+            Repeat(HMC(action, steps=2), 2),
+            Independence(action, model, proposals=4, batch_size=1000),
+        ]
+    )
+    assert check(action, kernel, rng, steps=4) > THRESHOLD
+
+
+def check_ladder(actions, kernel, rng, steps=4):
+    before = [draw(action, rng) for action in actions]
+    state = kernel.init(before)
+    for _ in range(steps):
+        state, _ = kernel.step(state, rng)
+    p_values = []
+    for action, start, replica in zip(actions, before, state.replicas, strict=True):
+        assert torch.allclose(replica.action, action(replica.field), rtol=1e-12)
+        batches = (start, replica.field, draw(action, rng))
+        p_values.append(p_value_of_change(*(statistics(action, batch) for batch in batches)))
+    assert (state.walkers.sort(1).values == torch.arange(len(actions))).all()
+    return len(p_values) * min(p_values)
+
+
+SCALAR_LADDER = [PHI4, PHI4.at(**{"lambda": 5.0}), PHI4.at(m2=-2.0)]
+GAUGE_LADDERS = [
+    [U1, U1.at(beta=1.8), U1.at(beta=0.6)],
+    [SU2, SU2.at(beta=2.0), SU2.at(beta=0.7)],
+    [SU3, SU3.at(beta=2.2), SU3.at(beta=1.0)],
+]
+
+
+@pytest.mark.parametrize("schedule", ["even_odd", "random"])
+def test_exchange_of_scalars_with_rescaling_flows(schedule, rng):
+    kernel = Exchange(SCALAR_LADDER, [Scale(1.2), Scale(0.8)], schedule=schedule)
+    assert check_ladder(SCALAR_LADDER, kernel, rng) > THRESHOLD
+
+
+@pytest.mark.parametrize("actions", [SCALAR_LADDER, *GAUGE_LADDERS], ids=lambda a: repr(a[0]))
+def test_plain_exchange(actions, rng):
+    assert check_ladder(actions, Exchange(actions), rng) > THRESHOLD
+
+
+@pytest.mark.parametrize("actions", GAUGE_LADDERS, ids=lambda a: repr(a[0]))
+def test_exchange_with_residual_flows_and_hmc(actions, rng):
+    flows = [
+        randomised(ResidualFlow(actions[0], sweeps=2), rng, 0.2),
+        Inverse(randomised(ResidualFlow(actions[0]), rng, 0.2)),
+    ]
+    kernel = Cycle(
+        [
+            EachReplica([HMC(action, steps=3) for action in actions], actions),
+            Exchange(actions, flows, check_inverse=1e-9),
+        ]
+    )
+    assert check_ladder(actions, kernel, rng) > THRESHOLD
+
+
+def test_exchange_with_a_coupling_flow(rng):
+    flows = [
+        Chain([Scale(1.1), randomised(AffineCouplingFlow(PHI4, layers=2, hidden=[4]), rng, 0.1)]),
+        Scale(1.1),
+    ]
+    assert check_ladder(SCALAR_LADDER, Exchange(SCALAR_LADDER, flows), rng) > THRESHOLD
+
+
+# --- planted errors: each must be caught ---
+
+
+class FlippedJacobian(Scale):
+    """The reverse work carries the Jacobian with the wrong sign."""
+
+    def inverse(self, y, log_density):
+        x, density = super().inverse(y, torch.zeros_like(log_density))
+        return x, log_density - density
+
+
+def test_a_flipped_jacobian_in_exchange_is_caught(rng):
+    # Invisible to volume-preserving flows, hence the rescaling one.
+    kernel = Exchange(SCALAR_LADDER[:2], [FlippedJacobian(1.1)])
+    assert check_ladder(SCALAR_LADDER[:2], kernel, rng) < THRESHOLD
+
+
+def test_stale_log_q_after_hmc_is_caught(rng):
+    class KeepsLogQ(HMC):
+        def step(self, state, rng):
+            moved, info = super().step(state, rng)
+            return replace(moved, log_q=state.log_q), info
+
+    # A narrow q makes ln q vary over the target, and long trajectories make the kept one wrong.
+    model = FlowModel(GaussianPrior(PHI4, scale=0.3), Identity()).double()
+    independence = Independence(PHI4, model, proposals=2)
+    honest = Cycle([HMC(PHI4, steps=4, trajectory=2.0), independence])
+    stale = Cycle([KeepsLogQ(PHI4, steps=4, trajectory=2.0), independence])
+    assert check(PHI4, honest, rng, steps=10) > THRESHOLD
+    assert check(PHI4, stale, rng, steps=10) < THRESHOLD
+
+
+def test_a_dropped_rejection_is_caught(rng):
+    class ThinsToAccepted(Independence):
+        """Repeats the scan for chains that rejected until they have moved."""
+
+        def step(self, state, rng):
+            moved, info = super().step(state, rng)
+            for _ in range(20):
+                stayed = ~info.is_accepted.any(1)
+                if not stayed.any():
+                    break
+                again, info = super().step(moved, rng)
+                select = stayed.reshape(-1, 1, 1)
+                moved = moved.moved(torch.where(select, again.field, moved.field))
+                info = replace(info, is_accepted=info.is_accepted | ~stayed[:, None])
+            return moved, info
+
+    kernel = ThinsToAccepted(PHI4, scalar_model(PHI4, rng), proposals=1)
+    assert check(PHI4, kernel, rng, steps=3) < THRESHOLD
+
+
+def test_an_unmetropolised_trajectory_is_caught(rng):
+    class AlwaysAccepts(HMC):
+        def step(self, state, rng):
+            momentum = self.action.group.draw_algebra(state.field, rng)
+            size = torch.full((state.chains,), self.step_size, dtype=torch.float64)
+            end, _ = trajectory(
+                self.action, self.action.group, state.field, momentum, self.integrator, size, 3
+            )
+            return state.moved(end), None
+
+    kernel = AlwaysAccepts(FREE, steps=3, integrator="leapfrog")
+    assert check(FREE, kernel, rng, steps=4) < THRESHOLD
+
+
+def test_a_stale_action_after_exchange_is_caught(rng):
+    class KeepsActions(Exchange):
+        def step(self, state, rng):
+            before = state
+            state, info = super().step(state, rng)
+            for r, replica in enumerate(state.replicas):
+                stale = replace(replica, action=before.replicas[r].action)
+                state = state.with_replica(r, stale)
+            return state, info
+
+    kernel = KeepsActions(SCALAR_LADDER[:2], [Scale(1.2)])
+    before = [draw(action, rng) for action in SCALAR_LADDER[:2]]
+    state = kernel.init(before)
+    for _ in range(8):
+        state, _ = kernel.step(state, rng)
+    action = SCALAR_LADDER[0]
+    batches = (before[0], state.replicas[0].field, draw(action, rng))
+    assert p_value_of_change(*(statistics(action, batch) for batch in batches)) < THRESHOLD
