@@ -35,12 +35,19 @@ class Phase:
         observables: by name, each ``(rows, chains, replicas, ...)``.
         kernels: by name of the kernel and of the value, each ``(rows, chains, ...)``.
         walkers: ``(rows, chains, replicas)``, which walker sits at replica r; None without ladder.
+        planned_rows: number of rows when the phase is complete.
     """
 
     updates: NDArray[np.int64]
     observables: Mapping[str, NDArray] = field(default_factory=dict)
     kernels: Mapping[str, Mapping[str, NDArray]] = field(default_factory=dict)
     walkers: NDArray[np.int64] | None = None
+    planned_rows: int = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all planned rows are written."""
+        return self.rows >= self.planned_rows
 
     @property
     def rows(self) -> int:
@@ -114,21 +121,37 @@ class RecordedRun:
         """Number of replicas of each chain; 1 without ladder."""
         return int(self.attributes.get("replicas", 1))
 
+    def replica_name(self, index: int) -> str:
+        """Return the couplings of a replica that differ along the ladder, ``"beta=5.8"``."""
+        if index >= len(self.couplings):
+            return f"replica {index}"
+        own = self.couplings[index]
+        if not isinstance(own, Mapping):
+            return f"{own:g}" if isinstance(own, float) else str(own)
+        varying = [
+            key
+            for key in own
+            if any(
+                other.get(key) != own[key] for other in self.couplings if isinstance(other, Mapping)
+            )
+        ]
+        return " ".join(f"{key}={own[key]:g}" for key in varying or own)
+
     @property
     def measure_every(self) -> int:
         """Updates between two measurements."""
         return int(self.attributes.get("measure_every", 1))
 
-    @cached_property
+    @property
     def offset(self) -> int:
         """Number of the last update of the thermalisation, from which production counts."""
-        thermalization = int(self.attributes.get("thermalization", 0))
-        counts_on = int(self.production.updates[0]) > thermalization
-        return thermalization if counts_on and thermalization else 0
+        return int(self.attributes.get("thermalization", 0))
 
     @property
     def updates(self) -> int:
-        """Production updates done, up to the last written measurement."""
+        """Production updates done: up to the last written measurement, or all if complete."""
+        if self.production.is_complete and "updates" in self.attributes:
+            return int(self.attributes["updates"])
         return int(self.production.updates[-1]) - self.offset
 
     @cached_property
@@ -269,6 +292,7 @@ def _phase(group: h5py.Group | None) -> Phase:
             for name, values in group.get("kernels", {}).items()
         },
         None if walkers is None else walkers[:rows],
+        len(updates),
     )
 
 

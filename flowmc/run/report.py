@@ -35,7 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report, write ``report.html`` into the directory; return the exit status."""
+    """Print the report, or the comparison of several; return the exit status.
+
+    ``report.html`` is written for a single directory, unless ``--json`` is given.
+    """
     try:
         analyses = [analyse_run(RecordedRun.open(path)) for path in args.directories]
     except ConfigError as error:
@@ -45,13 +48,13 @@ def run(args: argparse.Namespace) -> int:
         document = analyses[0].as_dict() if len(analyses) == 1 else compare(analyses)
         print(strict_json(document))
         return 0
-    for analysis in analyses:
-        print(report_text(analysis))
-        page = _write_page(analysis)
-        if page is not None:
-            print(f"\nPlots: {page}\n")
+    print("\n\n".join(report_text(analysis) for analysis in analyses))
     if len(analyses) > 1:
-        print(comparison_text(compare(analyses)))
+        print("\n" + comparison_text(compare(analyses)))
+        return 0
+    page = _write_page(analyses[0])
+    if page is not None:
+        print(f"\nPlots: {page}")
     return 0
 
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from flowmc.estimators.autocorrelation import Estimate, format_value
 from flowmc.run import report_plots
-from flowmc.run.report_text import coupling, duration, value_text
+from flowmc.run.recorded import RecordedRun
+from flowmc.run.report_text import duration, value_text
 from flowmc.run.summary import Analysis
 
 __all__ = ["page", "write_page"]
@@ -58,7 +59,11 @@ def page(analysis: Analysis) -> str:
         _summary(analysis),
         *(_observable(analysis, name) for name in analysis.observables),
     ]
-    sections = [sections[0], "<h2>Histories</h2>", *sections[1:]]
+    sections.insert(
+        1,
+        '<h2>Histories</h2><p class="note">Grey: thermalisation, which does not count. Orange: the '
+        "mean with its error, and the window up to which the autocorrelation is summed.</p>",
+    )
     if analysis.exchange is not None:
         sections.append(_ladder(analysis))
     sections += [_kernels(analysis), _cost(analysis), _sources(analysis)]
@@ -129,32 +134,32 @@ def _verdict(warnings: Sequence[str]) -> str:
 def _summary(analysis: Analysis) -> str:
     rows = []
     for name, replicas in analysis.observables.items():
-        costs = analysis.costs.get(name, [])
-        complete = len(costs) == len(replicas[0])
-        for index, estimate in enumerate(replicas[0]):
-            label = f"{_title(name)} [{index}]" if analysis.is_vector[name] else _title(name)
-            rows.append(
-                [
-                    escape(label),
-                    escape(str(estimate)),
-                    _tau(estimate),
-                    f"{estimate.samples:,}",
-                    _independent(estimate),
-                    escape(duration(costs[index].seconds if complete else None)),
-                ]
-            )
+        estimates, costs = replicas[0], analysis.costs.get(name, [])
+        # Of a vector the slowest component stands here, and all of them below its plot.
+        slowest = max(estimates, key=lambda estimate: _finite(estimate.tau_int))
+        seconds = max((cost.seconds for cost in costs), default=None)
+        vector = f'<span class="note">{len(estimates)} components</span>'
+        rows.append(
+            [
+                escape(_title(name)),
+                vector if analysis.is_vector[name] else escape(str(slowest)),
+                _tau(slowest),
+                f"{slowest.samples:,}",
+                _independent(slowest),
+                ("≥ " if slowest.is_bound and seconds else "") + escape(duration(seconds)),
+            ]
+        )
     header = [
         "observable",
         "mean",
         "τ<sub>int</sub> (measurements)",
         "samples",
-        "independent",
-        "cost of an independent one",
+        "independent samples",
+        "time per independent sample",
     ]
     text = "<h2>Results</h2>" + _table(header, rows, numbers=range(1, 6))
-    couplings = analysis.run.couplings
     if analysis.run.replicas > 1:
-        names = [_replica(r, couplings) for r in range(analysis.run.replicas)]
+        names = _replicas(analysis.run)
         rows = [
             [escape(_title(name)), *(escape(str(replica[0])) for replica in replicas)]
             for name, replicas in analysis.observables.items()
@@ -170,9 +175,20 @@ def _summary(analysis: Analysis) -> str:
 def _observable(analysis: Analysis, name: str) -> str:
     run = analysis.run
     estimates = analysis.observables[name][0]
+    components = ""
     if analysis.is_vector[name]:
         plot = report_plots.vector_plot(_title(name), estimates, run.measure_every)
         number = ""
+        rows = [
+            [str(index), escape(str(estimate)), _tau(estimate), _independent(estimate)]
+            for index, estimate in enumerate(estimates)
+        ]
+        header = ["component", "mean", "τ<sub>int</sub> (measurements)", "independent samples"]
+        components = (
+            "<details><summary>All components</summary>"
+            + _table(header, rows, numbers=range(1, 4))
+            + "</details>"
+        )
     else:
         production = _series(run.production.observables[name])
         thermalization = _series(
@@ -194,13 +210,15 @@ def _observable(analysis: Analysis, name: str) -> str:
         hops = estimates[0].hops
         if hops is not None:
             number += f"<small>{hops:,} change{'' if hops == 1 else 's'} of Q</small>"
-    return f"<h3>{escape(_title(name))}{number}</h3>{_image(plot, f'History of {name}')}"
+    return (
+        f"<h3>{escape(_title(name))}{number}</h3>{_image(plot, f'History of {name}')}{components}"
+    )
 
 
 def _ladder(analysis: Analysis) -> str:
     run, exchange = analysis.run, analysis.exchange
     assert exchange is not None and run.production.walkers is not None
-    names = [_replica(r, run.couplings) for r in range(run.replicas)]
+    names = _replicas(run)
     plot = report_plots.ladder_plot(
         run.production.updates - run.offset,
         run.production.walkers[:, 0],
@@ -260,18 +278,20 @@ def _kernels(analysis: Analysis) -> str:
     header = ["kernel", "acceptance", "calls", "time", "per call", "share", "diagnostics"]
     text = "<h2>Kernels</h2>" + _table(header, rows, numbers=range(1, 5), classes=classes)
     run = analysis.run
-    shown = 0
+    updates = run.production.updates - run.offset
     for name, values in run.production.kernels.items():
-        needed = ("energy_error", "accepted", "tried")
-        # One histogram of the target is enough for long ladders.
-        if all(key in values for key in needed) and shown < 3:
-            shown += 1
-            plot = report_plots.energy_error_plot(
-                name,
-                run.production.updates - run.offset,
-                *(values[key] for key in needed),
-            )
+        if "accepted" not in values or "tried" not in values:
+            continue
+        counts = values["accepted"], values["tried"]
+        # Of a ladder the target's kernel is drawn; the others are in the table.
+        if "energy_error" in values and ("[" not in name or "[0]" in name):
+            plot = report_plots.energy_error_plot(name, updates, values["energy_error"], *counts)
             text += _image(plot, f"Energy errors of {name}")
+        elif "log_weights" in values:
+            plot = report_plots.weights_plot(
+                name, updates, values["log_weights"], values.get("log_weight"), *counts
+            )
+            text += _image(plot, f"Log-weights of {name}")
     return text
 
 
@@ -376,6 +396,10 @@ def _independent(estimate: Estimate) -> str:
     return f'<span class="bound">≤ {number}</span>' if estimate.is_bound else number
 
 
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else -math.inf
+
+
 def _series(values: NDArray) -> NDArray:
     """Return the target's values, ``(rows, chains)``."""
     return values[:, :, 0]
@@ -391,9 +415,9 @@ def _title(name: str) -> str:
     return f"{title} {bracket}{keys}" if bracket else title
 
 
-def _replica(index: int, couplings: Sequence[Any]) -> str:
-    name = coupling(couplings[index]) if index < len(couplings) else f"replica {index}"
-    return f"{name} (target)" if index == 0 else name
+def _replicas(run: RecordedRun) -> list[str]:
+    names = [run.replica_name(index) for index in range(run.replicas)]
+    return [f"{names[0]} (target)", *names[1:]]
 
 
 def _sentence(text: str) -> str:

@@ -17,6 +17,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
@@ -31,6 +32,7 @@ __all__ = [
     "ladder_plot",
     "topological_charge_plot",
     "vector_plot",
+    "weights_plot",
 ]
 
 BLUE, RED, GREEN, ORANGE, SKY, PURPLE = (
@@ -46,7 +48,8 @@ INK, GREY, SHADE = "#222222", "#8a8a8a", "#ececec"
 WIDTH = 11.0  # inches; the page is as wide, so that 9 points look like 9 points
 POINTS = 700  # of a line, beyond which it shows the extremes of bins
 FEW_CHAINS = 4  # drawn one by one; of more, mean and band are drawn
-WALKER_ROWS = 160  # rows of walkers that can still be told apart
+SMOOTH = 60  # bins of the running mean of a chain
+WALKER_ROWS = 140  # rows of walkers that can still be told apart
 
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -123,33 +126,38 @@ def topological_charge_plot(
     Args:
         label, production, thermalization, estimate, measure_every: as for :func:`history_plot`.
     """
-    with _figure(2.75, (3.1, 0.62, 1.75)) as (figure, (history, histogram, correlation)):
-        shown = min(production[1].shape[1], FEW_CHAINS)
-        for updates, values, counts in [(*thermalization, False), (*production, True)]:
-            for chain in range(shown if len(updates) else 0):
-                x, y = _thin(updates, values[:, chain])
-                history.step(
-                    x,
-                    y,
-                    where="post",
-                    color=SERIES[chain] if counts else GREY,
-                    alpha=1.0 if shown == 1 else 0.75,
-                    linewidth=1.0,
-                    label=f"chain {chain}" if counts and production[1].shape[1] > 1 else None,
-                )
-        _shade(history, thermalization[0], production[0])
-        if shown > 1:
-            history.legend(ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.1)
-        history.set_ylabel(label)
-        values = production[1][np.isfinite(production[1])]
-        bound = max(1.0, float(np.abs(values).max())) + 0.6
-        history.set_ylim(-bound, bound)
-        history.yaxis.set_major_locator(MaxNLocator(integer=True))
-        edges = np.arange(-math.ceil(bound) - 0.5, math.ceil(bound) + 1.5)
-        _horizontal_histogram(histogram, np.round(values), edges, gap=0.2)
-        histogram.sharey(history)
-        histogram.tick_params(labelleft=False)
-        _autocorrelation(correlation, estimate, measure_every)
+    lanes = min(production[1].shape[1], FEW_CHAINS)
+    values = np.round(production[1][np.isfinite(production[1])])
+    bound = max(1, int(np.abs(values).max()))
+    with _figure(max(2.75, 0.8 + 0.78 * lanes), (3.1, 0.62, 1.75)) as (figure, axes):
+        place = axes[0].get_subplotspec()
+        assert place is not None
+        axes[0].remove()
+        # One above the other: several step lines in one frame cannot be told apart.
+        grid = place.subgridspec(lanes, 1, hspace=0.0)
+        for chain in range(lanes):
+            lane = figure.add_subplot(grid[chain])
+            for updates, charge, colour in [
+                (*thermalization, GREY),
+                (*production, BLUE),
+            ]:
+                if len(updates):
+                    x, y = _thin(updates, charge[:, chain])
+                    lane.step(x, y, where="post", color=colour, linewidth=0.8)
+            lane.axhline(0, color=GREY, linewidth=0.5, zorder=0)
+            _shade(lane, thermalization[0], production[0])
+            lane.set_ylim(-bound - 0.6, bound + 0.6)
+            lane.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4 if lanes > 1 else 8))
+            lane.set_ylabel(label if lanes == 1 else f"Q, chain {chain}")
+            if chain < lanes - 1:
+                lane.tick_params(labelbottom=False)
+                lane.set_xlabel("")
+        edges = np.arange(-bound - 0.5, bound + 1.5)
+        _horizontal_histogram(axes[1], values, edges, gap=0.2)
+        axes[1].set_ylim(-bound - 0.6, bound + 0.6)
+        axes[1].yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes[1].set_title("Q, all chains" if production[1].shape[1] > 1 else "Q")
+        _autocorrelation(axes[2], estimate, measure_every)
         return _svg(figure)
 
 
@@ -232,15 +240,9 @@ def ladder_plot(
                 continue
             centre = entry["pair"] + 0.5
             rates.barh(centre, entry["acceptance"], height=0.42, color=BLUE)
+            digits = 0 if entry["acceptance"] >= 0.1 else 1
             rates.text(
-                entry["acceptance"] + 0.03,
-                centre,
-                f"{entry['acceptance']:.0%}"
-                if entry["acceptance"] >= 0.1
-                # one digit more where it matters
-                else f"{entry['acceptance']:.1%}",
-                va="center",
-                color=INK,
+                1.0, centre, f"{entry['acceptance']:.{digits}%}", va="center", ha="right", color=INK
             )
             if entry["erfc_estimate"] is not None:
                 rates.plot(entry["erfc_estimate"], centre, "D", color=RED, markersize=4)
@@ -296,20 +298,68 @@ def energy_error_plot(
         histogram.set_yticks([])
         histogram.spines["left"].set_visible(False)
 
-        bins = max(1, min(80, len(updates) // 10))
-        rate, centre = [], []
-        for rows in np.array_split(np.arange(len(updates)), bins):
-            proposals = tried[rows].sum()
-            rate.append(accepted[rows].sum() / proposals if proposals else np.nan)
-            centre.append(updates[rows].mean())
-        history.plot(centre, rate, color=BLUE, marker="o", markersize=2.5)
-        if tried.sum():
-            history.axhline(accepted.sum() / tried.sum(), color=RED, linewidth=1.0)
-        history.set_ylim(0, 1.02)
-        history.set_ylabel("acceptance")
-        history.set_xlabel("update")
-        history.margins(x=0.01)
+        _acceptance(history, updates, accepted, tried)
         return _svg(figure)
+
+
+def weights_plot(
+    name: str,
+    updates: NDArray,
+    proposals: NDArray,
+    held: NDArray | None,
+    accepted: NDArray,
+    tried: NDArray,
+) -> str:
+    """Return the log-weights of a flow's proposals and of the chain, and the acceptance in time.
+
+    Args:
+        name: of the independence kernel.
+        updates: ``(rows,)``.
+        proposals: ln w of the recorded proposals, ``(rows, chains, proposals)``.
+        held: ln w of the states of the chains, ``(rows, chains)``.
+        accepted, tried: proposals of each row, ``(rows, chains)``.
+    """
+    with _figure(2.4, (1.5, 3.0)) as (figure, (histogram, history)):
+        drawn = proposals[np.isfinite(proposals)]
+        kept = np.empty(0) if held is None else held[np.isfinite(held)]
+        if drawn.size:
+            # Only differences matter: zero is ln of the mean weight.
+            shift = float(drawn.max() + np.log(np.mean(np.exp(drawn - drawn.max()))))
+            both = np.concatenate([drawn, kept]) - shift
+            low, high = np.quantile(both, [0.005, 1.0])
+            edges = np.linspace(low - 0.1, high + 0.1, 51).tolist()
+            for values, colour, label in [(drawn, BLUE, "proposals"), (kept, RED, "chain")]:
+                if values.size:
+                    histogram.hist(
+                        values - shift,
+                        edges,
+                        density=True,
+                        histtype="stepfilled",
+                        facecolor=(*to_rgb(colour), 0.25),
+                        edgecolor=colour,
+                        label=label,
+                    )
+            _legend(histogram)
+        histogram.set_xlabel(rf"$\ln\, w / \langle w \rangle$  of {name}")
+        histogram.set_yticks([])
+        histogram.spines["left"].set_visible(False)
+        _acceptance(history, updates, accepted, tried)
+        return _svg(figure)
+
+
+def _acceptance(axes: Axes, updates: NDArray, accepted: NDArray, tried: NDArray) -> None:
+    bins = np.array_split(np.arange(len(updates)), max(1, min(SMOOTH, len(updates) // 10)))
+    proposals = np.array([tried[rows].sum() for rows in bins])
+    rate = np.array([accepted[rows].sum() for rows in bins]) / np.where(
+        proposals, proposals, np.nan
+    )
+    axes.plot([updates[rows].mean() for rows in bins], rate, color=BLUE, marker="o", markersize=2.5)
+    if tried.sum():
+        axes.axhline(accepted.sum() / tried.sum(), color=RED, linewidth=1.0)
+    axes.set_ylim(0, 1.02)
+    axes.set_ylabel("acceptance")
+    axes.set_xlabel("update")
+    axes.margins(x=0.01)
 
 
 @contextmanager
@@ -345,12 +395,23 @@ def _history(
             continue
         if chains <= FEW_CHAINS:
             for chain in range(chains):
+                colour = SERIES[chain] if counts else GREY
                 axes.plot(
                     *_thin(updates, values[:, chain]),
-                    color=SERIES[chain] if counts else GREY,
-                    linewidth=0.7,
-                    alpha=1.0 if chains == 1 else 0.7,
+                    color=colour,
+                    linewidth=0.6,
+                    alpha=0.45 if counts else 0.8,
                 )
+                # What wanders slowly drowns in the noise of single measurements.
+                if counts and len(updates) > 4 * SMOOTH:
+                    bins = np.array_split(np.arange(len(updates)), SMOOTH)
+                    axes.plot(
+                        [updates[rows].mean() for rows in bins],
+                        [values[rows, chain].mean() for rows in bins],
+                        color=colour,
+                        linewidth=1.4,
+                        label=f"chain {chain}" if chains > 1 else None,
+                    )
             continue
         colour = BLUE if counts else GREY
         rows = np.array_split(np.arange(len(updates)), min(len(updates), POINTS // 2))
@@ -380,8 +441,8 @@ def _history(
             linewidth=1.3,
             label="mean of the chains" if counts else None,
         )
-    if chains > FEW_CHAINS:
-        axes.legend(ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.1)
+    if axes.get_legend_handles_labels()[1]:
+        _legend(axes)
     _shade(axes, thermalization[0], production[0])
 
 
@@ -390,18 +451,14 @@ def _shade(axes: Axes, thermalization: NDArray, production: NDArray) -> None:
     end = float(production.max())
     if start < 0:
         axes.axvspan(start, 0, color=SHADE, linewidth=0, zorder=0)
-        wide = -start > 0.12 * (end - start)
-        axes.annotate(
-            "thermalisation" if wide else "th.",
-            (start / 2, 0.02),
-            xycoords=("data", "axes fraction"),
-            ha="center",
-            va="bottom",
-            color="#5f5f5f",
-            fontsize=8,
-        )
     axes.set_xlim(start, max(end, start + 1))
     axes.set_xlabel("update")
+
+
+def _legend(axes: Axes) -> None:
+    legend = axes.legend(ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.1)
+    # It may reach over the neighbour, which has nothing there.
+    legend.set_in_layout(False)
 
 
 def _limits(axes: Axes, values: NDArray) -> tuple[float, float]:
@@ -424,7 +481,6 @@ def _horizontal_histogram(axes: Axes, values: NDArray, edges: NDArray, gap: floa
         linewidth=0,
     )
     axes.set_xticks([])
-    axes.set_xlabel("frequency")
     axes.spines["bottom"].set_visible(False)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from flowmc.estimators.autocorrelation import format_value
 from flowmc.run.summary import Analysis
 
-__all__ = ["comparison_text", "coupling", "duration", "report_text", "table", "value_text"]
+__all__ = ["comparison_text", "duration", "report_text", "table", "value_text"]
 
 
 def report_text(analysis: Analysis) -> str:
@@ -35,7 +35,8 @@ def report_text(analysis: Analysis) -> str:
                     (">= " if estimate.is_bound else "")
                     + format_value(estimate.tau_int, estimate.tau_int_error),
                     str(estimate.samples),
-                    duration(seconds),
+                    (">= " if estimate.is_bound and math.isfinite(seconds) else "")
+                    + duration(seconds),
                 ]
             )
     lines += ["", *table(["observable", "mean", "tau_int", "samples", "per independent"], rows)]
@@ -54,7 +55,7 @@ def report_text(analysis: Analysis) -> str:
         rows = [
             [
                 entry["name"],
-                " -> ".join(coupling(value) for value in entry["couplings"] or []),
+                f"{record.replica_name(entry['pair'])} -> {record.replica_name(entry['pair'] + 1)}",
                 _acceptance({**entry, "acceptance_error": entry["error"]}),
                 _number(entry["erfc_estimate"], "{:.3f}"),
                 value_text(entry["work_mean"], entry["work_mean_error"]),
@@ -173,13 +174,6 @@ def value_text(value: float | None, error: float | None) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
-
-
-def coupling(value: Any) -> str:
-    """Return the couplings of one replica, ``beta=6`` or several of the kind."""
-    if isinstance(value, Mapping):
-        return " ".join(f"{key}={item:g}" for key, item in value.items())
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _count(number: int, noun: str) -> str:

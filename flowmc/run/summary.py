@@ -158,10 +158,10 @@ def analyse_run(run: RecordedRun) -> Analysis:
             for name, replicas in analysis.observables.items()
         }
         analysis.costs = {name: costs for name, costs in analysis.costs.items() if costs}
-    requested = run.attributes.get("updates")
     progress = []
-    if isinstance(requested, int) and run.updates < requested:
-        progress.append(f"the run is not complete: {run.updates} of {requested} updates are done")
+    if not run.production.is_complete:
+        total = run.attributes.get("updates", "?")
+        progress.append(f"the run is not complete: {run.updates} of {total} updates are done")
     analysis.warnings = exactness + doubts + progress
     return analysis
 
@@ -208,9 +208,7 @@ def _collect(components: Sequence[Estimate]) -> list[str]:
     ]
 
 
-def _drifts(
-    name: str, values: NDArray, estimator: Callable[[NDArray], Estimate]
-) -> list[str]:
+def _drifts(name: str, values: NDArray, estimator: Callable[[NDArray], Estimate]) -> list[str]:
     """Compare the first fifth of the rows with the second half: was thermalisation too short?
 
     Fluctuations and tau_int are those of the second half: a drift would hide in its own variance.
@@ -367,7 +365,8 @@ def _weights(name: str, values: Mapping[str, NDArray], warnings: list[str]) -> d
             inverse = weights.log_mean_exp(torch.from_numpy(-held)).value
             coverage = math.exp(min(0.0, inverse + weights.log_mean_exp(sample).value))
             result["coverage"] = coverage
-            if coverage < 0.7:
+            # From too few draws of a poor flow mean_q[w] is low, whatever the flow covers.
+            if coverage < 0.7 and len(sample) * ess.value > 100 and share < 0.05:
                 warnings.append(
                     f"{name}: the flow covers only about {coverage:.0%} of what the chain visits: "
                     "it has dropped a mode, do not use it without another kernel"
