@@ -28,11 +28,7 @@ __all__ = ["find_action", "find_force", "find_trajectory"]
 
 Trajectory = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
-_LINK_TYPES = {
-    "U(1)": (torch.float32, torch.float64),
-    "SU(2)": (torch.complex64, torch.complex128),
-    "SU(3)": (torch.complex64, torch.complex128),
-}
+_GROUPS = ("U(1)", "SU(2)", "SU(3)")
 # Neighbour tables are int32 with four bits taken.
 _MAXIMAL_SITES = 2**27
 
@@ -48,24 +44,67 @@ def find_trajectory(action: Action, field: Tensor, integrator: Integrator) -> Tr
     Returns:
         ``run(field, momentum, step_size, steps) -> (field, momentum)`` with ``step_size``
         ``(chains,)``; what :func:`flowmc.kernels.integrators.trajectory` computes, up to rounding.
-        Momenta are algebra elements; of SU(N) matrices the upper triangle is read.
+        Momenta are algebra elements, of which the diagonal and the upper triangle are read;
+        fields are on the group to rounding.  Gradients do not pass through.
+
+    Raises:
+        ValueError: (the returned function) for fields or momenta of another theory or dtype.
     """
     module = _module(action, field)
     if module is None or any(len(operation) != 2 for operation in integrator.operations):
         return None
-    return module.make_trajectory(action, integrator)
+    run = module.make_trajectory(action, integrator)
+
+    def checked(
+        field: Tensor, momentum: Tensor, step_size: Tensor, steps: int
+    ) -> tuple[Tensor, Tensor]:
+        _check(action, field, field.dtype)
+        _check(action, momentum, field.dtype)
+        if momentum.shape != field.shape or tuple(step_size.shape) != (field.shape[0],):
+            raise ValueError(
+                f"a trajectory of fields {tuple(field.shape)} needs momenta of the same shape and "
+                f"one step size per chain, got {tuple(momentum.shape)} and "
+                f"{tuple(step_size.shape)}"
+            )
+        return run(field, momentum, step_size, steps)
+
+    return checked
 
 
 def find_force(action: Action, field: Tensor) -> Callable[[Tensor], Tensor] | None:
     """Return a compiled ``action.force``, or None if there is none for this case."""
     module = _module(action, field)
-    return None if module is None else module.make_force(action)
+    return None if module is None else _checked(action, module.make_force(action))
 
 
 def find_action(action: Action, field: Tensor) -> Callable[[Tensor], Tensor] | None:
     """Return a compiled ``action(field) -> (chains,)`` float64, or None if there is none."""
     module = _module(action, field)
-    return None if module is None else module.make_action(action)
+    return None if module is None else _checked(action, module.make_action(action))
+
+
+def _checked(action: Action, run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def checked(field: Tensor) -> Tensor:
+        _check(action, field, field.dtype)
+        return run(field)
+
+    return checked
+
+
+def _check(action: Action, field: Tensor, dtype: torch.dtype) -> None:
+    # Compiled code trusts shapes: a wrong one would read foreign memory.
+    action.check_field(field)
+    if field.device.type != "cpu" or field.dtype != dtype or dtype not in _types(action):
+        allowed = " or ".join(str(kind).removeprefix("torch.") for kind in _types(action))
+        raise ValueError(
+            f"native kernels take {allowed} tensors of one precision on the CPU, got {field.dtype} "
+            f"on {field.device}"
+        )
+
+
+def _types(action: Action) -> tuple[torch.dtype, ...]:
+    is_matrix = bool(action.group.element_shape)
+    return (torch.complex64, torch.complex128) if is_matrix else (torch.float32, torch.float64)
 
 
 def _module(action: Action, field: Tensor) -> Any:
@@ -74,18 +113,20 @@ def _module(action: Action, field: Tensor) -> Any:
         return None
     if field.layout is not torch.strided or (field.requires_grad and torch.is_grad_enabled()):
         return None
-    if action.volume > _MAXIMAL_SITES or not field.dim() or not field.shape[0]:
+    if action.volume > _MAXIMAL_SITES or field.dtype not in _types(action):
+        return None
+    if not field.dim() or not field.shape[0]:
         return None
     if tuple(field.shape) != action.field_shape(field.shape[0]):
         return None
     from flowmc.actions import FreeScalar, Phi4, Wilson
 
     # Exact classes: a subclass may have changed the density or the force.
-    if type(action) in (Phi4, FreeScalar) and field.dtype in (torch.float32, torch.float64):
+    if type(action) in (Phi4, FreeScalar):
         from flowmc.native import scalar
 
         return scalar
-    if type(action) is Wilson and field.dtype in _LINK_TYPES.get(action.group.name, ()):
+    if type(action) is Wilson and action.group.name in _GROUPS:
         from flowmc.native import gauge
 
         return gauge

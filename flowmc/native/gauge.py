@@ -246,46 +246,54 @@ def _traces(links, neighbours, start, stop, blocks, dimensions, tag, partial):
 
 
 @njit(cache=True, nogil=True)
-def _pack(source, target, sites, chains, chains_per_group, start, stop, components):
-    """Copy ``source`` (chains, d, volume, numbers) into lanes, picking ``components``."""
+def _pack(
+    source, target, sites, chains, chains_per_group, start, stop, dimensions, numbers, components
+):  # fmt: skip
+    """Copy ``source``, flat (chains, d, volume, numbers), into lanes, picking ``components``.
+
+    The tasks ``start`` to ``stop`` are blocks of sites, group by group.
+    """
     blocks, parts = sites.shape
     width = parts * chains_per_group
-    dimensions = source.shape[1]
+    volume = sites.size
     for task in range(start, stop):
         group, block = task // blocks, task % blocks
-        for part in range(parts):
-            site = sites[block, part]
-            for lane in range(chains_per_group):
-                chain = min(group * chains_per_group + lane, chains - 1)
-                offset = task * dimensions * components.shape[0] * width
-                offset += part * chains_per_group + lane
-                for mu in range(dimensions):
-                    for component in components:
-                        target[np.uint64(offset)] = source[chain, mu, site, component]
-                        offset += width
+        for mu in range(dimensions):
+            for part in range(parts):
+                for lane in range(chains_per_group):
+                    chain = min(group * chains_per_group + lane, chains - 1)
+                    origin = ((chain * dimensions + mu) * volume + sites[block, part]) * numbers
+                    offset = (task * dimensions + mu) * components.shape[0] * width
+                    offset += part * chains_per_group + lane
+                    # Unsigned, for else every index is tested for counting from the end.
+                    for n in range(components.shape[0]):
+                        value = source[np.uint64(origin + components[np.uint64(n)])]
+                        target[np.uint64(offset + n * width)] = value
 
 
 @njit(cache=True, nogil=True)
 def _unpack(
-    source, target, sites, chains, chains_per_group, start, stop, components, origins, signs
-):
+    source, target, sites, chains, chains_per_group, start, stop, dimensions, components, origins,
+    signs,
+):  # fmt: skip
     """Copy lanes back: number n of an element is ``signs[n]`` times component ``origins[n]``."""
     blocks, parts = sites.shape
     width = parts * chains_per_group
-    dimensions, numbers = target.shape[1], target.shape[3]
+    volume = sites.size
+    numbers = origins.shape[0]
     for task in range(start, stop):
         group, block = task // blocks, task % blocks
         used = min(chains_per_group, chains - group * chains_per_group)
-        for part in range(parts):
-            site = sites[block, part]
-            for lane in range(used):
-                chain = group * chains_per_group + lane
-                offset = task * dimensions * components * width + part * chains_per_group + lane
-                for mu in range(dimensions):
+        for mu in range(dimensions):
+            for part in range(parts):
+                for lane in range(used):
+                    chain = group * chains_per_group + lane
+                    goal = ((chain * dimensions + mu) * volume + sites[block, part]) * numbers
+                    offset = (task * dimensions + mu) * components * width
+                    offset += part * chains_per_group + lane
                     for n in range(numbers):
-                        value = source[np.uint64(offset + origins[n] * width)]
-                        target[chain, mu, site, n] = signs[n] * value
-                    offset += components * width
+                        value = source[np.uint64(offset + origins[np.uint64(n)] * width)]
+                        target[np.uint64(goal + n)] = signs[np.uint64(n)] * value
 
 
 # Numbers of an element (row, column, re/im) that are kept: of links, and of algebra elements.
@@ -349,20 +357,24 @@ class _Setting:
 
     def pack(self, field: Tensor, which: int) -> np.ndarray:
         """Copy links (``which = 0``) or algebra elements (1) into lanes."""
-        real = torch.view_as_real(field.detach().resolve_conj()) if self.n > 1 else field.detach()
-        source = real.reshape(self.shape[0], self.dimensions, self.volume, -1).contiguous()
+        plain = field.detach().resolve_neg()
+        real = torch.view_as_real(plain.resolve_conj()) if self.n > 1 else plain
+        source = real.contiguous().view(-1)
         kept = np.array(_KEPT[self.n][which])
         target = self.empty(len(kept), self.dimensions, self.layout.groups)
-        self._copy(_pack, source.numpy(), target, kept)
+        numbers = source.numel() // (self.shape[0] * self.dimensions * self.volume)
+        self._copy(_pack, source.numpy(), target, self.dimensions, numbers, kept)
         return target
 
     def unpack(self, packed: np.ndarray, which: int) -> Tensor:
         """Copy lanes back into links (``which = 0``) or algebra elements (1)."""
         origins, signs = map(np.array, zip(*_RESTORED[self.n][which], strict=True))
         numbers = len(origins)
-        target = np.empty((self.shape[0], self.dimensions, self.volume, numbers), self.dtype)
+        target = np.empty(self.shape[0] * self.dimensions * self.volume * numbers, self.dtype)
         components = COMPONENTS[self.n][which]
-        self._copy(_unpack, packed, target, components, origins, signs.astype(self.dtype))
+        self._copy(
+            _unpack, packed, target, self.dimensions, components, origins, signs.astype(self.dtype)
+        )
         tensor = torch.from_numpy(target)
         if self.n == 1:
             return tensor.view(self.shape)

@@ -189,7 +189,7 @@ class _Setting:
 
     def pack(self, field: Tensor) -> np.ndarray:
         target = self.empty()
-        self._copy(pack, field.detach().reshape(field.shape[0], -1).numpy(), target)
+        self._copy(pack, field.detach().resolve_neg().reshape(field.shape[0], -1).numpy(), target)
         return target
 
     def unpack(self, packed: np.ndarray) -> Tensor:

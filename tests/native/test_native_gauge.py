@@ -1,0 +1,122 @@
+"""Native gauge kernels against the torch path, itself tested against finite differences."""
+
+import pytest
+import torch
+
+from flowmc.actions import Wilson, check_force
+from flowmc.kernels.integrators import INTEGRATORS, trajectory
+from flowmc.native import find_action, find_force, find_trajectory
+
+# (lattice, chains): lanes filled by chains, by cuts, by both, with padding; odd extents, extents
+# of 2 (where both neighbours coincide), unequal, two to five dimensions.
+CASES = [
+    ((4, 4, 4, 4), 1),
+    ((2, 3, 4, 2), 3),
+    ((3, 3), 1),
+    ((2, 2), 9),
+    ((5, 4), 2),
+    ((4, 2, 6), 1),
+    ((3, 2, 5), 17),
+    ((2, 2, 2, 3, 2), 1),
+]
+GROUPS = ["U(1)", "SU(2)", "SU(3)"]
+PLAIN = [name for name in INTEGRATORS if name != "force_gradient"]
+TOLERANCE = {torch.float64: 2e-14, torch.float32: 2e-5}
+
+
+def draw(action, chains, dtype, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    field = action.hot(chains, rng)
+    momentum = action.group.draw_algebra(field, rng)
+    step_size = 0.02 + 0.05 * torch.rand(chains, dtype=torch.float64, generator=rng)
+    kind = action.group.field_dtype(dtype)
+    return field.to(kind), momentum.to(kind), step_size
+
+
+def in_torch(action, field, momentum, integrator, step_size, steps):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLOWMC_NATIVE", "0")
+        return trajectory(action, action.group, field, momentum, integrator, step_size, steps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("lattice,chains", CASES)
+@pytest.mark.parametrize("group", GROUPS)
+def test_agrees_with_torch(group, lattice, chains, dtype):
+    action = Wilson(group, lattice, beta=2.3)
+    field, momentum, step_size = draw(action, chains, dtype)
+    for integrator in map(INTEGRATORS.get, PLAIN):
+        run = find_trajectory(action, field, integrator)
+        ours = run(field, momentum, step_size, 4)
+        theirs = in_torch(action, field, momentum, integrator, step_size, 4)
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.dtype == field.dtype and a.shape == b.shape
+            assert (a - b).abs().max() < TOLERANCE[dtype] * b.abs().max()
+    force = action.force(field)
+    difference = (find_force(action, field)(field) - force).abs().max()
+    assert difference < TOLERANCE[dtype] * force.abs().max()
+    value = find_action(action, field)(field)
+    assert value.dtype == torch.float64 and value.shape == (chains,)
+    assert (value - action(field)).abs().max() < TOLERANCE[dtype] * action.beta * 10 * action.volume
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_force_is_the_derivative_of_the_action(group):
+    class Native(Wilson):
+        def __call__(self, field):
+            return find_action(exact, field)(field)
+
+        def force(self, field):
+            return find_force(exact, field)(field)
+
+    exact = Wilson(group, (3, 4, 2), beta=1.7)
+    rng = torch.Generator().manual_seed(4)
+    assert check_force(Native(group, (3, 4, 2), beta=1.7), exact.hot(3, rng), rng) < 1e-8
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_reversible_and_on_the_group(group):
+    action = Wilson(group, (4, 4, 2, 3), beta=5.5)
+    field, momentum, step_size = draw(action, 2, torch.float64)
+    run = find_trajectory(action, field, INTEGRATORS["omelyan2"])
+    there, final = run(field, momentum, step_size, 15)
+    back, returned = run(there, -final, step_size, 15)
+    assert (back - field).abs().max() < 1e-13
+    assert (returned + momentum).abs().max() < 1e-12
+    if group != "U(1)":
+        unit = torch.eye(action.group.n, dtype=there.dtype)
+        assert (there @ there.mH - unit).abs().max() < 5e-15
+        assert (torch.linalg.det(there) - 1).abs().max() < 5e-15
+    # The energy is conserved to the order of the step, which no wrong force would do.
+    before = action(field) + action.group.kinetic_energy(momentum)
+    after = action(there) + action.group.kinetic_energy(final)
+    assert (after - before).abs().max() < 0.05 * action(field).abs().max()
+    assert (there - field).abs().mean() > 0.05
+
+
+def test_large_momenta_are_moved_exactly():
+    action = Wilson("SU(3)", (2, 2), beta=1.0)
+    rng = torch.Generator().manual_seed(1)
+    field = action.hot(1, rng)
+    # Mixed norms side by side in the lanes, up to ten squarings of the exponential.
+    sizes = torch.logspace(-6, 2.5, 8, dtype=torch.float64).reshape(1, 2, 2, 2, 1, 1)
+    momentum = sizes * action.group.draw_algebra(field, rng)
+    drift = INTEGRATORS["leapfrog"].__class__("drift", 1, (("drift", 1.0),))
+    moved, _ = find_trajectory(action, field, drift)(field, momentum, torch.ones(1), 1)
+    exact = torch.linalg.matrix_exp(momentum) @ field
+    assert ((moved - exact).abs() / (1 + sizes)).max() < 2e-14
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e200])
+def test_divergence_ends_and_stays_in_its_chain(bad):
+    action = Wilson("SU(3)", (2, 3), beta=1.0)
+    field, momentum, step_size = draw(action, 3, torch.float64)
+    run = find_trajectory(action, field, INTEGRATORS["leapfrog"])
+    expected = run(field, momentum, step_size, 3)
+    momentum[1, 0, 0, 0] *= bad
+    links, momenta = run(field, momentum, step_size, 3)
+    for chain in (0, 2):
+        assert torch.equal(links[chain], expected[0][chain])
+        assert torch.equal(momenta[chain], expected[1][chain])
+    energy = action(links) + action.group.kinetic_energy(momenta)
+    assert not energy[1] < 1e100

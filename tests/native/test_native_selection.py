@@ -1,0 +1,151 @@
+"""Which cases native kernels take, and that layout, batch and threads leave no trace."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from flowmc.actions import Phi4, Wilson
+from flowmc.kernels.integrators import INTEGRATORS
+from flowmc.native import find_action, find_force, find_trajectory, gauge, scalar, schedule
+
+LEAPFROG = INTEGRATORS["leapfrog"]
+ACTIONS = [
+    Phi4((4, 6), m2=-0.5, lam=0.7),
+    Wilson("U(1)", (4, 6), beta=2.0),
+    Wilson("SU(2)", (4, 3, 2), beta=2.0),
+    Wilson("SU(3)", (4, 4, 2), beta=5.0),
+]
+NAMES = ["phi4", "U(1)", "SU(2)", "SU(3)"]
+
+
+def draw(action, chains, dtype=torch.float64):
+    rng = torch.Generator().manual_seed(3)
+    field = action.hot(chains, rng, dtype)
+    momentum = action.group.draw_algebra(field, rng)
+    step_size = 0.03 + 0.02 * torch.rand(chains, dtype=torch.float64, generator=rng)
+    return field, momentum, step_size
+
+
+@pytest.mark.parametrize("action", ACTIONS, ids=NAMES)
+@pytest.mark.parametrize("chains", [1, 3, 37])
+def test_independent_of_threads(action, chains, monkeypatch):
+    monkeypatch.setattr(schedule, "_SHORTEST_SLICE", 1.0)
+    field, momentum, step_size = draw(action, chains)
+    results = []
+    for threads in (1, 2, 3, 5):
+        torch.set_num_threads(threads)
+        run = find_trajectory(action, field, LEAPFROG)
+        results.append(
+            [
+                *run(field, momentum, step_size, 5),
+                find_force(action, field)(field),
+                find_action(action, field)(field),
+            ]
+        )
+    for result in results[1:]:
+        assert all(map(torch.equal, result, results[0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("action", ACTIONS, ids=NAMES)
+def test_a_chain_does_not_feel_its_batch(action, dtype):
+    field, momentum, step_size = draw(action, 19, dtype)
+    run = find_trajectory(action, field, LEAPFROG)
+    together = run(field, momentum, step_size, 5)
+    for part in (slice(4, 5), slice(7, 10)):
+        alone = run(field[part], momentum[part], step_size[part], 5)
+        assert torch.equal(alone[0], together[0][part])
+        assert torch.equal(alone[1], together[1][part])
+
+
+@pytest.mark.parametrize("action", ACTIONS, ids=NAMES)
+def test_any_strides(action):
+    field, momentum, step_size = draw(action, 3)
+    run = find_trajectory(action, field, LEAPFROG)
+    expected = run(field, momentum, step_size, 2)
+    strided = torch.stack([field, field], -1)[..., 0]
+    backwards = momentum.flip(0).contiguous().flip(0).transpose(1, 2).contiguous().transpose(1, 2)
+    before = strided.clone()
+    result = run(strided, backwards, step_size[:, None].expand(-1, 2)[:, 0], 2)
+    assert all(map(torch.equal, result, expected))
+    assert torch.equal(strided, before)
+    if field.is_complex():
+        result = run(field.conj().resolve_conj().conj(), momentum, step_size, 2)
+        assert all(map(torch.equal, result, expected))
+
+
+@pytest.mark.parametrize("module,action", [(scalar, ACTIONS[0]), (gauge, ACTIONS[3])])
+@pytest.mark.parametrize("chains", [1, 16])
+def test_a_wrong_wrap_is_caught(module, action, chains, monkeypatch):
+    field, _, _ = draw(action, chains)
+    assert (find_force(action, field)(field) - action.force(field)).abs().max() < 1e-12
+    right = module.layout_for
+
+    def wrong(*arguments):
+        layout = right(*arguments)
+        neighbours = layout.neighbours.copy()
+        neighbours[1] = neighbours[0]
+        return dataclasses.replace(layout, neighbours=neighbours)
+
+    monkeypatch.setattr(module, "layout_for", wrong)
+    assert (find_force(action, field)(field) - action.force(field)).abs().max() > 1e-3
+
+
+def test_what_is_left_to_torch(monkeypatch):
+    class Mine(Phi4):
+        pass
+
+    action = ACTIONS[0]
+    field, _, _ = draw(action, 2)
+    assert find_force(action, field)
+    assert find_force(Mine((4, 6), m2=-0.5, lam=0.7), field) is None
+    assert find_force(action + action, field) is None
+    assert find_force(0.5 * action, field) is None
+    assert find_trajectory(action, field, INTEGRATORS["force_gradient"]) is None
+    assert find_force(action, field.half()) is None
+    assert find_force(action, field[:, :3]) is None
+    assert find_force(action, field[:0]) is None
+    assert find_force(action, field.clone().requires_grad_()) is None
+    assert find_force(action, field.to("meta")) is None
+    assert find_force(Wilson("SU(4)", (2, 2), beta=1.0), torch.zeros(1, 2, 2, 2, 4, 4)) is None
+    monkeypatch.setenv("FLOWMC_NATIVE", "0")
+    assert find_force(action, field) is None
+    assert find_action(action, field) is None
+    assert find_trajectory(action, field, LEAPFROG) is None
+
+
+def test_wrong_input_is_named():
+    action = ACTIONS[0]
+    field, momentum, step_size = draw(action, 3)
+    run = find_trajectory(action, field, LEAPFROG)
+    with pytest.raises(ValueError, match="does not fit the phi4 action"):
+        run(field[:, :2], momentum, step_size, 1)
+    with pytest.raises(ValueError, match="one step size per chain"):
+        run(field, momentum, step_size[:2], 1)
+    with pytest.raises(ValueError, match="momenta of the same shape"):
+        run(field, momentum[:2], step_size, 1)
+    with pytest.raises(ValueError, match="of one precision on the CPU"):
+        run(field, momentum.float(), step_size, 1)
+
+
+def test_import_is_cheap():
+    code = "import sys, flowmc.native; assert 'numba' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ})
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_has_its_own_threads(monkeypatch):
+    monkeypatch.setattr(schedule, "_SHORTEST_SLICE", 1.0)
+    torch.set_num_threads(2)
+    action = ACTIONS[0]
+    field, _, _ = draw(action, 2)
+    expected = find_force(action, field)(field)
+    child = os.fork()
+    if child == 0:
+        same = torch.equal(find_force(action, field)(field), expected)
+        os._exit(0 if same else 1)
+    assert os.waitpid(child, 0)[1] == 0
