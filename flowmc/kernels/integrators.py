@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.groups import Group
+from flowmc.native import find_trajectory
 
 __all__ = ["INTEGRATORS", "Integrator", "trajectory"]
 
@@ -117,7 +118,12 @@ def trajectory(
 
     Returns:
         The end point ``(field, momentum)``.
+
+    The built-in actions run in compiled code on a CPU (:mod:`flowmc.native`), equal to rounding.
     """
+    compiled = find_trajectory(action, field, integrator)
+    if compiled is not None:
+        return compiled(field, momentum, step_size, steps)
     step = step_size.to(momentum.real.dtype).reshape(-1, *[1] * (field.dim() - 1))
     operations = _merged(integrator.operations, steps)
     for operation in operations:

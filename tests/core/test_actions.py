@@ -164,7 +164,7 @@ def test_topological_charge_of_an_instanton_like_u1_field():
 
 
 def test_clover_charge_of_constant_abelian_su3_field():
-    """A diagonal SU(3) field with constant F_01 and F_23 has Q = F_01 F_23 V / (4 pi^2)-like value."""
+    """A diagonal SU(3) field with constant F_01 and F_23 has a charge known in closed form."""
     lattice = [4, 4, 4, 4]
     action = Wilson("SU(3)", lattice, beta=6.0)
     flux = 2 * math.pi / 16
