@@ -251,12 +251,7 @@ def _kernels(analysis: Analysis) -> str:
     shares = analysis.time_shares()
     rows, classes = [], []
     for name, entry in analysis.kernels.items():
-        share = shares.get(name)
-        bar = (
-            ""
-            if share is None
-            else f'<span class="share"><i style="width:{100 * share:.1f}%"></i></span>{share:.0%}'
-        )
+        bar = _bar(shares[name]) if name in shares else ""
         seconds, calls = entry["seconds"], entry["calls"]
         rows.append(
             [
@@ -271,9 +266,7 @@ def _kernels(analysis: Analysis) -> str:
         )
         classes.append("part" if "[" in name else "")
     if "rest" in shares:
-        share = shares["rest"]
-        bar = f'<span class="share"><i style="width:{100 * share:.1f}%"></i></span>{share:.0%}'
-        rows.append(["measurements, files and start", "", "", "", "", bar, ""])
+        rows.append(["measurements, files and start", "", "", "", "", _bar(shares["rest"]), ""])
         classes.append("part")
     header = ["kernel", "acceptance", "calls", "time", "per call", "share", "diagnostics"]
     text = "<h2>Kernels</h2>" + _table(header, rows, numbers=range(1, 5), classes=classes)
@@ -335,6 +328,13 @@ def _sources(analysis: Analysis) -> str:
         '<p class="note">Errors and τ<sub>int</sub> by the Γ method (U. Wolff, hep-lat/0306017, '
         "S = 2) with the mean of all chains subtracted. τ<sub>int</sub> is ½ for independent "
         "measurements; an independent sample costs 2 τ<sub>int</sub> measurements.</p>"
+    )
+
+
+def _bar(share: float) -> str:
+    return (
+        f'<span class="bar"><span class="share"><i style="width:{100 * share:.1f}%"></i></span>'
+        f"{share:.0%}</span>"
     )
 
 

@@ -92,21 +92,18 @@ def comparison_text(document: Mapping[str, Any]) -> str:
         )
     rows = []
     for name, entries in document["observables"].items():
-        for entry in entries:
-            rows.append(
-                [
-                    name,
-                    entry["path"],
-                    (">= " if entry["is_lower_bound"] else "")
-                    + duration(entry["seconds_per_independent_sample"]),
-                    duration(entry["with_training"]),
-                    value_text(entry["gain"], entry["gain_error"]),
-                    "never"
-                    if math.isinf(entry["break_even_samples"])
-                    else f"{entry['break_even_samples']:.3g}",
-                    f"{entry['pull']:+.1f}",
-                ]
-            )
+        for index, entry in enumerate(entries):
+            mark = ">= " if entry["is_lower_bound"] else ""
+            row = [name, entry["path"]]
+            row.append(mark + duration(entry["seconds_per_independent_sample"]))
+            row.append(mark + duration(entry["with_training"]))
+            if index:
+                row.append(value_text(entry["gain"], entry["gain_error"]))
+                row.append(_break_even(entry["break_even_samples"]))
+                row.append(f"{entry['pull']:+.1f}")
+            else:
+                row += ["-", "-", "-"]
+            rows.append(row)
     header = [
         "observable",
         "run",
@@ -174,6 +171,12 @@ def value_text(value: float | None, error: float | None) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
+
+
+def _break_even(samples: float) -> str:
+    if samples == 0:
+        return "-"
+    return "never" if math.isinf(samples) else f"{samples:.3g}"
 
 
 def _count(number: int, noun: str) -> str:
