@@ -10,6 +10,9 @@ projecting commutes with the transport by a unitary link.  It takes one pass ove
 and one over the links, and 9 instead of 13 matrix products per link in four dimensions.
 """
 
+# numba calls intrinsics without their first parameter and types kernels itself.
+# mypy: disable-error-code="call-arg, var-annotated"
+
 from __future__ import annotations
 
 import functools
@@ -23,7 +26,7 @@ from numba.extending import overload
 from torch import Tensor
 
 from flowmc.actions import Wilson
-from flowmc.groups import U1
+from flowmc.groups import SUN
 from flowmc.native.lanes import (
     accumulate,
     any_above,
@@ -72,42 +75,42 @@ _CHUNK = 64
 # compiled code is cached by type.
 
 
-def _components(tag, which):  # type: ignore[no-untyped-def]
+def _components(tag, which):
     """Return the number of components of a link (0) or an algebra element (1) of a group."""
     return COMPONENTS[len(tag)][which]
 
 
 @overload(_components, prefer_literal=True)
-def _(tag, which):  # type: ignore[no-untyped-def]
+def _(tag, which):
     count = COMPONENTS[tag.count][which.literal_value]
     return lambda tag, which: count
 
 
-def _load_link(links, position, tag): ...  # type: ignore[no-untyped-def]
+def _load_link(links, position, tag): ...
 
 
 @overload(_load_link)
-def _(links, position, tag):  # type: ignore[no-untyped-def]
+def _(links, position, tag):
     count = COMPONENTS[tag.count][0]
     return lambda links, position, tag: load(links, position * (count * lanes(links)), count)
 
 
-def _load_algebra(elements, position, tag): ...  # type: ignore[no-untyped-def]
+def _load_algebra(elements, position, tag): ...
 
 
 @overload(_load_algebra)
-def _(elements, position, tag):  # type: ignore[no-untyped-def]
+def _(elements, position, tag):
     count = COMPONENTS[tag.count][1]
     return lambda elements, position, tag: load(
         elements, position * (count * lanes(elements)), count
     )
 
 
-def _zero_algebra(elements, tag): ...  # type: ignore[no-untyped-def]
+def _zero_algebra(elements, tag): ...
 
 
 @overload(_zero_algebra)
-def _(elements, tag):  # type: ignore[no-untyped-def]
+def _(elements, tag):
     count = COMPONENTS[tag.count][1]
     return lambda elements, tag: splat(elements, 0.0, count)
 
@@ -328,7 +331,7 @@ class _Setting:
         self.dtype = np.dtype("float64" if is_double else "float32")
         self.width = lane_width(self.dtype.itemsize)
         self.layout = layout_for(action.lattice, field.shape[0], self.width)
-        self.n = 1 if isinstance(action.group, U1) else action.group.n
+        self.n = action.group.n if isinstance(action.group, SUN) else 1
         self.tag = (0,) * self.n
         # Scale of the force, and of the action, in units of sums over plaquettes.
         self.force_scale = action.beta if self.n == 1 else action.beta / (2 * self.n)
@@ -444,7 +447,7 @@ def make_trajectory(action: Wilson, integrator: Integrator) -> Trajectory:
         setting = _Setting(action, field)
         links, momenta = setting.pack(field, 0), setting.pack(momentum, 1)
         is_drift, coefficients = merge_operations(integrator, steps)
-        sizes = step_size.detach().expand(field.shape[0]).numpy()
+        sizes = step_size.detach().numpy()
         setting.integrate(links, momenta, is_drift, coefficients, sizes)
         return setting.unpack(links, 0), setting.unpack(momenta, 1)
 

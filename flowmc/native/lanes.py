@@ -206,19 +206,19 @@ def traced(formula: Callable[..., Sequence[Any]]) -> Any:
     )
     define.__name__ = formula.__name__
     define.__doc__ = formula.__doc__
-    operation = intrinsic(define)
+    operation: Any = intrinsic(define)
     operation.formula = formula
     return operation
 
 
-def _vector_pointer(context, builder, array_type, array, offset):  # type: ignore[no-untyped-def]
+def _vector_pointer(context, builder, array_type, array, offset):
     view = context.make_array(array_type)(context, builder, array)
     base = builder.gep(view.data, [offset])
     return builder.bitcast(base, _vector(array_type.dtype).as_pointer())
 
 
 @intrinsic(prefer_literal=True)
-def load(typing_context, array, offset, count):  # type: ignore[no-untyped-def]
+def load(typing_context, array, offset, count):
     """Return the bundle of ``count`` consecutive vectors at element ``offset`` of a flat array.
 
     ``count`` is a literal integer.
@@ -226,7 +226,7 @@ def load(typing_context, array, offset, count):  # type: ignore[no-untyped-def]
     vectors = count.literal_value
     result = Bundle(vectors, array.dtype)
 
-    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, values):
         pointer = _vector_pointer(context, builder, signature.args[0], values[0], values[1])
         lanes = [
             _Lane(
@@ -244,11 +244,11 @@ def load(typing_context, array, offset, count):  # type: ignore[no-untyped-def]
 
 
 @intrinsic(prefer_literal=True)
-def splat(typing_context, array, value, count):  # type: ignore[no-untyped-def]
+def splat(typing_context, array, value, count):
     """Return ``count`` vectors of the array's dtype with ``value`` in every lane."""
     result = Bundle(count.literal_value, array.dtype)
 
-    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, values):
         vector = _vector(array.dtype)
         item = values[1]
         if array.dtype.bitwidth == 32:
@@ -266,10 +266,10 @@ def splat(typing_context, array, value, count):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def store(typing_context, array, offset, bundle):  # type: ignore[no-untyped-def]
+def store(typing_context, array, offset, bundle):
     """Write a bundle to consecutive vectors at element ``offset`` of a flat array."""
 
-    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, values):
         pointer = _vector_pointer(context, builder, signature.args[0], values[0], values[1])
         for i, lane in enumerate(_unpack(builder, values[2], bundle.count)):
             builder.store(
@@ -283,10 +283,10 @@ def store(typing_context, array, offset, bundle):  # type: ignore[no-untyped-def
 
 
 @intrinsic
-def accumulate(typing_context, array, offset, bundle):  # type: ignore[no-untyped-def]
+def accumulate(typing_context, array, offset, bundle):
     """Add a bundle of one vector, widened to float64, to a float64 array at ``offset``."""
 
-    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, values):
         (lane,) = _unpack(builder, values[2], 1)
         wide = ir.VectorType(ir.DoubleType(), lane.value.type.count)
         value = lane.value if bundle.real == types.float64 else builder.fpext(lane.value, wide)
@@ -299,21 +299,21 @@ def accumulate(typing_context, array, offset, bundle):  # type: ignore[no-untype
 
 
 @intrinsic
-def lanes(typing_context, array):  # type: ignore[no-untyped-def]
+def lanes(typing_context, array):
     """Return the number of lanes of an array's dtype, as a constant of the compiler."""
     width = lane_width(array.dtype.bitwidth // 8)
 
-    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, values):
         return ir.Constant(ir.IntType(64), width)
 
     return types.int64(array), generate
 
 
 @intrinsic
-def flip(typing_context, bundle, mask):  # type: ignore[no-untyped-def]
+def flip(typing_context, bundle, mask):
     """Return the bundle with lane ``i`` taken from lane ``i ^ mask``."""
 
-    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, values):
         width = lane_width(bundle.real.bitwidth // 8)
         lanes = _unpack(builder, values[0], bundle.count)
         integer = values[1].type
@@ -345,10 +345,10 @@ def flip(typing_context, bundle, mask):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def any_above(typing_context, bundle, limit):  # type: ignore[no-untyped-def]
+def any_above(typing_context, bundle, limit):
     """Return whether any lane of a bundle of one vector exceeds ``limit``."""
 
-    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, values):
         (lane,) = _unpack(builder, values[0], 1)
         element = lane.value.type.element
         threshold = values[1]

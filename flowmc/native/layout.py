@@ -150,7 +150,7 @@ TILE = 32
 
 
 @njit(cache=True, nogil=True)
-def pack(source, target, sites, chains, chains_per_group, start, stop):  # type: ignore[no-untyped-def]
+def pack(source, target, sites, chains, chains_per_group, start, stop):
     """Copy ``source`` (chains, volume) into lanes; padded lanes repeat the last chain.
 
     Lane ``i`` holds chain ``i % chains_per_group`` of the group, in the sublattice
@@ -172,7 +172,7 @@ def pack(source, target, sites, chains, chains_per_group, start, stop):  # type:
 
 
 @njit(cache=True, nogil=True)
-def unpack(source, target, sites, chains, chains_per_group, start, stop):  # type: ignore[no-untyped-def]
+def unpack(source, target, sites, chains, chains_per_group, start, stop):
     """Copy lanes back into ``target`` (chains, volume); the inverse of :func:`pack`."""
     blocks, parts = sites.shape
     width = parts * chains_per_group

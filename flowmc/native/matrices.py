@@ -329,7 +329,7 @@ def _polynomial(q: Lanes, f: Lanes) -> list[list[tuple]]:
     """Return ``f0 + f1 Q + f2 Q^2`` as a matrix."""
     rows = _algebra_matrix(q)
     result: list[list[tuple]] = [[()] * 3 for _ in range(3)]
-    size = [[None] * 3 for _ in range(3)]
+    size: list[list[Any]] = [[None] * 3 for _ in range(3)]
     for i, j, n in ((0, 1, 3), (0, 2, 5), (1, 2, 7)):
         size[i][j] = size[j][i] = fma(q[n], q[n], q[n + 1] * q[n + 1])
     for i in range(3):
