@@ -327,11 +327,10 @@ def exp_antihermitian(algebra: Tensor) -> Tensor:
     n = algebra.shape[-1]
     if n == 2:
         return _exp_su2(algebra)
-    norm = torch.view_as_real(algebra.detach()).square().sum((-3, -2, -1)).amax().sqrt()
-    largest = float(norm) if algebra.numel() else 0.0
-    if not math.isfinite(largest):
-        # A diverged trajectory: hand the non-finite values on, the kernel rejects them.
-        return algebra * float("nan")
+    squares = torch.view_as_real(algebra.detach()).square().sum((-3, -2, -1))
+    # A diverged chain keeps its non-finite values, the kernel rejects it; the others go on.
+    squares = torch.where(torch.isfinite(squares), squares, 0)
+    largest = math.sqrt(float(squares.amax())) if algebra.numel() else 0.0
     squarings = max(0, math.ceil(math.log2(largest / 0.5))) if largest > 0.5 else 0
     scaled = algebra / 2**squarings
     identity = torch.eye(n, dtype=algebra.dtype, device=algebra.device)

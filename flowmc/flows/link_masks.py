@@ -194,16 +194,17 @@ def link_layers(lattice: Sequence[int], loops: Sequence[str]) -> list[LinkLayer]
     positions = [position for loop in loops for position in LOOPS[loop]]
     layers = []
     for mu in range(dimensions):
+        # Once per direction for all sites: most of the work, and shared by the colours.
+        everywhere = {}
+        for position in positions:
+            found = closing_paths(position, mu, dimensions)
+            index = [_path_index(sites, path, mu, lattice) for path in found]
+            everywhere[position] = torch.stack(index, dim=2)
+        links = _link_index(mu, sites, lattice)
         for colour in range(int(colours.max()) + 1):
-            active_sites = sites[:, colours == colour]
-            paths = {}
-            for position in positions:
-                found = closing_paths(position, mu, dimensions)
-                if found:
-                    index = [_path_index(active_sites, path, mu, lattice) for path in found]
-                    paths[position] = torch.stack(index, dim=2)
-            active = _link_index(mu, active_sites, lattice)
-            layers.append(LinkLayer(mu, active, paths))
+            chosen = colours == colour
+            paths = {position: index[:, chosen] for position, index in everywhere.items()}
+            layers.append(LinkLayer(mu, links[chosen], paths))
     return layers
 
 

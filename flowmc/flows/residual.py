@@ -260,6 +260,8 @@ class ResidualFlow(Flow):
         r"""Iterate :math:`U \to e^{-Q(U)} U'` to round-off, each chain on its own."""
         precision = torch.finfo(target.dtype).eps
         limit = iteration_limit(kappa, precision)
+        # The error left is at most kappa / (1 - kappa) times the last change.
+        threshold = precision * max(8.0, 32 * min(1.0, (1 - kappa) / max(kappa, 1e-3)))
         link = target
         converged = torch.zeros(target.shape[0], dtype=torch.bool, device=target.device)
         for _ in range(limit):
@@ -269,7 +271,7 @@ class ResidualFlow(Flow):
             # A chain that has converged stays as it is, whatever the others still need.
             fixed = converged.reshape(-1, *[1] * (link.dim() - 1))
             link = torch.where(fixed, link, update)
-            converged = converged | (change <= 32 * precision)
+            converged = converged | (change <= threshold)
             if bool(converged.all()):
                 break
         return link, converged
