@@ -1,6 +1,6 @@
 """Throughput of HMC trajectories: native kernels against the torch path, in one run.
 
-    python examples/benchmarks/hmc_throughput.py [--quick] [--threads 1 2] [--rounds 7]
+    python examples/benchmarks/hmc_throughput.py [--quick] [--threads 1 2] [--clock cpu] ...
 
 A trajectory is ten leapfrog steps: eleven force evaluations and ten updates of every link (or
 site).  The columns count millions of link-force evaluations per second of whole-trajectory time,
@@ -11,7 +11,7 @@ trajectories alternate; numbers are medians, with the best of the rounds in brac
 import argparse
 
 import torch
-from machine import interleaved, native, print_header, print_row, processor
+from machine import CLOCKS, interleaved, native, print_header, print_row, processor
 
 from flowmc.actions import Phi4, Wilson
 from flowmc.kernels.integrators import INTEGRATORS, trajectory
@@ -40,7 +40,7 @@ QUICK = [
 STEPS = 10
 
 
-def measure(action, chains, dtype, rounds):
+def measure(action, chains, dtype, rounds, clock):
     rng = torch.Generator().manual_seed(1)
     field = action.hot(chains, rng, dtype) if action.is_gauge else action.cold(chains, dtype)
     momentum = action.group.draw_algebra(field, rng)
@@ -59,7 +59,7 @@ def measure(action, chains, dtype, rounds):
 
     evaluations = chains * action.volume * (action.dimensions if action.is_gauge else 1)
     evaluations *= STEPS + 1
-    (median, best), (torch_median, torch_best) = interleaved([ours, theirs], rounds)
+    (median, best), (torch_median, torch_best) = interleaved([ours, theirs], rounds, clock)
     return [
         f"{evaluations / median / 1e6:.2f} ({evaluations / best / 1e6:.2f})",
         f"{evaluations / torch_median / 1e6:.2f} ({evaluations / torch_best / 1e6:.2f})",
@@ -72,7 +72,9 @@ def main():
     parser.add_argument("--quick", action="store_true", help="two small cases, two rounds")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     options = parser.parse_args()
+    rounds = 2 if options.quick else options.rounds
 
     print(f"{processor()}; torch {torch.__version__}\n")
     print_header(
@@ -81,7 +83,7 @@ def main():
     for action, chains, dtype in QUICK if options.quick else CASES:
         for threads in options.threads[:1] if options.quick else options.threads:
             torch.set_num_threads(threads)
-            cells = measure(action, chains, dtype, 2 if options.quick else options.rounds)
+            cells = measure(action, chains, dtype, rounds, options.clock)
             name = action.group.name if action.is_gauge else action.name
             size = "x".join(map(str, action.lattice))
             print_row([name, size, chains, str(dtype).removeprefix("torch."), threads, *cells])

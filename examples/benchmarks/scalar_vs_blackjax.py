@@ -1,6 +1,6 @@
 """Complete phi^4 HMC updates beside blackjax's, on the same batch, lattice, steps and precision.
 
-    python examples/benchmarks/scalar_vs_blackjax.py [--quick] [--threads 2] [--rounds 7]
+    python examples/benchmarks/scalar_vs_blackjax.py [--quick] [--threads 2] [--clock cpu] ...
 
 An update is one HMC step: fresh momenta, ten leapfrog steps, energies, Metropolis.  blackjax runs
 vmapped over the chains, jitted, with several updates in one lax.scan.  The columns count millions
@@ -12,7 +12,7 @@ import argparse
 import functools
 
 import torch
-from machine import interleaved, native, print_header, print_row, processor
+from machine import CLOCKS, interleaved, native, print_header, print_row, processor
 
 from flowmc.actions import Phi4
 from flowmc.kernels import HMC
@@ -99,7 +99,9 @@ def main():
     parser.add_argument("--quick", action="store_true", help="one small case, two rounds")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     options = parser.parse_args()
+    rounds = 2 if options.quick else options.rounds
     torch.set_num_threads(options.threads)
     try:
         import blackjax
@@ -124,9 +126,7 @@ def main():
                 jax.config.update("jax_enable_x64", dtype == torch.float64)
                 makers.append(blackjax_hmc)
             contenders = [maker(extent, chains, dtype, step_size) for maker in makers]
-            times = interleaved(
-                [run for run, _ in contenders], 2 if options.quick else options.rounds
-            )
+            times = interleaved([run for run, _ in contenders], rounds, options.clock)
             work = UPDATES * chains * extent**2 / 1e6
             cells = [f"{work / median:.1f} ({work / best:.1f})" for median, best in times]
             if jax is not None:
