@@ -30,22 +30,23 @@ class ContinuousFlow(Flow):
 
     The architecture is that of Gerdes, de Haan, Rainone, Bondesan and Cheng, "Learning Lattice
     Quantum Field Theories with Equivariant Continuous Flows" (arXiv:2207.00283).  Site features
-    :math:`\sin(\omega_g\phi)` and :math:`\phi` are contracted to the :math:`F_f`, a Fourier series in
-    time to the :math:`K_d`, and W is one number per f, d and orbit of the offset x - y under the
+    :math:`\sin(\omega_g\phi)` and :math:`\phi` are contracted to the :math:`F_f`, a Fourier series
+    in time to the :math:`K_d`, and W is one number per f, d and orbit of the offset x - y under the
     point group, on the whole lattice.  W starts at zero: the flow starts as the identity.  The
     divergence is exact, as only W at zero offset enters.  Any dimension and any extents.
 
-    The number of parameters is ``N_orb * site_channels * time_channels`` plus those of the features:
-    400 N_orb + 1,469 with the defaults.
+    The number of parameters is ``N_orb * site_channels * time_channels`` plus those of the
+    features: 400 N_orb + 1,469 with the defaults.
 
     What is mapped is a discretisation of the flow, and the log-density is integrated beside it;
     neither is the exact Jacobian of the other.  :meth:`density_error` measures the difference.  An
     optimiser will exploit it if the steps are too few: watch it while training.
 
     Fixed-step integrators ("euler", "midpoint", "rk4") are differentiated exactly as the discrete
-    map they are, at the memory cost of one field per stage.  The adaptive integrators of torchdiffeq
-    ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun") choose their steps for the whole
-    batch: the same field in another batch comes out differently at the level of the tolerance.
+    map they are, at the memory cost of one field per stage.  The adaptive integrators of
+    torchdiffeq ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun") choose their steps for
+    the whole batch: the same field in another batch comes out differently at the level of the
+    tolerance.
 
     Everything is computed in the precision of the weights and returned in that of the field.
 
@@ -84,19 +85,15 @@ class ContinuousFlow(Flow):
         super().__init__()
         if action.is_gauge:
             raise ValueError(f"ContinuousFlow moves scalar fields, but the theory is {action!r}")
-        sizes = {
-            "frequencies": frequencies,
-            "site_channels": site_channels,
-            "time_channels": time_channels,
-            "time_frequencies": time_frequencies + 1,
-        }
-        for key, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"ContinuousFlow: {key} is too small")
-        if integrator not in TABLEAUS and integrator not in _ADAPTIVE:
+        if min(frequencies, site_channels, time_channels) < 1 or time_frequencies < 0:
             raise ValueError(
-                f"unknown integrator {integrator!r}: use one of {', '.join([*TABLEAUS, *_ADAPTIVE])}"
+                "ContinuousFlow needs frequencies, site_channels and time_channels >= 1 and "
+                f"time_frequencies >= 0, got {frequencies}, {site_channels}, {time_channels} and "
+                f"{time_frequencies}"
             )
+        if integrator not in TABLEAUS and integrator not in _ADAPTIVE:
+            known = ", ".join([*TABLEAUS, *_ADAPTIVE])
+            raise ValueError(f"unknown integrator {integrator!r}: use one of {known}")
         if integrator in TABLEAUS and (tolerance is not None or adjoint):
             raise ValueError(
                 f"integrator {integrator!r} has fixed steps and exact gradients: leave out "
@@ -140,8 +137,8 @@ class ContinuousFlow(Flow):
         r"""Return an estimate per chain of the error of the log-density after :meth:`forward`.
 
         The larger of two differences: of the density change from that with steps of half the size
-        (a tenth of the tolerance), extrapolated to zero step, and of the density after going forward
-        and back from its start.  Both are of the order of the error, not bounds on it.
+        (a tenth of the tolerance), extrapolated to zero step, and of the density after going
+        forward and back from its start.  Both are of the order of the error, not bounds on it.
         """
         zero = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
         with torch.no_grad():

@@ -171,7 +171,8 @@ class EnsemblePrior(_FieldPrior):
 
     One call draws without replacement until the ensemble is exhausted, then from a fresh shuffle.
     Nothing is remembered between calls: the draw is a function of the random stream alone, so that
-    a resumed run repeats it.
+    a resumed run repeats it.  Draws have the precision of ``fields`` until the model is moved to
+    another one.
 
     Args:
         fields: ``(configurations, ...)``, decorrelated draws of ``action``.
@@ -184,6 +185,7 @@ class EnsemblePrior(_FieldPrior):
         if not len(fields):
             raise ValueError("an ensemble prior needs at least one configuration")
         self.action = action
+        self.register_buffer("_precision", fields.real.new_empty(0), persistent=False)
         self.register_buffer("fields", fields.detach().clone(), persistent=False)
         data = torch.view_as_real(fields) if fields.is_complex() else fields
         content = data.detach().cpu().contiguous().numpy().tobytes()
