@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from flowmc.actions import FreeScalar, Phi4
-from flowmc.flows import AffineCouplingFlow, FlowModel, FreeFieldPrior, Identity
+from flowmc.flows import AffineCouplingFlow, Flow, FlowModel, FreeFieldPrior, Identity
 from flowmc.flows.files import load_flow, read_card, save_flow
 from flowmc.registry import ConfigError
 from flowmc.run import evaluate, train, zoo
@@ -114,6 +114,17 @@ def test_train_and_evaluate_a_sampler(config, tmp_path, capsys):
     assert "Phi4(R, 6x4, m2=0, lambda=1)" in capsys.readouterr().out
     assert call(train, config, "--output", output) == 2
     assert "exists: use --resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", [SAMPLER.replace("seed = 3", "gradient = 'path'"), EXCHANGE])
+def test_single_precision(text, tmp_path):
+    output = tmp_path / "f.safetensors"
+    plan = make_plan(tomllib.loads(text.replace("batch = 8", "batch = 8\nprecision = 32")))
+    assert train.train(plan, output)
+    loaded = load_flow(output)
+    assert loaded.card["precision"] == 32 and loaded.card["training"]["skipped"] == 0
+    assert all(p.dtype == torch.float32 for p in loaded.flow.parameters())
+    assert loaded.card["measured"]["ess"] > 0
 
 
 def test_train_and_evaluate_an_exchange_flow(tmp_path, capsys):
@@ -281,6 +292,25 @@ def test_swap_rate_of_the_identity_between_free_fields():
     assert abs(result["log_z"] - ratio) < 6 * result["log_z_error"]
     assert abs(result["jeffreys"] - float(works.mean())) < 0.03
     assert result["swap_rate_gaussian"] == pytest.approx(result["swap_rate"], abs=0.03)
+
+
+class Halve(Flow):
+    """y = x / 2: carries e^{-S} to e^{-4 S} exactly, and shows a wrong sign of its Jacobian."""
+
+    def forward(self, x, log_density):
+        return x / 2, log_density + math.log(2) * x[0].numel()
+
+    def inverse(self, y, log_density):
+        return 2 * y, log_density - math.log(2) * y[0].numel()
+
+
+def test_swap_rate_of_an_exact_map_is_one():
+    a = FreeScalar([2, 2], m2=1.0)
+    result, warnings = evaluate_exchange(Halve(), a, 4.0 * a, 64, chains=32, thermalization=5)
+    assert result["swap_rate"] == pytest.approx(1)
+    assert result["ess"] == pytest.approx(1) and result["acceptance"] == pytest.approx(1)
+    assert result["jeffreys"] == pytest.approx(0, abs=1e-10)
+    assert result["log_z"] == pytest.approx(-4 * math.log(2)) and warnings == []
 
 
 class Coarse(AffineCouplingFlow):
