@@ -73,7 +73,10 @@ class Diagnostics:
     """
 
     def __init__(self, schema: Schema, chains: int) -> None:
-        self.schema, self.chains = schema, chains
+        # Sorted: the order decides where things lie in a checkpoint, and a resumed run knows the
+        # schema from a file, not from the kernels.
+        self.schema: Schema = {name: dict(sorted(schema[name].items())) for name in sorted(schema)}
+        self.chains = chains
         self.total_accepted = dict.fromkeys(schema, 0)
         self.total_tried = dict.fromkeys(schema, 0)
         self.reset()

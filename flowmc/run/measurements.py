@@ -43,11 +43,11 @@ class Layout:
     couplings: Sequence[Mapping[str, float]] = ()
 
     def datasets(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Return shape and dtype of all datasets by path."""
+        """Return shape and dtype of all datasets by path, in the order they have in the file."""
         return {
             f"{phase}/{path}": ((self.rows[phase], *tail), dtype)
             for phase in PHASES
-            for path, (tail, dtype) in self.columns.items()
+            for path, (tail, dtype) in sorted(self.columns.items())
         }
 
 

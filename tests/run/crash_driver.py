@@ -1,0 +1,140 @@
+"""Runs ``flowmc run`` in forked children that die at a chosen instant; started by test_crash.py.
+
+The modules are imported once, so that a child takes milliseconds to come to life.
+"""
+
+import functools
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import flowmc.run.command  # noqa: F401  (imported before the forks)
+from flowmc.cli import main
+
+# All ways in which flowmc touches the disk.
+CALLS = ("pwrite", "replace", "fsync", "open", "mkdir", "truncate")
+
+
+def fork(config, directory, before=lambda: None):
+    """Run in a child; return its exit status, negative for a signal."""
+    child = os.fork()
+    if child == 0:
+        status = 70
+        try:
+            said = os.open(f"{directory}.stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(said, 2)
+            before()
+            status = main(["run", str(config), "--output", str(directory), "--resume"])
+        finally:
+            os._exit(status)
+    return child
+
+
+def status_of(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def die_at(instant):
+    """Make the process kill itself just before its n-th call that touches the disk."""
+    seen = 0
+
+    def counted(call):
+        def wrapped(*arguments, **keywords):
+            nonlocal seen
+            seen += 1
+            if seen == instant:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **keywords)
+
+        return wrapped
+
+    for name in CALLS:
+        setattr(os, name, counted(getattr(os, name)))
+
+
+def die_half_written(instant):
+    """Write half of the n-th row entry, then die: a torn write."""
+    seen, pwrite = 0, os.pwrite
+
+    def torn(descriptor, data, offset):
+        nonlocal seen
+        seen += 1
+        if seen == instant:
+            pwrite(descriptor, data[: len(data) // 2], offset)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return pwrite(descriptor, data, offset)
+
+    os.pwrite = torn
+
+
+def instants(config, work, count, seed):
+    """Die at ``count`` instants spread over the run, each in a fresh directory, and resume."""
+    total = 1
+    while True:  # the number of calls of a whole run
+        child = fork(config, work / "probe", lambda n=total: die_at(n))
+        shutil.rmtree(work / "probe", ignore_errors=True)
+        if status_of(child) == 0:
+            break
+        total *= 2
+    chosen = random.Random(seed)
+    deaths = 0
+    for index in range(count):
+        directory = work / f"instant{index}"
+        begin, end = index * total // count, (index + 1) * total // count
+        instant = chosen.randrange(begin, max(end, begin + 1)) + 1
+        killer = functools.partial(die_half_written if index % 4 == 3 else die_at, instant)
+        deaths += status_of(fork(config, directory, killer)) == -signal.SIGKILL
+        status = status_of(fork(config, directory))
+        assert status == 0, Path(f"{directory}.stderr").read_text()
+    return deaths
+
+
+def again_and_again(config, work, seed, longest):
+    """Kill one run at random times until it is through."""
+    chosen = random.Random(seed)
+    deaths = 0
+    while True:
+        child = fork(config, work / "again")
+        time.sleep(chosen.random() * longest)
+        os.kill(child, signal.SIGKILL)
+        if status_of(child) == 0:
+            return deaths
+        deaths += 1
+        longest *= 1.02  # a loaded machine may need longer than that to get anywhere
+
+
+def full_disk(config, work, bytes_allowed, seconds):
+    """Let no file grow beyond a size after some time, as a full disk or quota does."""
+
+    def limit(*_):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_allowed, bytes_allowed))
+
+    def before():
+        signal.signal(signal.SIGALRM, limit)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    return status_of(fork(config, work / "full", before))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    mode, config, work, *rest = sys.argv[1:]
+    work = Path(work)
+    # Compiles and caches what the children would otherwise each compile on their own.
+    main(["run", config, "--output", str(work / "warm"), "--resume"])
+    if mode == "reference":
+        print(status_of(fork(config, work / "reference")))
+    elif mode == "instants":
+        print(instants(config, work, int(rest[0]), int(rest[1])))
+    elif mode == "again":
+        print(again_and_again(config, work, int(rest[0]), float(rest[1])))
+    elif mode == "full":
+        print(full_disk(config, work, int(rest[0]), float(rest[1])))

@@ -1,0 +1,144 @@
+"""A run that is killed at any instant and resumed leaves the bytes of one that was not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from tests.run.small_runs import config, digests, save_untrained_flow, write
+
+DRIVER = Path(__file__).with_name("crash_driver.py")
+ROOT = DRIVER.parents[2]
+
+PLAIN = config(run={"save_every": 5}, ensemble={"format": "npy"})
+LADDER = config(
+    chains={"count": 3, "block": 2, "start": "flow"},
+    update=[
+        {"kernel": "hmc", "steps": 3, "repeat": 2, "target_acceptance": 0.8},
+        {"kernel": "independence", "flow": "f.safetensors", "proposals": 3},
+        {"kernel": "exchange"},
+        {"kernel": "hmc", "steps": 2, "check_reversibility": 0.5},
+    ],
+    ladder={"m2": [-1.0, -0.5, 0.0]},
+    run={"save_every": 5, "measure_every": 3},
+    ensemble={"format": "npy"},
+)
+
+
+def environment():
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "adapters")])
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+
+
+def drive(mode, path, work, *rest):
+    command = [sys.executable, str(DRIVER), mode, path, str(work), *map(str, rest)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=3000)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split()[-1])
+
+
+def check_all(tmp_path, expected_deaths, deaths):
+    reference = digests(tmp_path / "reference")
+    others = [p for p in tmp_path.iterdir() if p.is_dir() and p.name not in ("reference", "probe")]
+    assert others
+    changed = [directory.name for directory in others if digests(directory) != reference]
+    assert not changed
+    assert deaths >= expected_deaths
+
+
+def kill_at_instants(tmp_path, tables, count, seed):
+    save_untrained_flow(tmp_path / "f.safetensors")
+    path = write(tmp_path / "a.toml", tables)
+    assert drive("reference", path, tmp_path) == 0
+    deaths = drive("instants", path, tmp_path, count, seed)
+    # The number of calls is known to a factor of two, so half of the instants at least are hit.
+    check_all(tmp_path, count // 3, deaths)
+
+
+def test_killed_at_an_instant_and_resumed(tmp_path):
+    kill_at_instants(tmp_path, PLAIN, 12, seed=1)
+
+
+def test_a_ladder_killed_at_an_instant_and_resumed(tmp_path):
+    kill_at_instants(tmp_path, LADDER, 4, seed=2)
+
+
+def test_killed_again_and_again(tmp_path):
+    path = write(tmp_path / "a.toml", PLAIN | {"run": PLAIN["run"] | {"checkpoint_every": 1}})
+    assert drive("reference", path, tmp_path) == 0
+    check_all(tmp_path, 2, drive("again", path, tmp_path, 3, 0.25))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tables", [PLAIN, LADDER], ids=["plain", "ladder"])
+def test_killed_at_many_instants(tmp_path, tables):
+    kill_at_instants(tmp_path, tables, 120, seed=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["cycle", "mixture"])
+def test_a_ladder_killed_again_and_again(tmp_path, schedule):
+    save_untrained_flow(tmp_path / "f.safetensors")
+    tables = LADDER | {"run": LADDER["run"] | {"updates": 60, "schedule": schedule}}
+    path = write(tmp_path / "a.toml", tables)
+    assert drive("reference", path, tmp_path) == 0
+    check_all(tmp_path, 5, drive("again", path, tmp_path, 4, 1.0))
+
+
+def test_the_comparison_can_fail(tmp_path):
+    """A changed bit of the state in a checkpoint is seen in what the run leaves."""
+    path = write(tmp_path / "a.toml", PLAIN)
+    assert drive("reference", path, tmp_path) == 0
+    early = write(tmp_path / "b.toml", PLAIN | {"run": PLAIN["run"] | {"updates": 10}})
+    command = [sys.executable, "-m", "flowmc.cli", "run", early, "--output", "other"]
+    subprocess.run(command, env=environment(), cwd=tmp_path, check=True, capture_output=True)
+    with h5py.File(tmp_path / "other" / "checkpoint.h5", "r+") as file:
+        field = file["blocks/0000/replicas/0/field"]
+        value = field[0, 0, 0]
+        field[0, 0, 0] = np.nextafter(value, 10.0)
+    command = [sys.executable, "-m", "flowmc.cli", "run", path, "--output", "other", "--resume"]
+    subprocess.run(command, env=environment(), cwd=tmp_path, check=True, capture_output=True)
+    assert digests(tmp_path / "other") != digests(tmp_path / "reference")
+
+
+def test_sigterm_stops_cleanly(tmp_path):
+    tables = config(run={"updates": 10**6, "checkpoint_every": "1h", "measure_every": 10**5})
+    path = write(tmp_path / "a.toml", tables)
+    command = [sys.executable, "-m", "flowmc.cli", "run", path, "--output", str(tmp_path / "out")]
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "out" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and '"start"' in log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "SIGTERM" in said and said.strip().endswith("--resume")
+    stopped = json.loads(log.read_text().splitlines()[-1])
+    assert stopped["event"] == "stop" and stopped["reason"] == "SIGTERM"
+    with h5py.File(tmp_path / "out" / "checkpoint.h5") as file:
+        assert file.attrs["update"] == stopped["update"] > 0
+
+
+def test_a_full_disk_stops_the_run_and_damages_nothing(tmp_path):
+    tables = PLAIN | {"run": PLAIN["run"] | {"updates": 400, "checkpoint_every": 2}}
+    path = write(tmp_path / "a.toml", tables)
+    assert drive("reference", path, tmp_path) == 0
+    statuses = []
+    # Sizes that fail in the log, in rows, or in the middle of a checkpoint.
+    for allowed in (100, 2000, 9000):
+        statuses.append(drive("full", path, tmp_path, allowed, 0.3))
+        with h5py.File(tmp_path / "full" / "checkpoint.h5") as file:
+            assert np.isfinite(file["blocks/0000/replicas/0/field"]).all()
+        assert not list((tmp_path / "full").rglob("*.partial"))
+    assert 1 in statuses and set(statuses) <= {0, 1}
+    assert drive("full", path, tmp_path, 10**9, 1000) == 0
+    check_all(tmp_path, 0, 0)

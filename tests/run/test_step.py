@@ -1,0 +1,130 @@
+"""``flowmc step``: one cycle on one file."""
+
+import json
+import tomllib
+
+import flowmc_adapters
+import numpy as np
+import pytest
+import torch
+
+from flowmc.actions import Wilson
+from flowmc.cli import main
+from flowmc.io import read_field, write_field
+from flowmc.kernels import HMC
+from flowmc.random import stream
+from flowmc.run.toml_text import toml_text
+
+ACTION = Wilson("SU(3)", [2, 2, 2, 4], beta=5.7)
+TABLES = {
+    "theory": {"action": "wilson", "group": "SU(3)", "lattice": [2, 2, 2, 4], "beta": 5.7},
+    "chains": {"seed": 11},
+    "update": [{"kernel": "hmc", "steps": 4, "trajectory": 0.5, "repeat": 2}],
+    "measure": {"observables": ["plaquette"]},
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def start(tmp_path):
+    field = ACTION.hot(1, stream(3, 0, "step"))
+    metadata = {"SEQUENCE_NUMBER": "1000", "ENSEMBLE_ID": "mine", "ILDG": "x"}
+    write_field(tmp_path / "lat.1000", field, ACTION, format="nersc", metadata=metadata)
+    return field
+
+
+def step(path, source, destination, *more, tables=TABLES):
+    (path / "a.toml").write_text(toml_text(tables))
+    config = ["--config", str(path / "a.toml")]
+    return main(["step", str(path / source), str(path / destination), *config, *more])
+
+
+def test_the_step_is_the_kernel_with_the_stream_of_its_number(tmp_path, start, capsys):
+    assert step(tmp_path, "lat.1000", "lat.1001", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    kernel = HMC(ACTION, steps=4, trajectory=0.5)
+    state, rng = kernel.init(start), stream(11, 0, "step 1001")
+    for _ in range(2):
+        state, _ = kernel.step(state, rng)
+    assert torch.equal(read_field(tmp_path / "lat.1001", ACTION), state.field)
+    written = flowmc_adapters.read(tmp_path / "lat.1001")
+    assert report["number"] == written.number == 1001
+    assert report["acceptance"].keys() == {"hmc"}
+    plaquette = flowmc_adapters.inspect(tmp_path / "lat.1001")["plaquette"]
+    assert report["observables"]["plaquette"] == pytest.approx(plaquette, abs=1e-12)
+    assert written.format == "nersc" and written.precision == 64
+    assert written.metadata["ENSEMBLE_ID"] == "mine"
+    assert written.metadata["BETA"] == "5.7"
+    assert written.metadata["FLOWMC_SOURCE"] == "lat.1000"
+
+
+def test_a_stream_in_place_never_repeats_numbers(tmp_path, start):
+    """Without numbers in names, the number in the file counts up and selects the stream."""
+    (tmp_path / "lat.1000").rename(tmp_path / "conf")
+    fields = []
+    for expected in (1001, 1002):
+        assert step(tmp_path, "conf", "conf") == 0
+        assert flowmc_adapters.read(tmp_path / "conf").number == expected
+        fields.append(read_field(tmp_path / "conf", ACTION))
+    # Once more from the first file: the same bits. With another number: others.
+    write_field(
+        tmp_path / "b", fields[0], ACTION, format="ildg", metadata={"SEQUENCE_NUMBER": "1001"}
+    )
+    assert step(tmp_path, "b", "c") == 0
+    assert torch.equal(read_field(tmp_path / "c", ACTION), fields[1])
+    assert flowmc_adapters.read(tmp_path / "c").format == "ildg"
+    assert step(tmp_path, "b", "d", "--number", "5") == 0
+    assert not torch.equal(read_field(tmp_path / "d", ACTION), fields[1])
+    assert flowmc_adapters.read(tmp_path / "d").number == 5
+
+
+def test_format_and_precision_can_be_chosen(tmp_path, start):
+    tables = TABLES | {"ensemble": {"format": "ildg", "precision": 32}}
+    assert step(tmp_path, "lat.1000", "lat.1001", tables=tables) == 0
+    written = flowmc_adapters.read(tmp_path / "lat.1001")
+    assert (written.format, written.precision) == ("ildg", 32)
+
+
+def test_unusable_input(tmp_path, start, capsys):
+    write_field(tmp_path / "plain.npy", start, ACTION, format="npy")
+    ladder = TABLES | {
+        "ladder": {"beta": [5.7, 5.6]},
+        "update": [*TABLES["update"], {"kernel": "exchange"}],
+    }
+    for arguments, tables, fragment in (
+        (("plain.npy", "out"), TABLES, "--number"),
+        (("lat.1000", "lat.1001", "--number", "-4"), TABLES, "--number -4"),
+        (("none", "lat.1001"), TABLES, "No such file"),
+        (("lat.1000", "lat.1001"), ladder, "one per replica"),
+        (("lat.1000", "lat.1001"), TABLES | {"chains": {"seed": 1, "count": 2}}, "count = 2"),
+        (("lat.1000", "lat.1001"), TABLES | {"ensemble": {"format": "x"}}, "[ensemble]"),
+        (("lat.1000", "none/such/lat.1001"), TABLES, None),
+    ):
+        status = step(tmp_path, *arguments, tables=tables)
+        said = capsys.readouterr().err
+        if fragment is None:
+            assert status == 0  # directories are made
+            continue
+        assert status == 2
+        assert said.startswith("flowmc: error: ") and said.count("\n") == 1
+        assert fragment in said
+        assert not (tmp_path / "lat.1001").exists()
+
+
+def test_a_configuration_of_run_serves_step(tmp_path, start):
+    tables = TABLES | {
+        "chains": {"seed": 11, "file": "lat.1000"},
+        "run": {"updates": 3, "thermalization": 2, "save_every": 1, "report": False},
+        "ensemble": {"format": "nersc"},
+    }
+    assert step(tmp_path, "lat.1000", "lat.1001", tables=tables) == 0
+    assert main(["run", str(tmp_path / "a.toml"), "--output", str(tmp_path / "out")]) == 0
+    names = sorted(path.name for path in (tmp_path / "out" / "ensemble").iterdir())
+    assert names == ["lat.1001", "lat.1002", "lat.1003"]
+    last = read_field(tmp_path / "out" / "ensemble" / "lat.1003", ACTION)
+    assert np.isfinite(last.numpy()).all()
+    assert tomllib.loads((tmp_path / "out" / "config.toml").read_text())["run"]["updates"] == 3
