@@ -1,11 +1,11 @@
 """Native CPU kernels for the built-in actions: whole trajectories in compiled code.
 
 Torch stays the general path (any action, GPU, autograd).  For the phi^4, free and Wilson actions
-on a CPU, :func:`find_trajectory`, :func:`find_force` and :func:`find_action` return compiled
-versions that agree with it to rounding, are the same bit for bit for any number of threads, and
-run on ``torch.get_num_threads()`` of them.  They return None where there is none, also for
-subclasses of those actions and for fields that require gradients; the environment variable
-``FLOWMC_NATIVE=0`` makes them always do so.
+on a CPU, :func:`find_trajectory`, :func:`find_force`, :func:`find_action` and
+:func:`find_projection` return compiled versions that agree with it to rounding, are the same bit
+for bit for any number of threads, and run on ``torch.get_num_threads()`` of them.  They return
+None where there is none, also for subclasses of those actions and for fields that require
+gradients; the environment variable ``FLOWMC_NATIVE=0`` makes them always do so.
 
 Kernels are compiled on first use (seconds) and cached on disk by numba (``NUMBA_CACHE_DIR`` moves
 the cache).  numba is imported on first use only.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from flowmc.actions.base import Action
     from flowmc.kernels.integrators import Integrator
 
-__all__ = ["find_action", "find_force", "find_trajectory"]
+__all__ = ["find_action", "find_force", "find_projection", "find_trajectory"]
 
 Trajectory = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
@@ -81,6 +81,18 @@ def find_action(action: Action, field: Tensor) -> Callable[[Tensor], Tensor] | N
     """Return a compiled ``action(field) -> (chains,)`` float64, or None if there is none."""
     module = _module(action, field)
     return None if module is None else _checked(action, module.make_action(action))
+
+
+def find_projection(action: Action, field: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """Return a compiled ``action.group.project`` of SU(3) fields, or None if there is none.
+
+    It serves fields that have drifted off the group by rounding; one that is farther away than
+    that is handed to torch.
+    """
+    module = _module(action, field)
+    if module is None or action.group.name != "SU(3)":
+        return None
+    return _checked(action, module.make_projection(action))
 
 
 def _checked(action: Action, run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

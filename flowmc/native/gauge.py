@@ -42,6 +42,7 @@ from flowmc.native.layout import splat as constant_lanes
 from flowmc.native.matrices import (
     COMPONENTS,
     NORM_LIMIT,
+    PROJECTION_LIMIT,
     add_signed,
     exponential_coefficients,
     halve_large,
@@ -53,6 +54,7 @@ from flowmc.native.matrices import (
     multiply,
     plaquette_algebra,
     plaquette_trace,
+    projected,
     scaled,
     square_where_halved,
     transport,
@@ -62,7 +64,7 @@ from flowmc.native.schedule import merge_operations, run_operations, run_slices
 if TYPE_CHECKING:
     from flowmc.kernels.integrators import Integrator
 
-__all__ = ["make_action", "make_force", "make_trajectory"]
+__all__ = ["make_action", "make_force", "make_projection", "make_trajectory"]
 
 Trajectory = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
@@ -246,6 +248,17 @@ def _traces(links, neighbours, start, stop, blocks, dimensions, tag, partial):
                         _ahead(links, neighbours, base, block, 2 * nu, mu, dimensions, tag),
                     )
                     accumulate(partial, task * width, plaquette_trace(a, b))
+
+
+@njit(cache=True, nogil=True)
+def _projections(links, start, stop, is_far):
+    """Project SU(3) links ``start`` to ``stop``; set ``is_far[0]`` if any is not near the group."""
+    stride = 18 * lanes(links)
+    for position in range(start, stop):
+        both = projected(load(links, position * stride, 18))
+        store(links, position * stride, head(both))
+        if any_above(last(both), PROJECTION_LIMIT):
+            is_far[0] = True
 
 
 @njit(cache=True, nogil=True)
@@ -487,5 +500,23 @@ def make_action(action: Wilson) -> Callable[[Tensor], Tensor]:
             min(layout.blocks, _CHUNK) * setting.block_time,
         )  # fmt: skip
         return torch.from_numpy(-action.beta * sum_lanes(layout, partial))
+
+    return run
+
+
+def make_projection(action: Wilson) -> Callable[[Tensor], Tensor]:
+    """Return a native ``field -> nearest SU(3) field``; fields far from the group go to torch."""
+
+    def run(field: Tensor) -> Tensor:
+        setting = _Setting(action, field)
+        layout = setting.layout
+        packed = setting.pack(field, 0)
+        is_far = np.zeros(1, dtype=np.bool_)
+        run_slices(
+            lambda start, stop: _projections(packed, start, stop, is_far),
+            layout.groups * layout.blocks * setting.dimensions,
+            setting.block_time / setting.dimensions,
+        )
+        return action.group.project(field) if is_far[0] else setting.unpack(packed, 0)
 
     return run

@@ -29,6 +29,7 @@ from flowmc.native.lanes import fma, round_to_integer, traced, where
 __all__ = [
     "COMPONENTS",
     "NORM_LIMIT",
+    "PROJECTION_LIMIT",
     "add_signed",
     "exponential_coefficients",
     "halve_large",
@@ -40,6 +41,7 @@ __all__ = [
     "multiply",
     "plaquette_algebra",
     "plaquette_trace",
+    "projected",
     "scaled",
     "square_where_halved",
     "transport",
@@ -52,6 +54,9 @@ COMPONENTS = {1: (1, 1), 2: (4, 3), 3: (18, 9)}
 # where the first term that the polynomial of degree 19 leaves out is below 4e-17.
 NORM_LIMIT = 0.75 * 1.25**2
 _DEGREE = 19
+
+# Newton leaves the fourth power of the distance (1e-4), and the series the 17th of |det - 1| (0.1).
+PROJECTION_LIMIT = 1e-8
 
 # pi in two parts, the first with few enough digits that small multiples of it are exact.
 _PI_HIGH = 3.1415927410125732421875
@@ -355,6 +360,83 @@ def _polynomial(q: Lanes, f: Lanes) -> list[list[tuple]]:
             _complex_product((f[4], f[5]), (square[0], -square[1])),
         )
     return result
+
+
+# (1 + x)^(-1/3) to rounding for |x| <= 0.1.
+_ROOT_DEGREE = 16
+
+
+@traced
+def projected(u: Lanes) -> Lanes:
+    r"""Return the SU(3) matrix nearest to one close to the group, and how far that was.
+
+    Two Newton steps of the polar decomposition, :math:`u \to \tfrac12 (3 - u u^\dagger) u`, then
+    :math:`u \to (\det u)^{-1/3} u` by the binomial series around 1.  The last value is
+    :math:`|u u^\dagger - 1|^2 + 10^{-6} |\det - 1|^2` (Frobenius): up to PROJECTION_LIMIT what is
+    left out is below rounding.
+    """
+    distance = None
+    for _ in range(2):
+        matrix = _matrix(u)
+        adjoint = _adjoint(matrix)
+        # 3/2 - u u^dagger / 2 is hermitian: its upper triangle tells all.
+        half: list[list[tuple]] = [[()] * 3 for _ in range(3)]
+        square: Any = None
+        for i in range(3):
+            length = _real_entry(matrix, adjoint, i)
+            half[i][i] = (fma(length, -0.5, 1.5), 0.0)
+            excess = length - 1.0
+            square = excess * excess if square is None else fma(excess, excess, square)
+        for i, j in ((0, 1), (0, 2), (1, 2)):
+            x, y = _entry(matrix, adjoint, i, j)
+            half[i][j], half[j][i] = (-0.5 * x, -0.5 * y), (-0.5 * x, 0.5 * y)
+            square = fma(2.0 * x, x, fma(2.0 * y, y, square))
+        distance = square if distance is None else distance
+        u = [
+            part
+            for i in range(3)
+            for j in range(3)
+            for part in _hermitian_entry(half, matrix, i, j)
+        ]
+    matrix = _matrix(u)
+    x, y = _determinant_of(matrix)
+    x = x - 1.0
+    root, rising = (x - x, x - x), 1.0
+    coefficients = [1.0]
+    for n in range(_ROOT_DEGREE):
+        rising *= (-1 / 3 - n) / (n + 1)
+        coefficients.append(rising)
+    for coefficient in reversed(coefficients):
+        root = _complex_product(root, (x, y))
+        root = (root[0] + coefficient, root[1])
+    distance = fma(1e-6 * x, x, fma(1e-6 * y, y, distance))
+    result = [part for row in matrix for entry in row for part in _complex_product(root, entry)]
+    return [*result, distance]
+
+
+def _real_entry(a: list[list[tuple]], b: list[list[tuple]], i: int) -> Any:
+    total = fma(a[i][0][0], b[0][i][0], -(a[i][0][1] * b[0][i][1]))
+    for k in (1, 2):
+        total = fma(a[i][k][0], b[k][i][0], fma(-a[i][k][1], b[k][i][1], total))
+    return total
+
+
+def _hermitian_entry(h: list[list[tuple]], b: list[list[tuple]], i: int, j: int) -> tuple:
+    total: tuple = (h[i][i][0] * b[i][j][0], h[i][i][0] * b[i][j][1])
+    for k in range(3):
+        if k != i:
+            total = _complex_product(h[i][k], b[k][j], total)
+    return total
+
+
+def _determinant_of(a: list[list[tuple]]) -> tuple:
+    total: tuple | None = None
+    for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
+        minus = _complex_product(a[1][k], a[2][j])
+        minor = _complex_product(a[1][j], a[2][k], (-minus[0], -minus[1]))
+        total = _complex_product(a[0][i], minor, total)
+    assert total is not None
+    return total
 
 
 def _sine(x: Any) -> Any:

@@ -5,7 +5,7 @@ import torch
 
 from flowmc.actions import Wilson, check_force
 from flowmc.kernels.integrators import INTEGRATORS, trajectory
-from flowmc.native import find_action, find_force, find_trajectory
+from flowmc.native import find_action, find_force, find_projection, find_trajectory
 
 # (lattice, chains): lanes filled by chains, by cuts, by both, with padding; odd extents, extents
 # of 2 (where both neighbours coincide), unequal, two to five dimensions.
@@ -120,3 +120,25 @@ def test_divergence_ends_and_stays_in_its_chain(bad):
         assert torch.equal(momenta[chain], expected[1][chain])
     energy = action(links) + action.group.kinetic_energy(momenta)
     assert not energy[1] < 1e100
+
+
+# From on the group to far away, where torch takes over.
+@pytest.mark.parametrize("size", [0.0, 1e-9, 1e-5, 1e-2, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_projection(dtype, size):
+    action = Wilson("SU(3)", (3, 4), beta=1.0)
+    rng = torch.Generator().manual_seed(2)
+    field = action.hot(3, rng)
+    noise = torch.randn(field.shape, dtype=field.dtype, generator=rng)
+    kind = action.group.field_dtype(dtype)
+    drifted = (field + size * noise).to(kind)
+    projected = find_projection(action, drifted)(drifted)
+    assert projected.dtype == kind
+    expected = action.group.project(drifted)
+    scale = expected.abs().max()
+    assert (projected - expected).abs().max() <= (1e-14 if dtype == torch.float64 else 2e-6) * scale
+    if size < 1e-4:
+        unit = torch.eye(3, dtype=kind)
+        error = 3e-15 if dtype == torch.float64 else 2e-6
+        assert (projected @ projected.mH - unit).abs().max() < error
+        assert (torch.linalg.det(projected) - 1).abs().max() < error
