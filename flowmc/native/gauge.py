@@ -27,6 +27,7 @@ from torch import Tensor
 
 from flowmc.actions import Wilson
 from flowmc.groups import SUN
+from flowmc.native.compiled import compiled
 from flowmc.native.lanes import (
     accumulate,
     any_above,
@@ -127,7 +128,7 @@ def _ahead(links, neighbours, base, block, direction, mu, dimensions, tag):
     return u
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _plaquettes(links, neighbours, plaquettes, base, plane_base, start, stop, dimensions, tag):
     """Write H of every plane of a range of blocks."""
     planes = dimensions * (dimensions - 1) // 2
@@ -148,7 +149,7 @@ def _plaquettes(links, neighbours, plaquettes, base, plane_base, start, stop, di
                 position += stride
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _kicks(
     links, momenta, neighbours, plaquettes, base, plane_base, start, stop, dimensions, tag, sizes,
     size, steps, step,
@@ -183,7 +184,7 @@ def _kicks(
             store(momenta, position * _components(tag, 1) * width, p)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _drifts(links, momenta, base, start, stop, dimensions, tag, sizes, size, steps, step):
     """Multiply the links of a range of blocks by the exponentials of their momenta."""
     width = lanes(links)
@@ -207,7 +208,7 @@ def _drifts(links, momenta, base, start, stop, dimensions, tag, sizes, size, ste
         store(links, position * _components(tag, 0) * width, u)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _trajectories(
     links, momenta, neighbours, plaquettes, start, stop, blocks, dimensions, tag, is_drift, sizes,
     steps,
@@ -228,7 +229,7 @@ def _trajectories(
                 )  # fmt: skip
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _traces(links, neighbours, start, stop, blocks, dimensions, tag, partial):
     """Add up the normalised plaquette traces of chunks of blocks."""
     width = lanes(links)
@@ -250,7 +251,7 @@ def _traces(links, neighbours, start, stop, blocks, dimensions, tag, partial):
                     accumulate(partial, task * width, plaquette_trace(a, b))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _projections(links, start, stop, is_far):
     """Project SU(3) links ``start`` to ``stop``; set ``is_far[0]`` if any is not near the group."""
     stride = 18 * lanes(links)
@@ -261,7 +262,7 @@ def _projections(links, start, stop, is_far):
             is_far[0] = True
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _pack(
     source, target, sites, chains, chains_per_group, start, stop, dimensions, numbers, components
 ):  # fmt: skip
@@ -287,7 +288,7 @@ def _pack(
                         target[np.uint64(offset + n * width)] = value
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _unpack(
     source, target, sites, chains, chains_per_group, start, stop, dimensions, components, origins,
     signs,

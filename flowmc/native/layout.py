@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
+
+from flowmc.native.compiled import compiled
 
 __all__ = [
     "FLIP_BITS",
@@ -149,7 +150,7 @@ def sum_lanes(layout: Layout, partial: np.ndarray) -> np.ndarray:
 TILE = 32
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def pack(source, target, sites, chains, chains_per_group, start, stop):
     """Copy ``source`` (chains, volume) into lanes; padded lanes repeat the last chain.
 
@@ -171,7 +172,7 @@ def pack(source, target, sites, chains, chains_per_group, start, stop):
                     target[np.uint64(offset + block * width)] = source[chain, site]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def unpack(source, target, sites, chains, chains_per_group, start, stop):
     """Copy lanes back into ``target`` (chains, volume); the inverse of :func:`pack`."""
     blocks, parts = sites.shape

@@ -22,6 +22,7 @@ from numba import njit
 from torch import Tensor
 
 from flowmc.actions import FreeScalar, Phi4
+from flowmc.native.compiled import compiled
 from flowmc.native.lanes import accumulate, flip, fma, lane_width, lanes, load, store, traced
 from flowmc.native.layout import (
     FLIP_BITS,
@@ -97,7 +98,7 @@ def _neighbour_sum(field, neighbours, base, block, backward, is_cut, axes):
     return total
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _kick(
     field, momentum, neighbours, base, start, stop, constants, scales, scale, steps, step,
     is_cut, axes,
@@ -112,7 +113,7 @@ def _kick(
         store(momentum, position, _minus_product(size, force, load(momentum, position, 1)))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _drift(field, momentum, base, start, stop, scales, scale, steps, step):
     width = lanes(field)
     size = _times(load(scales, scale * width, 1), load(steps, step * width, 1))
@@ -121,7 +122,7 @@ def _drift(field, momentum, base, start, stop, scales, scale, steps, step):
         store(field, position, _fma(size, load(momentum, position, 1), load(field, position, 1)))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _trajectories(
     field, momentum, neighbours, start, stop, blocks, constants, is_drift, scales, steps, is_cut,
     axes,
@@ -144,7 +145,7 @@ def _trajectories(
 _CHUNK = 512
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _densities(field, neighbours, start, stop, blocks, constants, is_cut, axes, partial):
     width = lanes(field)
     chunks = -(-blocks // _CHUNK)

@@ -10,7 +10,15 @@ import torch
 
 from flowmc.actions import Phi4, Wilson
 from flowmc.kernels.integrators import INTEGRATORS
-from flowmc.native import find_action, find_force, find_trajectory, gauge, scalar, schedule
+from flowmc.native import (
+    compiled,
+    find_action,
+    find_force,
+    find_trajectory,
+    gauge,
+    scalar,
+    schedule,
+)
 
 LEAPFROG = INTEGRATORS["leapfrog"]
 ACTIONS = [
@@ -135,6 +143,28 @@ def test_wrong_input_is_named():
 def test_import_is_cheap():
     code = "import sys, flowmc.native; assert 'numba' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ})
+
+
+def test_a_changed_formula_is_compiled_anew(monkeypatch):
+    def kernel(x):
+        return x + 1
+
+    compiled.compiled(kernel)(1)
+    again = compiled.compiled(kernel)
+    again(1)
+    assert sum(again.stats.cache_hits.values()) == 1
+    monkeypatch.setattr(compiled, "_sources", lambda: "another version")
+    changed = compiled.compiled(kernel)
+    changed(1)
+    assert sum(changed.stats.cache_hits.values()) == 0
+
+
+def test_nowhere_to_cache(monkeypatch):
+    def refuse(*arguments):
+        raise RuntimeError("cannot cache function: no locator available")
+
+    monkeypatch.setattr("numba.core.dispatcher.Dispatcher.enable_caching", refuse)
+    assert compiled.compiled(lambda x: x + 1)(1) == 2
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
