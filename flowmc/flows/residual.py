@@ -42,9 +42,10 @@ class ResidualFlow(Flow):
     rectangles and chairs need a finer mask, 16 d layers in three and four dimensions (8 d in two)
     and extents divisible by four.
 
-    Near the free theory the exact map from beta to beta + delta_beta rescales the field strength
-    of all momenta alike, while plaquettes alone damp like the squared momentum; a good single
-    coefficient is delta_beta / 64 for SU(3) in four dimensions.
+    A good single coefficient between beta and beta + delta_beta is delta_beta / 64 for SU(3) in
+    four dimensions.  Sweeps with equal loops compose to about one sweep with the sum of their
+    coefficients, so more of them help only when that sum is large; larger loops, or coefficients
+    that depend on the surroundings, reach maps that no number of plaquette sweeps does.
 
     The coefficients obey :math:`\sum_k |c_k| \le` ``bound`` :math:`< 1` for every link by
     construction, so that each layer is a bijection and its inverse a contracting fixed-point
