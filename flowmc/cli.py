@@ -7,6 +7,7 @@ work without torch.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
@@ -70,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _status(error)
         if status is None:
             raise
-        print(f"flowmc: error: {_sentence(error)}", file=sys.stderr)
+        # Standard error may be a file on the very disk that is full.
+        with contextlib.suppress(OSError):
+            print(f"flowmc: error: {_sentence(error)}", file=sys.stderr, flush=True)
         return status
 
 

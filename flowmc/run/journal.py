@@ -111,7 +111,9 @@ class Display:
     def say(self, text: str) -> None:
         """Write one line to stderr."""
         if self._live is None:
-            print(text, file=sys.stderr, flush=True)
+            # Standard error may be a file on a full disk: a chain that can go on goes on.
+            with contextlib.suppress(OSError):
+                print(text, file=sys.stderr, flush=True)
         else:
             self._live.console.print(text, highlight=False, markup=False)
 

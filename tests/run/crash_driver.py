@@ -7,7 +7,6 @@ import functools
 import os
 import random
 import resource
-import shutil
 import signal
 import sys
 import time
@@ -41,8 +40,8 @@ def status_of(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def die_at(instant):
-    """Make the process kill itself just before its n-th call that touches the disk."""
+def at_call(instant, act):
+    """Call ``act`` just before the n-th call that touches the disk."""
     seen = 0
 
     def counted(call):
@@ -50,13 +49,22 @@ def die_at(instant):
             nonlocal seen
             seen += 1
             if seen == instant:
-                os.kill(os.getpid(), signal.SIGKILL)
+                act()
             return call(*arguments, **keywords)
 
         return wrapped
 
     for name in CALLS:
         setattr(os, name, counted(getattr(os, name)))
+    return lambda: seen
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at(instant):
+    at_call(instant, die)
 
 
 def die_half_written(instant):
@@ -74,23 +82,32 @@ def die_half_written(instant):
     os.pwrite = torn
 
 
+def calls_of_a_run(config, work):
+    """Count the calls that touch the disk in a whole run."""
+    child = os.fork()
+    if child == 0:
+        seen = at_call(-1, die)
+        status = main(["run", str(config), "--output", str(work / "warm")])
+        Path(work / "calls").write_text(str(seen()))
+        os._exit(status)
+    assert status_of(child) == 0
+    return int(Path(work / "calls").read_text())
+
+
 def instants(config, work, count, seed):
     """Die at ``count`` instants spread over the run, each in a fresh directory, and resume."""
-    total = 1
-    while True:  # the number of calls of a whole run
-        child = fork(config, work / "probe", lambda n=total: die_at(n))
-        shutil.rmtree(work / "probe", ignore_errors=True)
-        if status_of(child) == 0:
-            break
-        total *= 2
+    total = calls_of_a_run(config, work)
     chosen = random.Random(seed)
     deaths = 0
     for index in range(count):
         directory = work / f"instant{index}"
         begin, end = index * total // count, (index + 1) * total // count
         instant = chosen.randrange(begin, max(end, begin + 1)) + 1
-        killer = functools.partial(die_half_written if index % 4 == 3 else die_at, instant)
-        deaths += status_of(fork(config, directory, killer)) == -signal.SIGKILL
+        killer = die_half_written if index % 4 == 3 else die_at
+        # Torn writes are counted among row entries only, of which a run has fewer.
+        instant = max(1, instant // 3) if killer is die_half_written else instant
+        child = fork(config, directory, functools.partial(killer, instant))
+        deaths += status_of(child) == -signal.SIGKILL
         status = status_of(fork(config, directory))
         assert status == 0, Path(f"{directory}.stderr").read_text()
     return deaths
@@ -107,29 +124,23 @@ def again_and_again(config, work, seed, longest):
         if status_of(child) == 0:
             return deaths
         deaths += 1
-        longest *= 1.02  # a loaded machine may need longer than that to get anywhere
+        longest *= 1.1  # a loaded machine may need longer than that to get anywhere
 
 
-def full_disk(config, work, bytes_allowed, seconds):
-    """Let no file grow beyond a size after some time, as a full disk or quota does."""
+def full_disk(config, work, bytes_allowed, instant):
+    """From some instant on let no file grow beyond a size, as a full disk or quota does."""
 
-    def limit(*_):
+    def limit():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_allowed, bytes_allowed))
 
-    def before():
-        signal.signal(signal.SIGALRM, limit)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-
-    return status_of(fork(config, work / "full", before))
+    return status_of(fork(config, work / "full", lambda: at_call(instant, limit)))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     mode, config, work, *rest = sys.argv[1:]
     work = Path(work)
-    # Compiles and caches what the children would otherwise each compile on their own.
-    main(["run", config, "--output", str(work / "warm"), "--resume"])
     if mode == "reference":
         print(status_of(fork(config, work / "reference")))
     elif mode == "instants":
@@ -137,4 +148,4 @@ if __name__ == "__main__":
     elif mode == "again":
         print(again_and_again(config, work, int(rest[0]), float(rest[1])))
     elif mode == "full":
-        print(full_disk(config, work, int(rest[0]), float(rest[1])))
+        print(full_disk(config, work, int(rest[0]), int(rest[1])))

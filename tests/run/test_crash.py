@@ -46,7 +46,7 @@ def drive(mode, path, work, *rest):
 
 def check_all(tmp_path, expected_deaths, deaths):
     reference = digests(tmp_path / "reference")
-    others = [p for p in tmp_path.iterdir() if p.is_dir() and p.name not in ("reference", "probe")]
+    others = [p for p in tmp_path.iterdir() if p.is_dir() and p.name != "reference"]
     assert others
     changed = [directory.name for directory in others if digests(directory) != reference]
     assert not changed
@@ -58,22 +58,21 @@ def kill_at_instants(tmp_path, tables, count, seed):
     path = write(tmp_path / "a.toml", tables)
     assert drive("reference", path, tmp_path) == 0
     deaths = drive("instants", path, tmp_path, count, seed)
-    # The number of calls is known to a factor of two, so half of the instants at least are hit.
-    check_all(tmp_path, count // 3, deaths)
+    check_all(tmp_path, count - 1, deaths)
 
 
 def test_killed_at_an_instant_and_resumed(tmp_path):
-    kill_at_instants(tmp_path, PLAIN, 12, seed=1)
+    kill_at_instants(tmp_path, PLAIN, 8, seed=1)
 
 
 def test_a_ladder_killed_at_an_instant_and_resumed(tmp_path):
-    kill_at_instants(tmp_path, LADDER, 4, seed=2)
+    kill_at_instants(tmp_path, LADDER, 3, seed=2)
 
 
 def test_killed_again_and_again(tmp_path):
     path = write(tmp_path / "a.toml", PLAIN | {"run": PLAIN["run"] | {"checkpoint_every": 1}})
     assert drive("reference", path, tmp_path) == 0
-    check_all(tmp_path, 2, drive("again", path, tmp_path, 3, 0.25))
+    check_all(tmp_path, 2, drive("again", path, tmp_path, 3, 0.5))
 
 
 @pytest.mark.slow
@@ -93,7 +92,7 @@ def test_a_ladder_killed_again_and_again(tmp_path, schedule):
 
 
 def test_the_comparison_can_fail(tmp_path):
-    """A changed bit of the state in a checkpoint is seen in what the run leaves."""
+    """A slight change of the state in a checkpoint is seen in what the run leaves."""
     path = write(tmp_path / "a.toml", PLAIN)
     assert drive("reference", path, tmp_path) == 0
     early = write(tmp_path / "b.toml", PLAIN | {"run": PLAIN["run"] | {"updates": 10}})
@@ -101,8 +100,7 @@ def test_the_comparison_can_fail(tmp_path):
     subprocess.run(command, env=environment(), cwd=tmp_path, check=True, capture_output=True)
     with h5py.File(tmp_path / "other" / "checkpoint.h5", "r+") as file:
         field = file["blocks/0000/replicas/0/field"]
-        value = field[0, 0, 0]
-        field[0, 0, 0] = np.nextafter(value, 10.0)
+        field[0, 0, 0] += 1e-12
     command = [sys.executable, "-m", "flowmc.cli", "run", path, "--output", "other", "--resume"]
     subprocess.run(command, env=environment(), cwd=tmp_path, check=True, capture_output=True)
     assert digests(tmp_path / "other") != digests(tmp_path / "reference")
@@ -129,16 +127,22 @@ def test_sigterm_stops_cleanly(tmp_path):
 
 
 def test_a_full_disk_stops_the_run_and_damages_nothing(tmp_path):
-    tables = PLAIN | {"run": PLAIN["run"] | {"updates": 400, "checkpoint_every": 2}}
+    tables = PLAIN | {"run": PLAIN["run"] | {"updates": 100, "checkpoint_every": 2}}
     path = write(tmp_path / "a.toml", tables)
     assert drive("reference", path, tmp_path) == 0
     statuses = []
-    # Sizes that fail in the log, in rows, or in the middle of a checkpoint.
-    for allowed in (100, 2000, 9000):
-        statuses.append(drive("full", path, tmp_path, allowed, 0.3))
+    # Sizes that fail in the log, in rows, and in the middle of a checkpoint.
+    for allowed, instant in ((100, 400), (2000, 100), (9000, 100)):
+        statuses.append(drive("full", path, tmp_path, allowed, instant))
         with h5py.File(tmp_path / "full" / "checkpoint.h5") as file:
             assert np.isfinite(file["blocks/0000/replicas/0/field"]).all()
         assert not list((tmp_path / "full").rglob("*.partial"))
-    assert 1 in statuses and set(statuses) <= {0, 1}
-    assert drive("full", path, tmp_path, 10**9, 1000) == 0
+    assert statuses == [1, 1, 1]
+    said = (tmp_path / "full.stderr").read_text().splitlines()
+    # The first limit cuts the file that takes standard error, too.
+    errors = [line for line in said if "File too large; the last good checkpoint" in line]
+    assert len(errors) == 2
+    assert all(line.startswith("flowmc: error: cannot write while at update") for line in errors)
+    assert "Traceback" not in "".join(said)
+    assert drive("full", path, tmp_path, 10**9, 10**9) == 0
     check_all(tmp_path, 0, 0)
