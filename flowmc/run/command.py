@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import time
 from pathlib import Path
 
 from flowmc.run.config import load_config
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run to the end or to a reason to stop; return the exit status."""
+    started = time.monotonic()
     config = load_config(args.config)
     path = Path(args.output) if args.output else Path("runs") / Path(args.config).stem
     directory = RunDirectory(path)
@@ -36,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         runner = open_run(config, directory, resume=args.resume)
         if runner.resumed:
             print(f"flowmc: resuming {path} after update {runner.update}", file=sys.stderr)
-        reason = runner.go()
+        reason = runner.go(started)
     finally:
         directory.release()
     if reason == "finished":

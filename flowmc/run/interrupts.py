@@ -18,12 +18,13 @@ class Interrupts:
 
     Args:
         time_limit: seconds that this process may take, or None.
+        started: ``time.monotonic()`` from which they count.
     """
 
-    def __init__(self, time_limit: float | None) -> None:
+    def __init__(self, time_limit: float | None, started: float) -> None:
         self.time_limit = time_limit
         self._signal: str | None = None
-        self._started = time.monotonic()
+        self._started = started
         self._longest_update = 0.0
         self._longest_checkpoint = 0.0
 

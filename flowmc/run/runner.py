@@ -20,7 +20,7 @@ from flowmc.random import stream
 from flowmc.registry import ConfigError
 from flowmc.run.assembly import Assembly, assemble, choose_threads
 from flowmc.run.checkpoint import Checkpoint, read_checkpoint, settled, write_checkpoint
-from flowmc.run.config import RunConfig, seconds_of
+from flowmc.run.config import RunConfig
 from flowmc.run.diagnostics import Diagnostics, leaves
 from flowmc.run.directory import RunDirectory, environment
 from flowmc.run.ensemble import ConfigurationWriter, origins_of
@@ -35,6 +35,7 @@ from flowmc.run.rehearsal import (
     replicas_of,
 )
 from flowmc.run.start import initial_states, read_start_files
+from flowmc.run.tables import seconds_of
 
 __all__ = ["RunStopped", "Runner", "open_run"]
 
@@ -160,8 +161,11 @@ class Runner:
         """Updates of the whole run, thermalization included."""
         return self.config.run.thermalization + self.config.run.updates
 
-    def go(self) -> str:
+    def go(self, started: float) -> str:
         """Run to the end, or to a reason to stop; return "finished" or the reason.
+
+        Args:
+            started: ``time.monotonic()`` from which the time limit counts.
 
         Raises:
             RunStopped: a field is not finite, or a file cannot be written; the message names the
@@ -175,7 +179,7 @@ class Runner:
         reason: str | None = "finished"
         last_log = last_checkpoint = time.monotonic()
         try:
-            with Interrupts(limit) as interrupts:
+            with Interrupts(limit, started) as interrupts:
                 self._log("start", resumed=self.resumed, tuning=self._tuning())
                 while self.update < self.total:
                     reason = interrupts.reason()

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from flowmc.registry import ConfigError
-from flowmc.run.config import changed_keys, read_config, seconds_of
+from flowmc.run.config import changed_keys, read_config
+from flowmc.run.tables import seconds_of
 from flowmc.run.toml_text import toml_text
 from tests.run.small_runs import config
 
