@@ -96,8 +96,8 @@ class Display:
             parts.append(f"{_clock(remaining)} left")
             self.say(", ".join(parts))
             return
-        from rich.console import Group
         from rich.progress_bar import ProgressBar
+        from rich.table import Table
         from rich.text import Text
 
         bar = ProgressBar(total=self.total, completed=update, width=50)
@@ -105,8 +105,11 @@ class Display:
             f"update {update}/{self.total} ({phase}), {_clock(elapsed)} elapsed, "
             f"{_clock(remaining)} left"
         )
-        lines = [Text("accepted: " + ", ".join(shares)), Text(", ".join(values))]
-        self._live.update(Group(head, bar, *lines))
+        # A grid, since a bar alone does not end its line.
+        grid = Table.grid()
+        for row in (head, bar, Text("accepted: " + ", ".join(shares)), Text(", ".join(values))):
+            grid.add_row(row)
+        self._live.update(grid)
 
     def say(self, text: str) -> None:
         """Write one line to stderr."""
