@@ -221,7 +221,7 @@ def check_log_det(flow: Flow, x: Tensor, group: Group, *, inverse: bool = False)
             algebra = columns.movedim(-1, 0)
         jacobian = group.algebra_to_coordinates(algebra).reshape(dofs, dofs)
         expected = -torch.linalg.slogdet(jacobian)[1]
-        worst = max(worst, float((change[0] - expected).abs()))
+        worst = max(worst, float((change[0] - expected).detach().abs()))
     return worst
 
 

@@ -300,14 +300,16 @@ def test_adaptive_gradients_agree_with_small_steps(adjoint):
         assert float((exact - other).abs().max() / exact.abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize("steps", [3, 6, 12])
-def test_density_error_is_of_the_order_of_the_error(steps):
-    flow = continuous([4, 4], steps=steps)
-    for x in fields(flow).split(1):
-        true = check_log_det(flow, x, Real())
-        estimate = float(flow.density_error(x))
-        assert true / 10 < estimate < 30 * true
-    assert flow.steps == steps
+def test_density_error_is_that_of_the_discrete_map(monkeypatch):
+    """With many probes the estimate converges, up to the error of the finer steps (1/16)."""
+    monkeypatch.setattr("flowmc.flows.continuous._PROBES", 60)
+    flow = continuous([3], steps=8)
+    x = fields(flow, 4)
+    with torch.no_grad():
+        estimate = flow.density_error(x)
+    for field, one in zip(x.split(1), estimate.tolist(), strict=True):
+        assert one == pytest.approx(check_log_det(flow, field, Real()), rel=0.25)
+    assert flow.steps == 8
 
 
 def test_chains_do_not_see_each_other():
