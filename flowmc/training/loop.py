@@ -51,7 +51,9 @@ class Settings:
         warmup: steps of the linear rise of the learning rate.
         final_fraction: factor on the learning rate at the end of a decaying schedule.
         beta1, beta2: Adam's decay rates of the first and second moment.
-        gradient_clip: largest norm of the gradient; 0 leaves gradients alone.
+        gradient_clip: largest norm of the gradient; 0 leaves gradients alone.  An untrained flow
+            has a few samples of huge action, whose gradients would fill Adam's second moment and
+            slow it down for thousands of steps.
         checkpoint_every: steps between checkpoints; the last step always writes one.
         seed: of all random streams.
     """
@@ -64,7 +66,7 @@ class Settings:
     final_fraction: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.999
-    gradient_clip: float = 0.0
+    gradient_clip: float = 10.0
     checkpoint_every: int = 500
     seed: int = 0
 
