@@ -91,7 +91,7 @@ class Wilson(Action):
     def __call__(self, field: Tensor) -> Tensor:
         total = torch.zeros(field.shape[0], dtype=torch.float64, device=field.device)
         for mu, nu in planes(self.dimensions):
-            if isinstance(self.group, U1):
+            if not isinstance(self.group, SUN):
                 trace = torch.cos(plaquette_angles(field, mu, nu))
             else:
                 left = field[:, mu] @ shift(field[:, nu], mu)
@@ -110,7 +110,7 @@ class Wilson(Action):
         (U A)_{TA}` with tr(T_a T_b) = -1/2 delta.  U(1):
         :math:`\beta \sum \pm\sin\theta_P` over the plaquettes that contain the link.
         """
-        if isinstance(self.group, U1):
+        if not isinstance(self.group, SUN):
             return self._force_u1(field)
         total = torch.zeros_like(field)
         # Each plane serves both of its directions: U_mu(x) A(x) is a plaquette or a conjugated one.

@@ -1,0 +1,1 @@
+"""Means with honest errors: autocorrelation, weights of samples, exchange, cost."""

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -103,23 +104,23 @@ class Chain(Flow):
         self.layers = nn.ModuleList(layers)
         self.log_density_is_exact = all(layer.log_density_is_exact for layer in self)
 
-    def __iter__(self):
-        return iter(self.layers)
+    def __iter__(self) -> Iterator[Flow]:
+        return iter(cast(Iterable[Flow], self.layers))
 
     def forward(self, x: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
-        for layer in self.layers:
+        for layer in self:
             x, log_density = layer.forward(x, log_density)
         return x, log_density
 
     def inverse(self, y: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
-        for layer in reversed(self.layers):
+        for layer in reversed(list(self)):
             y, log_density = layer.inverse(y, log_density)
         return y, log_density
 
     def density_error(self, x: Tensor) -> Tensor:
         zero = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
         total = zero
-        for layer in self.layers:
+        for layer in self:
             total = total + layer.density_error(x)
             x, _ = layer.forward(x, zero)
         return total

@@ -7,9 +7,10 @@ hold no tuning parameters.  ``info`` holds the diagnostics of one step.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class State:
 
     field: Tensor
     action: Tensor | None = None
-    log_q: Mapping[str, Tensor] = field(default_factory=dict)
+    log_q: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
     @property
     def chains(self) -> int:
@@ -60,8 +61,8 @@ class Info:
     """
 
     is_accepted: Tensor
-    values: Mapping[str, Tensor] = field(default_factory=dict)
-    parts: Mapping[str, Info] = field(default_factory=dict)
+    values: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    parts: Mapping[str, Info] = dataclasses.field(default_factory=dict)
 
 
 class NonFiniteStateError(RuntimeError):

@@ -14,7 +14,7 @@ from torch import Tensor
 from flowmc.actions.base import Action
 from flowmc.kernels.base import Info, Kernel, State, action_of
 from flowmc.kernels.integrators import INTEGRATORS, trajectory
-from flowmc.native import find_action
+from flowmc.native import find_action, find_projection
 from flowmc.registry import ConfigError, nearest
 
 __all__ = ["HMC"]
@@ -110,7 +110,7 @@ class HMC(Kernel):
         end, end_momentum = trajectory(
             action, group, field, momentum, self.integrator, step_size, self.steps
         )
-        proposal = group.project(end)
+        proposal = (find_projection(action, end) or group.project)(end)
         end_action = (find_action(action, proposal) or action)(proposal)
         energy_error = (end_action + group.kinetic_energy(end_momentum)) - (
             start_action + group.kinetic_energy(momentum)

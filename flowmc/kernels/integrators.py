@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.groups import Group
-from flowmc.native import find_trajectory
+from flowmc.native import find_force, find_trajectory
 
 __all__ = ["INTEGRATORS", "Integrator", "trajectory"]
 
@@ -124,16 +124,17 @@ def trajectory(
     compiled = find_trajectory(action, field, integrator)
     if compiled is not None:
         return compiled(field, momentum, step_size, steps)
+    force = find_force(action, field) or action.force
     step = step_size.to(momentum.real.dtype).reshape(-1, *[1] * (field.dim() - 1))
     operations = _merged(integrator.operations, steps)
     for operation in operations:
         if operation[0] == "drift":
             field = group.move(field, (operation[1] * step) * momentum)
         elif operation[0] == "kick":
-            momentum = momentum - (operation[1] * step) * action.force(field)
+            momentum = momentum - (operation[1] * step) * force(field)
         else:
-            displaced = group.move(field, (-operation[2] * step * step) * action.force(field))
-            momentum = momentum - (operation[1] * step) * action.force(displaced)
+            displaced = group.move(field, (-operation[2] * step * step) * force(field))
+            momentum = momentum - (operation[1] * step) * force(displaced)
     return field, momentum
 
 

@@ -114,15 +114,19 @@ class Ensemble:
     def state_dict(self) -> dict[str, Tensor]:
         """Return all that :meth:`load_state_dict` needs to continue, as tensors."""
         tuning = self.kernel.tuning()
+        field = self.field
         return {
-            "field": self.field,
+            # safetensors knows no complex128.
+            "field": torch.view_as_real(field) if field.is_complex() else field,
             "counters": torch.tensor([self.updates, self.draws]),
             "tuning": torch.tensor([tuning[key] for key in sorted(tuning)], dtype=torch.float64),
         }
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Continue from :meth:`state_dict`."""
-        self._field = tensors["field"].to(self.device)
+        field = tensors["field"].to(self.device)
+        is_complex = bool(self.action.group.element_shape)
+        self._field = torch.view_as_complex(field) if is_complex else field
         self.updates, self.draws = (int(value) for value in tensors["counters"])
         keys = sorted(self.kernel.tuning())
         values = [float(value) for value in tensors["tuning"]]

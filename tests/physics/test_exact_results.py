@@ -151,9 +151,7 @@ def test_phi4_in_the_hopping_parametrisation(rng):
 def test_free_field_propagator(rng):
     action = FreeScalar([8, 6], m2=0.3)
     kernel = HMC(action, steps=6, target_acceptance=0.85)
-    series = measure(
-        action, kernel, action.cold(128), [correlator, action_density], 500, 100, rng
-    )
+    series = measure(action, kernel, action.cold(128), [correlator, action_density], 500, 100, rng)
     exact = action.propagator().sum(0)
     for t in range(4):
         assert_agrees(series["correlator"][:, :, t], float(exact[t]))
@@ -202,9 +200,7 @@ def test_plain_and_flow_exchange_agree_in_four_dimensions(rng):
             for r, action in enumerate(actions):
                 measured[r].append(plaquette(state.replicas[r].field, action))
     for action, values in zip(actions, measured, strict=True):
-        alone = measure(
-            action, HMC(action, steps=8), action.cold(8), [plaquette], 200, 40, rng
-        )
+        alone = measure(action, HMC(action, steps=8), action.cold(8), [plaquette], 200, 40, rng)
         one, two = analyse(torch.stack(values).numpy()), analyse(alone["plaquette"])
         assert abs(one.mean - two.mean) < SIGMAS * (one.error**2 + two.error**2) ** 0.5
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from flowmc.actions import Phi4
-from flowmc.flows import AffineCouplingFlow, Flow, FlowModel, GaussianPrior
+from flowmc.actions import Phi4, Wilson
+from flowmc.flows import AffineCouplingFlow, Flow, FlowModel, GaussianPrior, ResidualFlow
 from flowmc.flows.files import FlowFileError, atomic_save
 from flowmc.random import stream
 from flowmc.registry import ConfigError
@@ -42,7 +42,14 @@ def exchange():
     return ExchangeKL(flow, *[Ensemble(s, n, 4, **options) for s, n in ((a, "from"), (b, "to"))])
 
 
-@pytest.mark.parametrize("make", [sampler, path_sampler, exchange])
+def matrix_exchange():
+    a, b = (Wilson("SU(2)", [2, 4], beta=beta) for beta in (1.0, 2.0))
+    flow = ResidualFlow(a, initial_coefficient=0.02)
+    options = {"chains": 12, "thermalization": 5, "refresh_every": 2, "steps": 3}
+    return ExchangeKL(flow, *[Ensemble(s, n, 4, **options) for s, n in ((a, "from"), (b, "to"))])
+
+
+@pytest.mark.parametrize("make", [sampler, path_sampler, exchange, matrix_exchange])
 def test_resumed_training_gives_the_same_bytes(make, tmp_path):
     settings = Settings(steps=20, batch=8, learning_rate=1e-2, warmup=5, seed=3, gradient_clip=5.0)
     whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"

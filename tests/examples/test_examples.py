@@ -1,0 +1,100 @@
+"""Every example runs, shortened, through the command line; the main one also on real files."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from flowmc.cli import main
+from flowmc.run.toml_text import toml_text
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+REAL = ROOT.parent / "shared" / "configs"
+RUNS = sorted(p.name for p in EXAMPLES.glob("*.toml") if "[run]" in p.read_text())
+TRAININGS = sorted(
+    str(p.relative_to(EXAMPLES)) for p in EXAMPLES.rglob("*.toml") if "[training]" in p.read_text()
+)
+# Real 4^3 x 8 SU(3) files of four codes: they fit the main example as they are.
+FITTING = [
+    "nersc/glu-lat..400",
+    "nersc/qlua-random-gauge.nersc",
+    "ildg/nissa-L4T8conf",
+    "scidac/weak_field.lime",
+]
+
+
+def shortened(name: str, folder: Path, **chains: str) -> Path:
+    """Write a copy of an example that takes seconds, and return its path."""
+    table = tomllib.loads((EXAMPLES / name).read_text())
+    if "run" in table:
+        table["run"] |= {"thermalization": 1, "updates": 2}
+        table["chains"] |= {"count": min(2, table["chains"].get("count", 1)), **chains}
+        if "file" in table["chains"] and not chains:
+            table["chains"]["file"] = str(EXAMPLES / table["chains"]["file"])
+        if "save_every" in table["run"]:
+            table["run"]["save_every"] = 1
+        for update in table["update"]:
+            if "repeat" in update:
+                update["repeat"] = 1
+    if "training" in table:
+        table["training"] |= {"steps": 2, "batch": 4, "evaluate_samples": 32}
+        if "exchange" in table:
+            table["exchange"] |= {"chains": 4, "thermalization": 2}
+    path = folder / Path(name).name
+    path.write_text(toml_text(table))
+    return path
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_run_example(name, tmp_path, capsys):
+    config = shortened(name, tmp_path)
+    output = tmp_path / "run"
+    assert main(["run", str(config), "--output", str(output)]) == 0
+    assert (output / "report.html").stat().st_size > 10_000
+    capsys.readouterr()
+    assert main(["report", str(output), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["updates"] == 2
+    assert all(entry["samples"] > 0 for entry in report["observables"].values())
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_training_example(name, tmp_path, capsys):
+    config = shortened(name, tmp_path)
+    output = tmp_path / "flow.safetensors"
+    assert main(["train", str(config), "--output", str(output)]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(output), "--samples", "16", "--json"]) in (0, 1)
+    assert json.loads(capsys.readouterr().out)["samples"] == 16
+
+
+def test_comparison_of_the_phi4_examples(tmp_path, capsys):
+    outputs = []
+    for kind in ("hmc", "hybrid"):
+        config = shortened(f"phi4_{kind}.toml", tmp_path)
+        outputs.append(str(tmp_path / kind))
+        assert main(["run", str(config), "--output", outputs[-1]]) == 0
+    capsys.readouterr()
+    assert main(["report", *outputs]) == 0
+    assert "susceptibility" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", FITTING)
+def test_main_example_continues_real_files(name, tmp_path, capsys):
+    source = REAL / name
+    if not source.exists():
+        pytest.skip(f"real configuration files are not here: {source} is missing")
+    config = shortened("su3_hybrid.toml", tmp_path, file=str(source))
+    output = tmp_path / "run"
+    assert main(["run", str(config), "--output", str(output)]) == 0
+    written = sorted((output / "ensemble").iterdir())
+    assert len(written) == 2
+    capsys.readouterr()
+    assert main(["inspect", "--json", *map(str, written)]) == 0
+    for report in json.loads(capsys.readouterr().out):
+        assert report["format"] == "nersc"
+        assert report["dims"] == [4, 4, 4, 8]
+        assert report["checksum"]["ok"]
+        assert report["unitarity_error"] < 1e-12
