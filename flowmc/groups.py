@@ -295,8 +295,8 @@ def _generators(n: int, dtype: torch.dtype, device: str) -> Tensor:
             symmetric = torch.zeros(n, n, dtype=torch.complex128)
             symmetric[i, j] = symmetric[j, i] = 1
             antisymmetric = torch.zeros(n, n, dtype=torch.complex128)
-            antisymmetric[i, j] = -1j
-            antisymmetric[j, i] = 1j
+            antisymmetric.imag[i, j] = -1
+            antisymmetric.imag[j, i] = 1
             matrices += [symmetric, antisymmetric]
     for k in range(1, n):
         diagonal = torch.zeros(n, n, dtype=torch.complex128)
