@@ -312,7 +312,10 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
     """
     metadata = read_card(path)
     try:
-        return safetensors.torch.load_file(str(path)), metadata
+        mapped = safetensors.torch.load_file(str(path))
+        # Copied out of the mapped file: there tensors are aligned to 8 bytes only, and vectorised
+        # complex arithmetic on a view of such a tensor crashes.
+        return {key: tensor.clone() for key, tensor in mapped.items()}, metadata
     except (safetensors.SafetensorError, OSError) as error:
         raise FlowFileError(f"{path} is damaged: {error}") from error
 
