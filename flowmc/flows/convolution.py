@@ -44,20 +44,27 @@ class LatticeConvolution(nn.Module):
     r"""A convolution :math:`(Wh)_{x,c} = b_c + \sum_{o,c'} W_{c,o,c'} h_{x+o,c'}`, periodic.
 
     The weights are ``(out, k^d, in)`` with the offsets in the order of :func:`neighbour_table`, and
-    start uniform in :math:`\pm 1/\sqrt{k^d \cdot \mathrm{in}}`, as do the biases.
+    start uniform in :math:`\pm 1/\sqrt{k^d \cdot \mathrm{in}}`, as do the biases, or at zero.
 
     Args:
         channels_in: channels of the input.
         channels_out: channels of the output.
         offsets: number of kernel offsets ``k^d``.
         bias: whether a constant is added; without one the map is odd.
+        zero: start as the zero map.
     """
 
     def __init__(
-        self, channels_in: int, channels_out: int, *, offsets: int, bias: bool = True
+        self,
+        channels_in: int,
+        channels_out: int,
+        *,
+        offsets: int,
+        bias: bool = True,
+        zero: bool = False,
     ) -> None:
         super().__init__()
-        bound = 1 / math.sqrt(channels_in * offsets)
+        bound = 0.0 if zero else 1 / math.sqrt(channels_in * offsets)
         weight = torch.empty(channels_out, offsets, channels_in)
         self.weight = nn.Parameter(nn.init.uniform_(weight, -bound, bound))
         self.bias = (

@@ -31,7 +31,8 @@ class AffineCouplingFlow(Flow):
     With the defaults this is the flow of the tutorial by Albergo, Boyda, Hackett, Kanwar, Cranmer,
     Racanière, Rezende and Shanahan, "Introduction to Normalizing Flows for Lattice Field Theory"
     (arXiv:2101.08176): convolutions with leaky ReLU, and a final tanh that bounds s and t by one
-    per layer.  The flow commutes with the translations that preserve the checkerboard.
+    per layer.  Other than there the last convolutions start at zero, so that the flow starts as the
+    identity.  It commutes with the translations that preserve the checkerboard.
 
     With ``odd=True`` it also commutes with :math:`\phi \to -\phi`.  That takes an even s and an
     odd t: the hidden features are odd functions of the frozen field (tanh, no biases), t is a
@@ -139,7 +140,8 @@ class _Network(nn.Module):
         super().__init__()
         widths = [1, *hidden, 2]
         self.convolutions = nn.ModuleList(
-            LatticeConvolution(a, b, offsets=offsets) for a, b in pairwise(widths)
+            LatticeConvolution(a, b, offsets=offsets, zero=layer == len(hidden))
+            for layer, (a, b) in enumerate(pairwise(widths))
         )
 
     def forward(
@@ -161,8 +163,8 @@ class _OddNetwork(nn.Module):
         self.convolutions = nn.ModuleList(
             LatticeConvolution(a, b, offsets=offsets, bias=False) for a, b in pairwise(widths)
         )
-        self.shift = LatticeConvolution(hidden[-1], 1, offsets=offsets, bias=False)
-        self.scale = LatticeConvolution(hidden[-1], 1, offsets=offsets)
+        self.shift = LatticeConvolution(hidden[-1], 1, offsets=offsets, bias=False, zero=True)
+        self.scale = LatticeConvolution(hidden[-1], 1, offsets=offsets, zero=True)
 
     def forward(
         self, h: Tensor, neighbours: Tensor, rows: tuple[int, int]

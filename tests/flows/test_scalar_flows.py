@@ -32,7 +32,12 @@ def theory(lattice):
 
 def affine(lattice, **keys):
     torch.manual_seed(11)
-    return AffineCouplingFlow(theory(lattice), **{"layers": 5, **keys}).double()
+    flow = AffineCouplingFlow(theory(lattice), **{"layers": 5, **keys}).double()
+    # Away from the identity, at which it starts.
+    for parameter in flow.parameters():
+        if not parameter.any():
+            torch.nn.init.uniform_(parameter, -0.3, 0.3)
+    return flow
 
 
 def continuous(lattice, **keys):
@@ -218,15 +223,24 @@ def test_convolution(lattice):
             )
 
 
-def test_continuous_parameters_and_start():
-    for extent, parameters in {6: 5469, 12: 12669, 20: 27869, 32: 62669}.items():
-        flow = ContinuousFlow(theory([extent, extent]))
-        assert sum(p.numel() for p in flow.parameters()) == parameters
-    flow = ContinuousFlow(theory([6, 6]))
+@pytest.mark.parametrize(
+    "build", [AffineCouplingFlow, lambda a: AffineCouplingFlow(a, odd=True), ContinuousFlow]
+)
+def test_flows_start_as_the_identity(build):
+    flow = build(theory([6, 6]))
     x = fields(flow, dtype=torch.float32)
     y, density = flow.forward(x, torch.zeros(3, dtype=torch.float64))
     assert torch.equal(y, x)
     assert float(density.detach().abs().max()) == 0
+
+
+def test_numbers_of_parameters():
+    # 16 networks of 1 -> 8 -> 8 -> 2 channels with 9 offsets and biases.
+    flow = AffineCouplingFlow(theory([8, 8]))
+    assert sum(p.numel() for p in flow.parameters()) == 16 * (9 * (8 + 64 + 16) + 18)
+    for extent, parameters in {6: 5469, 12: 12669, 20: 27869, 32: 62669}.items():
+        flow = ContinuousFlow(theory([extent, extent]))
+        assert sum(p.numel() for p in flow.parameters()) == parameters
 
 
 @pytest.mark.parametrize("lattice", [[5], [4, 4], [4, 3], [2, 3, 3]])
