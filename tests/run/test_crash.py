@@ -76,9 +76,9 @@ def test_killed_again_and_again(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tables", [PLAIN, LADDER], ids=["plain", "ladder"])
-def test_killed_at_many_instants(tmp_path, tables):
-    kill_at_instants(tmp_path, tables, 120, seed=3)
+@pytest.mark.parametrize(("tables", "count"), [(PLAIN, 80), (LADDER, 30)], ids=["plain", "ladder"])
+def test_killed_at_many_instants(tmp_path, tables, count):
+    kill_at_instants(tmp_path, tables, count, seed=3)
 
 
 @pytest.mark.slow
