@@ -36,7 +36,7 @@ def affine(lattice, **keys):
     # Away from the identity, at which it starts.
     for parameter in flow.parameters():
         if not parameter.any():
-            torch.nn.init.uniform_(parameter, -0.3, 0.3)
+            torch.nn.init.uniform_(parameter, -0.2, 0.2)
     return flow
 
 
