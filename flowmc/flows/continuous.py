@@ -230,7 +230,10 @@ class ContinuousFlow(Flow):
             tensors = self._coefficients(times.flatten().to(self.kernels)).tensors()
             if frozen:
                 tensors = tuple(tensor.detach() for tensor in tensors)
-            return FixedStepMap.apply(rows, self.spectrum, tableau, step, self.steps, *tensors)
+            keep = torch.is_grad_enabled()
+            return FixedStepMap.apply(
+                rows, self.spectrum, tableau, step, self.steps, keep, *tensors
+            )
         times = torch.tensor([start, stop], dtype=rows.dtype, device=rows.device)
         solve = odeint_adjoint if self.adjoint and not frozen else odeint
         none = torch.zeros(rows.shape[1], dtype=rows.dtype, device=rows.device)
@@ -252,12 +255,15 @@ class ContinuousFlow(Flow):
         one = torch.ones_like(phases[:, :0].sum(1, keepdim=True))
         series = torch.cat([one, phases.cos(), phases.sin()], 1).to(times.dtype)
         kernels = torch.einsum("ofd,td->tof", self.kernels, series @ self.time_mixing.t())
+        mixing = self.site_mixing[:, 1:].contiguous()
+        linear = self.site_mixing[:, 0].contiguous()
         return Coefficients(
             frequencies=self.frequencies,
-            mixing=self.site_mixing[:, 1:].contiguous(),
-            linear=self.site_mixing[:, 0].contiguous(),
+            mixing=mixing,
+            linear=linear,
             spectra=self.spectrum.eigenvalues(kernels),
-            origin=kernels[:, 0].contiguous(),
+            slopes=kernels[:, 0] @ mixing,
+            traces=kernels[:, 0] @ linear,
         )
 
     def _to_rows(self, x: Tensor) -> Tensor:

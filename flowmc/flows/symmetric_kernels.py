@@ -98,8 +98,8 @@ class LatticeSpectrum(nn.Module):
         for basis in bases:
             extent = basis.shape[0]
             after //= extent
-            matrix = basis.t() if inverse else basis
-            h = torch.matmul(matrix, h.view(before, extent, after * columns))
+            matrix = (basis.t() if inverse else basis).expand(before, extent, extent)
+            h = torch.bmm(matrix, h.view(before, extent, after * columns))
             before *= extent
         return h.view(-1, columns)
 

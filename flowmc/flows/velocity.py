@@ -36,35 +36,63 @@ class Coefficients:
         mixing: C of the sines, ``(f, g)``.
         linear: C of the linear feature, ``(f,)``.
         spectra: eigenvalues of the kernels, ``(times, V, f)``.
-        origin: kernels at zero offset, ``(times, f)``.
+        slopes: kernels at zero offset contracted with C of the sines, ``(times, g)``; the
+            divergence sums ``slopes * omega * cos(omega phi)`` and ``traces`` over the sites.
+        traces: kernels at zero offset contracted with C of the linear feature, ``(times,)``.
     """
 
     frequencies: Tensor
     mixing: Tensor
     linear: Tensor
     spectra: Tensor
-    origin: Tensor
+    slopes: Tensor
+    traces: Tensor
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return the five tensors in the order of the attributes."""
-        return (self.frequencies, self.mixing, self.linear, self.spectra, self.origin)
+        """Return the six tensors in the order of the attributes."""
+        return (
+            self.frequencies,
+            self.mixing,
+            self.linear,
+            self.spectra,
+            self.slopes,
+            self.traces,
+        )
+
+
+class _Scratch:
+    """Memory for the features, taken once: returning it to the system at every stage costs more
+    than the sines that fill it.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, rows: int, like: Tensor) -> Tensor:
+        """Return an uninitialised ``(rows, g)`` for the g entries of ``like``."""
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.shape[0] < rows:
+            buffer = like.new_empty(rows, like.shape[0])
+            self._buffers[name] = buffer
+        return buffer[:rows]
 
 
 def _evaluate(
-    x: Tensor, node: int, c: Coefficients, spectrum: LatticeSpectrum
+    x: Tensor, node: int, c: Coefficients, spectrum: LatticeSpectrum, scratch: _Scratch
 ) -> tuple[Tensor, Tensor]:
     """Return the velocity ``(V, chains)`` and its divergence ``(chains,)`` float64."""
     sites, chains = x.shape
     column = x.reshape(-1)
-    theta = torch.outer(column, c.frequencies)
-    features = torch.addmm(torch.outer(column, c.linear), theta.sin(), c.mixing.t())
+    theta = scratch("theta", len(column), c.frequencies)
+    torch.outer(column, c.frequencies, out=theta)
+    sine = torch.sin(theta, out=scratch("sine", len(column), c.frequencies))
+    features = torch.addmm(torch.outer(column, c.linear), sine, c.mixing.t())
     transformed = spectrum.transform(features.view(sites, -1)).view(sites, chains, -1)
     mixed = torch.bmm(transformed, c.spectra[node].unsqueeze(2)).squeeze(2)
     velocity = spectrum.transform(mixed, inverse=True)
-    slope = (c.origin[node] @ c.mixing) * c.frequencies
-    cosines = torch.mv(theta.cos_(), slope).view(sites, chains)
+    cosines = torch.mv(theta.cos_(), c.slopes[node] * c.frequencies).view(sites, chains)
     divergence = cosines.sum(0, dtype=torch.float64)
-    return velocity, divergence + sites * (c.origin[node] @ c.linear).to(torch.float64)
+    return velocity, divergence.add_(c.traces[node].to(torch.float64), alpha=sites)
 
 
 def _product(
@@ -75,20 +103,24 @@ def _product(
     gradient_v: Tensor,
     gradient_divergence: Tensor,
     accumulate: Coefficients | None,
+    scratch: _Scratch,
 ) -> Tensor:
     """Return the gradient with respect to x; add those of the coefficients to ``accumulate``."""
     sites, chains = x.shape
     column = x.reshape(-1)
-    theta = torch.outer(column, c.frequencies)
-    sine, cosine = theta.sin(), theta.cos()
-    slope = c.origin[node] @ c.mixing
+    theta = scratch("theta", len(column), c.frequencies)
+    torch.outer(column, c.frequencies, out=theta)
+    sine = torch.sin(theta, out=scratch("sine", len(column), c.frequencies))
+    cosine = theta.cos_()
+    slope = c.slopes[node]
     # The cotangent of the divergence is the same at all sites of a chain.
     per_site = gradient_divergence.to(x.dtype).expand(sites, chains).reshape(-1)
     momentum_gradient = spectrum.transform(gradient_v)
     outgoing = momentum_gradient.unsqueeze(2) * c.spectra[node].unsqueeze(1)
     gradient_features = spectrum.transform(outgoing.view(sites, -1), inverse=True)
     gradient_features = gradient_features.view(sites * chains, -1)
-    through_sine = (gradient_features @ c.mixing).mul_(cosine)
+    through_sine = scratch("through", len(column), c.frequencies)
+    torch.mm(gradient_features, c.mixing, out=through_sine).mul_(cosine)
     gradient_x = torch.mv(gradient_features, c.linear)
     gradient_x = torch.addmv(gradient_x, through_sine, c.frequencies)
     curvature = torch.mv(sine, slope * c.frequencies.square())
@@ -100,16 +132,13 @@ def _product(
             1
         )
         weighted = torch.mv(cosine.t(), per_site)
+        curved = torch.mv(sine.t(), per_site * column)
         accumulate.frequencies.addmv_(through_sine.t(), column)
-        accumulate.frequencies -= (slope * c.frequencies) * torch.mv(sine.t(), per_site * column)
-        accumulate.frequencies += slope * weighted
-        gradient_slope = c.frequencies * weighted
+        accumulate.frequencies.addcmul_(slope, weighted - c.frequencies * curved)
+        accumulate.slopes[node].addcmul_(c.frequencies, weighted)
+        accumulate.traces[node] += per_site.sum()
         accumulate.mixing.addmm_(gradient_features.t(), sine)
-        accumulate.mixing.addr_(c.origin[node], gradient_slope)
         accumulate.linear.addmv_(gradient_features.t(), column)
-        trace = per_site.sum()
-        accumulate.linear.add_(c.origin[node] * trace)
-        accumulate.origin[node] += c.mixing @ gradient_slope + c.linear * trace
     return gradient_x.view(sites, chains)
 
 
@@ -120,7 +149,7 @@ class Velocity(torch.autograd.Function):
     def forward(ctx, x, spectrum, *tensors):
         ctx.save_for_backward(x, *tensors)
         ctx.spectrum = spectrum
-        return _evaluate(x, 0, Coefficients(*tensors), spectrum)
+        return _evaluate(x, 0, Coefficients(*tensors), spectrum, _Scratch())
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -136,27 +165,29 @@ class Velocity(torch.autograd.Function):
             gradient_v.contiguous(),
             gradient_divergence,
             gradients,
+            _Scratch(),
         )
         parameters = gradients.tensors() if gradients else (None,) * len(tensors)
         return gradient_x, None, *parameters
 
 
 class FixedStepMap(torch.autograd.Function):
-    """``(x, spectrum, tableau, step, steps, *coefficients) -> (y, integral of div)``.
+    """``(x, spectrum, tableau, step, steps, keep, *coefficients) -> (y, integral of div)``.
 
-    The whole integration with the gradient of the discrete map, differentiable once.  Chains are
-    independent and pass through in blocks that fit into the cache.
+    The whole integration with the gradient of the discrete map, differentiable once; ``keep`` tells
+    whether that gradient will be asked for, for which every stage is kept.  Chains are independent
+    and pass through in blocks that fit into the cache.
     """
 
     @staticmethod
-    def forward(ctx, x, spectrum, tableau: Tableau, step: float, steps: int, *tensors):
+    def forward(ctx, x, spectrum, tableau: Tableau, step: float, steps: int, keep: bool, *tensors):
         coefficients = Coefficients(*tensors)
         ctx.settings = (spectrum, tableau, step, steps)
-        keep = any(ctx.needs_input_grad)
         ctx.stages = []
+        scratch = _Scratch()
 
         def velocity(stage: Tensor, node: int) -> tuple[Tensor, Tensor]:
-            return _evaluate(stage, node, coefficients, spectrum)
+            return _evaluate(stage, node, coefficients, spectrum, scratch)
 
         fields, totals = [], []
         for block in _blocks(x):
@@ -173,11 +204,12 @@ class FixedStepMap(torch.autograd.Function):
     def backward(ctx, gradient_y, gradient_total):
         spectrum, tableau, step, steps = ctx.settings
         coefficients = Coefficients(*ctx.saved_tensors)
-        accumulate = _zeros(coefficients) if any(ctx.needs_input_grad[5:]) else None
+        accumulate = _zeros(coefficients) if any(ctx.needs_input_grad[6:]) else None
+        scratch = _Scratch()
 
         def product(stage: Tensor, node: int, gradient_v: Tensor, gradient_div: Tensor) -> Tensor:
             return _product(
-                stage, node, coefficients, spectrum, gradient_v, gradient_div, accumulate
+                stage, node, coefficients, spectrum, gradient_v, gradient_div, accumulate, scratch
             )
 
         gradients = []
@@ -191,8 +223,8 @@ class FixedStepMap(torch.autograd.Function):
                 )
             )
             start = stop
-        parameters = accumulate.tensors() if accumulate else (None,) * 5
-        return torch.cat(gradients, 1), None, None, None, None, *parameters
+        parameters = accumulate.tensors() if accumulate else (None,) * len(coefficients.tensors())
+        return torch.cat(gradients, 1), None, None, None, None, None, *parameters
 
 
 def _blocks(x: Tensor) -> list[Tensor]:
