@@ -81,8 +81,9 @@ def _status(error: Exception) -> int | None:
     """Return the exit status of an expected error, None for a bug."""
     names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
     # By name: importing the classes would import torch for `flowmc inspect`.
-    if "flowmc.run.runner.RunStopped" in names or "flowmc_adapters.errors.CheckError" in names:
-        return 1
+    if "flowmc.run.runner.RunStopped" in names:
+        # A disk that cannot be written is as unusable as a file that cannot be read.
+        return 2 if isinstance(error.__cause__, OSError) else 1
     if "flowmc.kernels.base.NonFiniteStateError" in names:
         return 1
     unusable = ("flowmc.registry.ConfigError", "flowmc_adapters.errors.FormatError")

@@ -137,7 +137,7 @@ def test_a_full_disk_stops_the_run_and_damages_nothing(tmp_path):
         with h5py.File(tmp_path / "full" / "checkpoint.h5") as file:
             assert np.isfinite(file["blocks/0000/replicas/0/field"]).all()
         assert not list((tmp_path / "full").rglob("*.partial"))
-    assert statuses == [1, 1, 1]
+    assert statuses == [2, 2, 2]
     said = (tmp_path / "full.stderr").read_text().splitlines()
     # The first limit cuts the file that takes standard error, too.
     errors = [line for line in said if "File too large; the last good checkpoint" in line]

@@ -1,0 +1,96 @@
+"""Every flow of the zoo loads, and is as good as its card says."""
+
+import json
+
+import pytest
+import torch
+
+from flowmc.actions import Wilson
+from flowmc.actions.theory import build_action
+from flowmc.estimators.weights import independence_acceptance, swap_rate
+from flowmc.flows import Identity
+from flowmc.flows.files import load_flow, orient, read_card
+from flowmc.kernels import HMC
+from flowmc.random import stream
+from flowmc.zoo import path, zoo_list
+
+# Five standard deviations of both measurements: 6e-7 per flow for normal errors.
+SIGMAS = 5.0
+
+
+@pytest.mark.parametrize("name", zoo_list())
+def test_card_is_that_of_the_file(name):
+    copied, inside = zoo_list()[name], read_card(path(name))
+    assert copied == json.loads(json.dumps(inside))
+    assert "command" in copied
+    assert path(name).stat().st_size < 1_000_000
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, card in zoo_list().items() if card["kind"] == "sampler"]
+)
+def test_acceptance_of_samplers(name):
+    loaded = load_flow(f"zoo:{name}")
+    action = build_action(loaded.card["theory"])
+    model = loaded.model.to(torch.float64)
+    with torch.no_grad():
+        x, log_q = model.sample(4096, stream(1, 0, "zoo"))
+        acceptance = independence_acceptance(-action(x) - log_q)
+    expected = loaded.card["measured"]["acceptance"]
+    # The card's own error is that of as many samples.
+    assert abs(acceptance.value - expected) < SIGMAS * 2**0.5 * acceptance.error
+
+
+def test_the_tutorial_flow_reaches_the_published_acceptance():
+    """0.463 was published for this architecture and number of steps (arXiv:2101.08176)."""
+    assert zoo_list()["phi4_8x8_tutorial"]["measured"]["acceptance"] >= 0.46
+
+
+def configurations(action, chains, trajectories, every, rng):
+    kernel = HMC(action, steps=8)
+    state = kernel.init(action.hot(chains, rng))
+    kept = []
+    for trajectory in range(trajectories):
+        state, _ = kernel.step(state, rng)
+        if trajectory >= 40 and trajectory % every == 0:
+            kept.append(state.field)
+    return torch.cat(kept)
+
+
+def rates(name, lattice, samples):
+    """Return the swap rates of plain and flow exchange on the same configurations."""
+    card = read_card(path(name))
+    rng = stream(5, 0, name)
+    actions = [Wilson("SU(3)", lattice, beta=card[end]["beta"]) for end in ("from", "to")]
+    fields = [configurations(action, 16, 40 + 5 * samples // 16, 5, rng) for action in actions]
+    loaded = load_flow(f"zoo:{name}", lattice=tuple(lattice))
+    results = []
+    for flow in (Identity(), orient(card, loaded.flow, *actions)):
+        works = []
+        with torch.no_grad():
+            for move, x, old, new in (
+                (flow.forward, fields[0], actions[0], actions[1]),
+                (flow.inverse, fields[1], actions[1], actions[0]),
+            ):
+                parts = []
+                for part in x.split(16):
+                    y, change = move(part, torch.zeros(len(part), dtype=torch.float64))
+                    parts.append(new(y) + change - old(part))
+                works.append(torch.cat(parts))
+        results.append(swap_rate(*works))
+    return results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "lattice"),
+    [
+        ("su3_4d_b6.00_b6.20", [4, 4, 4, 4]),
+        ("su3_4d_b5.85_b6.00", [4, 4, 4, 8]),
+        ("su3_4d_b5.70_b5.85", [4, 4, 4, 8]),
+    ],
+)
+def test_trained_flows_triple_rare_swaps(name, lattice):
+    plain, flow = rates(name, lattice, 192)
+    assert plain.value < 0.10
+    assert flow.value > 3 * plain.value
