@@ -81,7 +81,7 @@ class Action(ABC):
         return self.group.identity(shape, self.group.field_dtype(dtype), device)
 
     def hot(self, chains: int, rng: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Return a disordered start: Haar for links, unit Gaussians for real fields."""
+        """Return a disordered start: Haar for links, unit Gaussians (or better) for sites."""
         shape = self.field_shape(chains)
         if not self.is_gauge:
             return torch.randn(shape, dtype=dtype, device=rng.device, generator=rng)

@@ -45,6 +45,33 @@ class _Hopping(Action):
         density = square * (self.a + self.quartic * square) - 2 * self.k * field * neighbours
         return density.reshape(field.shape[0], -1).sum(1, dtype=torch.float64)
 
+    def hot(self, chains: int, rng: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
+        r"""Draw independent sites from :math:`e^{-a\phi^2 - \lambda\phi^4}`, the limit k = 0.
+
+        The scalar counterpart of Haar links.  Fields of an arbitrary width instead could be so
+        far up the quartic potential that no trajectory from them is ever accepted.
+        """
+        # Inverse of the cumulative distribution on a grid; the tail left out is e^-50.
+        scale = max(abs(self.a), 1e-3)
+        edge = (50 / scale) ** 0.5 if self.quartic == 0 else 0.0
+        if self.quartic:
+            lowest = -min(self.a, 0.0) / (2 * self.quartic)
+            depth = 50 + self.quartic * lowest**2
+            edge = (lowest + (depth / self.quartic) ** 0.5) ** 0.5
+        grid = torch.linspace(-edge, edge, 8193, dtype=torch.float64, device=rng.device)
+        square = grid.square()
+        exponent = -(self.a * square + self.quartic * square.square())
+        density = (exponent - exponent.max()).exp()
+        cumulative = torch.cumsum((density[1:] + density[:-1]) / 2, 0)
+        cumulative = torch.cat([torch.zeros_like(cumulative[:1]), cumulative])
+        uniform = cumulative[-1] * torch.rand(
+            self.field_shape(chains), dtype=torch.float64, device=rng.device, generator=rng
+        )
+        right = torch.searchsorted(cumulative, uniform).clamp(1, len(grid) - 1)
+        below, above = cumulative[right - 1], cumulative[right]
+        share = ((uniform - below) / (above - below)).clamp(0, 1)
+        return (grid[right - 1] + share * (grid[right] - grid[right - 1])).to(dtype)
+
     def force(self, field: Tensor) -> Tensor:
         r"""Return :math:`-2k \sum_{\pm\mu} \phi_{x \pm \mu} + 2a\,\phi + 4\lambda\,\phi^3`."""
         neighbours = torch.roll(field, 1, dims=1)

@@ -109,6 +109,16 @@ def analyse(series: ArrayLike) -> Estimate:
         raise ValueError("the series has no finite measurement: there is nothing to average")
     mean = float(values.mean())
     deltas = values - mean
+    largest = float(np.abs(deltas).max())
+    if largest > 1e100:
+        # Squares would overflow, as for exp(-dH) of trajectories that diverged.
+        scaled = analyse(values / largest)
+        return replace(
+            scaled,
+            mean=mean,
+            error=scaled.error * largest,
+            variance=scaled.variance * largest * largest,
+        )
     variance = float(np.mean(deltas**2))
     # A sum of many equal numbers has a mean that differs by rounding.
     if math.sqrt(variance) <= 8 * np.finfo(float).eps * abs(mean):

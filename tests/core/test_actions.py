@@ -207,3 +207,21 @@ def test_observables_refuse_other_theories():
 def test_actions_refuse_what_they_cannot_mean(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        Phi4([8, 8], m2=-4.0, lam=8.0),
+        Phi4([8, 8], m2=-6.0, lam=0.5),
+        Phi4([8, 8], kappa=0.3, lam=0.022),
+        FreeScalar([8, 8], m2=0.5),
+    ],
+    ids=repr,
+)
+def test_hot_scalar_fields_are_those_without_hopping(action, rng):
+    """<phi (2 a phi + 4 lambda phi^3)> = 1 for every site of e^(-a phi^2 - lambda phi^4)."""
+    field = action.hot(400, rng)
+    local = field * (2 * action.a * field + 4 * action.quartic * field**3)
+    assert_mean(local.flatten(), 1.0)
+    assert_mean(field.flatten(), 0.0)

@@ -189,3 +189,10 @@ def test_hops():
 )
 def test_format(value, error, text):
     assert format_value(value, error) == text
+
+
+def test_huge_numbers_do_not_overflow():
+    series = np.random.default_rng(3).normal(size=(200, 4))
+    small, large = analyse(series), analyse(series * 2.0**800)
+    assert large.tau_int == pytest.approx(small.tau_int)
+    assert large.error == pytest.approx(small.error * 2.0**800)
