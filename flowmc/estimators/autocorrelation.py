@@ -173,7 +173,7 @@ def analyse_topological_charge(series: ArrayLike) -> Estimate:
     if hops < MINIMUM_HOPS:
         length = values.shape[0]
         return estimate.warned(
-            f"the topological charge changed {_times(hops)} in {length} measurements of "
+            f"the topological charge {_changes(hops)} in {length} measurements of "
             f"{values.shape[1]} chain{'s' if values.shape[1] > 1 else ''}: it is frozen, tau_int "
             f"is a lower bound and the error means nothing (at least {MINIMUM_HOPS} changes needed)"
         )
@@ -329,5 +329,6 @@ def _from_few_rows(deltas: NDArray, mean: float, variance: float, warnings: list
     )
 
 
-def _times(count: int) -> str:
-    return {0: "never", 1: "once", 2: "twice"}.get(count, f"{count} times")
+def _changes(count: int) -> str:
+    words = {0: "never changed", 1: "changed once", 2: "changed twice"}
+    return words.get(count, f"changed {count} times")
