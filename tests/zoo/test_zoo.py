@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from flowmc.actions import Wilson
-from flowmc.actions.theory import build_action
 from flowmc.estimators.weights import independence_acceptance, swap_rate
 from flowmc.flows import Identity
 from flowmc.flows.files import load_flow, orient, read_card
@@ -31,7 +30,7 @@ def test_card_is_that_of_the_file(name):
 )
 def test_acceptance_of_samplers(name):
     loaded = load_flow(f"zoo:{name}")
-    action = build_action(loaded.card["theory"])
+    action = loaded.action
     model = loaded.model.to(torch.float64)
     with torch.no_grad():
         x, log_q = model.sample(4096, stream(1, 0, "zoo"))
