@@ -1,13 +1,14 @@
 """What native kernels run, and on which threads: as many as torch uses, one setting for both.
 
 Kernels release the interpreter lock, and a pool of Python threads runs them on slices of the work.
-Idle threads sleep, so that a shared machine is not slowed down by waiting, and a process may fork.
+Idle threads sleep between trajectories, and yield to others inside one; a process may fork.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -78,6 +79,36 @@ def _run_team(work: Callable[[int], None], size: int) -> None:
             future.result()
 
 
+class _Barrier:
+    """A barrier whose waiters yield instead of sleeping.
+
+    A phase lasts about a millisecond, and so does waking a thread that sleeps on a virtual
+    machine: with :class:`threading.Barrier` two threads were slower than one.
+    """
+
+    def __init__(self, parties: int) -> None:
+        self._parties, self._arrived, self._generation = parties, 0, 0
+        self._broken = False
+        self._lock = threading.Lock()
+
+    def wait(self) -> None:
+        """Return when all parties have called this; raise if one of them failed."""
+        with self._lock:
+            generation = self._generation
+            self._arrived += 1
+            if self._arrived == self._parties:
+                self._arrived = 0
+                self._generation += 1
+        while self._generation == generation:
+            if self._broken:
+                raise threading.BrokenBarrierError
+            time.sleep(0)
+
+    def abort(self) -> None:
+        """Make all waiters raise."""
+        self._broken = True
+
+
 def _slice(worker: int, workers: int, count: int) -> tuple[int, int]:
     return worker * count // workers, (worker + 1) * count // workers
 
@@ -111,7 +142,7 @@ def run_operations(
     if -(-groups // by_groups) * by_blocks <= 1.2 * groups:
         _run_team(lambda worker: whole(*_slice(worker, by_groups, groups)), by_groups)
         return
-    barrier = threading.Barrier(by_blocks)
+    barrier = _Barrier(by_blocks)
 
     def work(worker: int) -> None:
         try:
