@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .configuration import DIRECTIONS, Configuration
+from .configuration import DIRECTIONS, Checksum, Header
 from .lime_text import parse_real, xlf_values
-from .observables import GroupErrors, Plaquettes, group_errors, link_trace, plaquettes
+from .observables import GroupErrors, Measurements
 
 # As QDP++ and Grid ask for. Headers are printed with 6 to 15 digits, often from sums in single
 # precision; a wrong order of sites or directions shows in the first digits.
@@ -18,84 +18,97 @@ _DOUBLE_GROUP_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
-class Measurements:
-    """What was computed from the links: plaquettes and link trace normalised to 1, group errors."""
+class Verdict:
+    """A file's header beside what its links say.
 
-    plaquettes: Plaquettes
-    link_trace: float
-    group: GroupErrors
-
-    @property
-    def is_in_group(self) -> bool:
-        """Whether all links are in SU(N) to the tolerance."""
-        return self.group.unitarity <= GROUP_TOLERANCE and self.group.determinant <= GROUP_TOLERANCE
-
-
-def measure(configuration: Configuration) -> Measurements:
-    """Compute everything a file's soundness is judged by."""
-    links = configuration.links
-    return Measurements(plaquettes(links), link_trace(links), group_errors(links))
-
-
-def check(configuration: Configuration, measurements: Measurements) -> None:
-    """Add to the configuration what does not fit.
-
-    `failed_checks` gets disagreements with what the file states (checksum, plaquette, link trace),
-    `warnings` gets the rest: links outside SU(N), boundary signs, a stale xlf-info plaquette.
+    Attributes:
+        header: what the file says.
+        measurements: what was computed.
+        checksum: stored and computed, or None if the file has none.
+        failed_checks: disagreements with what the file states, by name ("checksum", "plaquette",
+            "link_trace").
+        warnings: oddities of the header, and of the links: outside SU(N), boundary signs, a stale
+            xlf-info plaquette.
+        is_in_group: whether all links are in SU(N) to the tolerance.
     """
-    failed = configuration.failed_checks
-    checksum = configuration.checksum
-    if checksum is not None and checksum.ok is False:
-        failed["checksum"] = (
-            f"checksum does not match: stored {checksum.stored}, computed {checksum.computed}; the "
-            "links are damaged or the checksum is stale (read on with check_checksum=False or "
-            "--ignore-checksum if you know which)"
-        )
-    for name, label, stored, computed in (
-        (
-            "plaquette",
-            "plaquette",
-            configuration.stored_plaquette,
-            measurements.plaquettes.mean,
-        ),
-        (
-            "link_trace",
-            "link trace",
-            configuration.stored_link_trace,
-            measurements.link_trace,
-        ),
+
+    header: Header
+    measurements: Measurements
+    checksum: Checksum | None
+    failed_checks: dict[str, str]
+    warnings: list[str]
+    is_in_group: bool
+
+
+def judge(header: Header, computed: str | None, measurements: Measurements) -> Verdict:
+    """Compare a header with the measurements and the computed checksum, if there is one."""
+    failed = dict(header.failed_checks)
+    checksum = header.checksum
+    if checksum is not None:
+        checksum = Checksum(checksum.kind, checksum.stored, computed or checksum.computed)
+        if checksum.ok is False:
+            failed["checksum"] = (
+                f"checksum does not match: stored {checksum.stored}, computed {checksum.computed}; "
+                "the links are damaged or the checksum is stale (read on with "
+                "check_checksum=False or --ignore-checksum if you know which)"
+            )
+    for name, stored, present in (
+        ("plaquette", header.plaquette, measurements.plaquettes.mean),
+        ("link_trace", header.link_trace, measurements.link_trace),
     ):
         # Written so that a nan on either side fails
-        if stored is not None and not abs(stored - computed) <= HEADER_TOLERANCE:
+        if stored is not None and not abs(stored - present) <= HEADER_TOLERANCE:
             failed[name] = (
-                f"the header's {label} is {stored:.12g}, that of the links {computed:.12g}"
+                f"the header's {name.replace('_', ' ')} is {stored:.12g}, that of the links "
+                f"{present:.12g}"
             )
-    configuration.warnings += _group_warnings(configuration, measurements)
-    xlf = parse_real(xlf_values(configuration.metadata.get("xlf-info", "")).get("plaquette"))
+    warnings = [*header.warnings, *_group_warnings(header, measurements.group)]
+    xlf = parse_real(xlf_values(header.metadata.get("xlf-info", "")).get("plaquette"))
     # Some writers keep a sum or an old value there, so it cannot be insisted on.
     if xlf is not None and not abs(xlf - measurements.plaquettes.mean) <= HEADER_TOLERANCE:
-        configuration.warnings.append(
+        warnings.append(
             f"xlf-info says plaquette {xlf:.12g}, the links give "
             f"{measurements.plaquettes.mean:.12g}"
         )
+    return Verdict(
+        header, measurements, checksum, failed, warnings, _is_in_group(measurements.group)
+    )
 
 
-def _group_warnings(configuration: Configuration, measurements: Measurements) -> list[str]:
-    group, nc = measurements.group, configuration.nc
+def _is_in_group(group: GroupErrors) -> bool:
+    errors = (group.unitarity, group.determinant)
+    return max(errors) <= GROUP_TOLERANCE and (group.zeros == 0 or group.open_boundary)
+
+
+def _group_warnings(header: Header, group: GroupErrors) -> list[str]:
+    warnings = []
+    if group.open_boundary:
+        warnings.append(
+            "the time links of the last time slice are zero: open boundary conditions in time"
+        )
+    elif group.zeros:
+        warnings.append(f"{group.zeros} links are zero matrices")
+    error = max(group.unitarity, group.determinant)
     if group.antiperiodic:
         names = ", ".join(
-            DIRECTIONS[mu] if len(configuration.dims) == 4 else str(mu) for mu in group.antiperiodic
+            DIRECTIONS[mu] if len(header.dims) == 4 else str(mu) for mu in group.antiperiodic
         )
-        return [
+        warnings.append(
             f"the links on the last slice in direction {names} have determinant -1: the fermions' "
-            "antiperiodic sign was left in the field; multiply them by -1 before use"
-        ]
-    if not measurements.is_in_group:
-        return [
-            f"links are not in SU({nc}): |U U^dagger - 1| up to {group.unitarity:.1e}, "
-            f"|det U - 1| up to {group.determinant:.1e}"
-        ]
-    error = max(group.unitarity, group.determinant)
-    if configuration.precision == 64 and error > _DOUBLE_GROUP_TOLERANCE:
-        return [f"64-bit file whose links are in SU({nc}) to {error:.1e} only"]
-    return []
+            "antiperiodic sign was left in the field; strip it with strip_signs=True or "
+            "--strip-signs"
+        )
+    elif not error <= GROUP_TOLERANCE:
+        slices = [t for t, value in enumerate(group.slice_errors) if not value <= GROUP_TOLERANCE]
+        where = ""
+        if len(slices) < len(group.slice_errors):
+            where = f", on time slice {', '.join(map(str, slices[:8]))} only"
+            if slices == [0]:
+                where += " (a Schroedinger functional?)"
+        warnings.append(
+            f"links are not in SU({header.nc}): |U U^dagger - 1| up to {group.unitarity:.1e}, "
+            f"|det U - 1| up to {group.determinant:.1e}{where}"
+        )
+    elif header.precision == 64 and error > _DOUBLE_GROUP_TOLERANCE:
+        warnings.append(f"64-bit file whose links are in SU({header.nc}) to {error:.1e} only")
+    return warnings

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+if TYPE_CHECKING:
+    from .layout import Layout
+
+PathLike = str | os.PathLike[str]
 ComplexArray = npt.NDArray[np.complexfloating[Any, Any]]
 
 DIRECTIONS = "xyzt"
@@ -18,7 +24,8 @@ class Checksum:
     """A checksum found in a file beside the one computed from its payload.
 
     Attributes:
-        kind: "nersc" (32-bit sum) or "scidac" (suma and sumb, separated by a blank).
+        kind: "nersc" (32-bit sum), "scidac" (suma and sumb), "milc" (sum29 and sum31), or another
+            of a format of its own; two numbers are separated by a blank.
         stored: hexadecimal text, lower case without leading zeros, or None if the file has none.
         computed: the same from the payload, or None where only a header was read.
     """
@@ -44,26 +51,28 @@ class Header:
         dims: extents (Lx, Ly, Lz, Lt), the first direction first.
         nc: number of colours N.
         precision: 32 or 64, the bits of one real number.
-        payload_offset: byte at which the links begin.
-        payload_bytes: their length in the file.
+        layout: where the links are and how they are stored, or None if that is no regular layout.
+        writer: the code that wrote the file, as far as the file tells, or "".
         checksum: with `computed` None, or None if the format has no checksum.
         plaquette: the stored mean plaquette, normalised to 1, or None.
         link_trace: the stored mean link trace, normalised to 1, or None.
         metadata: source strings by name, see `Configuration.metadata`.
         warnings: oddities that did not prevent reading.
+        failed_checks: checks that the header alone fails, e.g. a missing checksum record.
     """
 
     format: str
     dims: tuple[int, ...]
     nc: int
     precision: int
-    payload_offset: int
-    payload_bytes: int
+    layout: Layout | None = None
+    writer: str = ""
     checksum: Checksum | None = None
     plaquette: float | None = None
     link_trace: float | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    failed_checks: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -128,11 +137,15 @@ class Configuration:
     @property
     def number(self) -> int | None:
         """Configuration (trajectory) number, or None if the file gave none."""
-        text = self.metadata.get("SEQUENCE_NUMBER", "")
-        try:
-            return int(text)
-        except ValueError:
-            return None
+        return number_of(self.metadata)
+
+
+def number_of(metadata: Mapping[str, str]) -> int | None:
+    """Configuration number in a metadata dictionary, or None."""
+    try:
+        return int(metadata.get("SEQUENCE_NUMBER", ""))
+    except ValueError:
+        return None
 
 
 def is_gauge_shape(shape: tuple[int, ...]) -> bool:
@@ -144,23 +157,3 @@ def is_gauge_shape(shape: tuple[int, ...]) -> bool:
         and shape[-1] == shape[-2]
         and all(extent > 0 for extent in shape)
     )
-
-
-def at_precision(links: ComplexArray, precision: int | None) -> tuple[ComplexArray, list[str]]:
-    """The links as complex64 (precision 32) or complex128 (64), and warnings if digits were lost.
-
-    With precision None, or the one they have, the very same array comes back.
-
-    Raises:
-        ValueError: a precision that is neither 32, 64 nor None.
-    """
-    if precision not in (None, 32, 64):
-        raise ValueError(f"precision must be 32 or 64, not {precision!r}")
-    present = 32 if links.dtype == np.complex64 else 64
-    if precision is None or precision == present:
-        return links, []
-    if precision == 64:
-        return links.astype(np.complex128), []
-    with np.errstate(over="ignore"):  # an overflow becomes inf, which every writer refuses
-        rounded = links.astype(np.complex64)
-    return rounded, ["links rounded from 64 to 32 bit, as asked: a chain does not continue exactly"]

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .formats import PathLike
-from .registry import read, write
+from .configuration import PathLike, number_of
+from .errors import CheckError
+from .layout_format import LayoutFormat, save, verdict_of
+from .registry import detect, format_named, read, require_dims
+from .transfer import Progress, Sums
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,15 @@ def convert(
     check_checksum: bool = True,
     dims: tuple[int, ...] | None = None,
     metadata: Mapping[str, str] | None = None,
+    options: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
 ) -> Conversion:
     """Read a configuration, check it, and write it in another format.
 
     The links are the same bit by bit, unless `precision=32` rounds 64-bit ones. Metadata and
     configuration number are carried over where the format has a place for them. Source and
-    destination may be the same file.
+    destination may be the same file. The field passes through slab by slab: memory does not grow
+    with the lattice (formats of other packages that are no `LayoutFormat` are held in memory).
 
     Args:
         source: file of any format.
@@ -54,19 +60,54 @@ def convert(
         check_checksum: as in `read`.
         dims: as in `read`.
         metadata: entries that replace those of the source.
+        options: of the format written, see its `options`.
+        progress: told about the slabs done and of all slabs.
 
     Raises:
         As `read` and `write`.
     """
-    configuration = read(source, check_checksum=check_checksum, dims=dims)
-    configuration.metadata |= metadata or {}
-    warnings = list(configuration.warnings)
-    warnings += write(destination, configuration, format, precision)
+    reader, writer = detect(source), format_named(format)
+    if not isinstance(reader, LayoutFormat) or not isinstance(writer, LayoutFormat):
+        configuration = read(source, check_checksum=check_checksum, dims=dims)
+        configuration.metadata |= metadata or {}
+        lost = writer.write(destination, configuration, precision=precision, **(options or {}))
+        return Conversion(
+            configuration.format,
+            format,
+            configuration.precision,
+            precision or configuration.precision,
+            configuration.number,
+            [*configuration.warnings, *lost],
+        )
+    header = reader.read_header(source, dims=dims)
+    require_dims(source, header.dims, dims)
+    carried = header.metadata | dict(metadata or {})
+    warnings: list[str] = []
+    with reader.open(source, header) as links:
+        frame, change = writer.plan(destination, links, carried, precision, dict(options or {}))
+        checksum = links.new_checksum() if header.checksum is not None else None
+
+        def accept(sums: Sums) -> None:
+            verdict = verdict_of(links, header, checksum, sums)
+            failed = list(verdict.failed_checks.values())
+            if failed and check_checksum:
+                raise CheckError(source, None, "; ".join(failed))
+            warnings.extend([*verdict.warnings, *failed])
+
+        save(
+            destination,
+            links,
+            frame,
+            change=change,
+            source_checksum=checksum,
+            accept=accept,
+            progress=progress,
+        )
     return Conversion(
-        source_format=configuration.format,
+        source_format=reader.name,
         format=format,
-        source_precision=configuration.precision,
-        precision=configuration.precision if precision is None else precision,
-        number=configuration.number,
-        warnings=warnings,
+        source_precision=header.precision,
+        precision=frame.layout.precision,
+        number=number_of(carried),
+        warnings=[*warnings, *frame.warnings],
     )

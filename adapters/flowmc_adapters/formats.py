@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
 
-from .configuration import Configuration, Header
+from .configuration import Configuration, Header, PathLike
 
-PathLike = str | os.PathLike[str]
+__all__ = ["Format", "PathLike"]
 
 
 class Format(ABC):
@@ -15,15 +16,18 @@ class Format(ABC):
 
     A format parses and encodes. What all formats have in common is done by the registry: comparing
     the checksum, plaquette and link trace a file stores with those of its links, group membership,
-    and the choice of the format.
+    and the choice of the format. Formats whose links are at regular places in the file derive from
+    `LayoutFormat`, which reads and writes for them, whatever the size.
 
     Attributes:
         name: what users type, e.g. "nersc".
         description: one line for help texts.
+        options: what `write` takes besides, each with the values allowed, the default first.
     """
 
     name: str
     description: str
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     @abstractmethod
     def detect(self, head: bytes, path: PathLike) -> bool:
@@ -59,7 +63,12 @@ class Format(ABC):
 
     @abstractmethod
     def write(
-        self, path: PathLike, configuration: Configuration, *, precision: int | None = None
+        self,
+        path: PathLike,
+        configuration: Configuration,
+        *,
+        precision: int | None = None,
+        **options: str,
     ) -> list[str]:
         """Write atomically; equal arguments give equal bytes.
 
@@ -67,6 +76,7 @@ class Format(ABC):
             path: the file, replaced if it exists.
             configuration: links and metadata.
             precision: 32 or 64; None keeps that of the links.
+            options: see `options` of the class.
 
         Returns:
             Warnings: what could not be kept.
@@ -76,3 +86,18 @@ class Format(ABC):
             CheckError: the links are not finite.
             OSError: disk full and the like; `path` is then as before.
         """
+
+    def check_options(self, options: Mapping[str, str]) -> dict[str, str]:
+        """The options with their defaults filled in.
+
+        Raises:
+            ValueError: unknown name or value; the message lists those there are.
+        """
+        for name, value in options.items():
+            if name not in self.options:
+                known = ", ".join(self.options) or "none"
+                raise ValueError(f"{self.name} has no option {name!r}; it has: {known}")
+            if value not in self.options[name]:
+                allowed = ", ".join(self.options[name])
+                raise ValueError(f"{self.name}: {name} must be one of {allowed}; not {value!r}")
+        return {name: allowed[0] for name, allowed in self.options.items()} | dict(options)

@@ -7,11 +7,11 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from .configuration import Configuration
+from .configuration import Checksum, number_of
 from .errors import CheckError, FormatError
 from .formats import PathLike
 from .npy import NumpyFormat, read_array
-from .registry import detect, read_and_measure
+from .registry import detect, verify
 
 FINE, CHECK_FAILED, UNUSABLE = 0, 1, 2
 
@@ -39,11 +39,11 @@ def inspect(path: PathLike, *, dims: tuple[int, ...] | None = None) -> dict[str,
         dims: extents (Lx, Ly, Lz, Lt), for the few files that do not state them.
 
     Returns:
-        `path`, `format`, `dims` [Lx, Ly, Lz, Lt], `nc`, `precision`, `plaquette`,
-        `plaquette_space`, `plaquette_time`, `link_trace` (normalised to 1), `unitarity_error`,
-        `determinant_error`, `checksum` {kind, stored, computed, ok} or None, `warnings` (list of
-        texts), `error` (text or None). What could not be found out is None. Everything in it can
-        be written as JSON.
+        `path`, `format`, `writer` (the code that wrote it, if the file tells), `dims`
+        [Lx, Ly, Lz, Lt], `nc`, `precision`, `number`, `plaquette`, `plaquette_space`,
+        `plaquette_time`, `link_trace` (normalised to 1), `unitarity_error`, `determinant_error`,
+        `checksum` {kind, stored, computed, ok} or None, `warnings` (list of texts), `error` (text
+        or None). What could not be found out is None. Everything in it can be written as JSON.
     """
     return examine(path, dims=dims).report
 
@@ -59,9 +59,11 @@ def examine(
     report: dict[str, Any] = {
         "path": os.fspath(path),
         "format": None,
+        "writer": None,
         "dims": None,
         "nc": None,
         "precision": None,
+        "number": None,
         "plaquette": None,
         "plaquette_space": None,
         "plaquette_time": None,
@@ -80,29 +82,32 @@ def examine(
             if note is not None:
                 report["warnings"] = [note]
                 return Inspection(report)
-        configuration, measurements = read_and_measure(path, dims=dims)
+        verdict = verify(path, dims=dims)
     except CheckError as error:
         report["error"] = str(error)
         return Inspection(report, status=CHECK_FAILED)
     except (ValueError, OSError, MemoryError) as error:
         report["error"] = str(error) or type(error).__name__
         return Inspection(report, status=UNUSABLE)
+    header, measurements = verdict.header, verdict.measurements
     report |= {
-        "dims": list(configuration.dims),
-        "nc": configuration.nc,
-        "precision": configuration.precision,
+        "writer": header.writer or None,
+        "dims": list(header.dims),
+        "nc": header.nc,
+        "precision": header.precision,
+        "number": number_of(header.metadata),
         "plaquette": _number(measurements.plaquettes.mean),
         "plaquette_space": _number(measurements.plaquettes.space),
         "plaquette_time": _number(measurements.plaquettes.time),
         "link_trace": _number(measurements.link_trace),
         "unitarity_error": _number(measurements.group.unitarity),
         "determinant_error": _number(measurements.group.determinant),
-        "checksum": _checksum(configuration),
-        "warnings": [*configuration.failed_checks.values(), *configuration.warnings],
+        "checksum": _checksum(verdict.checksum),
+        "warnings": [*verdict.failed_checks.values(), *verdict.warnings],
     }
-    failed = bool(configuration.failed_checks) and not ignore_checksum
-    status = CHECK_FAILED if failed or not measurements.is_in_group else FINE
-    return Inspection(report, configuration.metadata, status)
+    failed = bool(verdict.failed_checks) and not ignore_checksum
+    status = CHECK_FAILED if failed or not verdict.is_in_group else FINE
+    return Inspection(report, header.metadata, status)
 
 
 def _plain_array_note(found: object, path: PathLike) -> str | None:
@@ -119,8 +124,7 @@ def _plain_array_note(found: object, path: PathLike) -> str | None:
     return None
 
 
-def _checksum(configuration: Configuration) -> dict[str, Any] | None:
-    checksum = configuration.checksum
+def _checksum(checksum: Checksum | None) -> dict[str, Any] | None:
     if checksum is None:
         return None
     return {

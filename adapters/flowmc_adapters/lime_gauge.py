@@ -2,7 +2,7 @@
 
 ILDG and SciDAC (QIO) files hold the same bytes of links under different record types, with
 overlapping metadata, so both formats are read here. The payload is big-endian, its order
-that of `payload`; the checksum is `checksums.ScidacChecksum`.
+that of `layout`; the checksum is `checksums.ScidacChecksum`.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from . import lime, lime_text
-from .checksums import ScidacChecksum, parse_hexadecimal
-from .configuration import Checksum, Configuration, Header
+from .checksums import parse_hexadecimal
+from .configuration import Checksum, Header
 from .errors import FormatError
 from .formats import PathLike
+from .layout import Layout
 from .metadata import carried_keys
-from .payload import PayloadLayout, read_links
 
 ILDG_PAYLOAD = "ildg-binary-data"
 SCIDAC_PAYLOAD = "scidac-binary-data"
@@ -44,21 +43,6 @@ _RECORD_LEVEL = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class GaugeRecord:
-    """The gauge field of a LIME file.
-
-    Attributes:
-        header: what the file says.
-        layout: where the links are.
-        missing_checksum: why the lack of a checksum is suspicious here, or None.
-    """
-
-    header: Header
-    layout: PayloadLayout
-    missing_checksum: str | None
-
-
 def payload_kinds(path: PathLike) -> set[str]:
     """Which of the two payload record types occur in a file; empty for a damaged one."""
     try:
@@ -70,7 +54,7 @@ def payload_kinds(path: PathLike) -> set[str]:
 
 def find_gauge_record(
     path: PathLike, format_name: str, dims: tuple[int, ...] | None = None
-) -> GaugeRecord:
+) -> Header:
     """Find the gauge field of a file and what is said about it.
 
     Args:
@@ -90,7 +74,7 @@ def find_gauge_record(
             f"no '{ILDG_PAYLOAD}' or '{SCIDAC_PAYLOAD}' record among "
             f"{[record.kind for record in records]}: not a gauge field, or truncated before it",
         )
-    found: list[GaugeRecord] = []
+    found: list[Header] = []
     refusals: list[FormatError] = []
     file_texts = _texts(path, records, _FILE_LEVEL)
     for payload, segment in segments:
@@ -104,32 +88,10 @@ def find_gauge_record(
     if len(segments) > 1:
         warnings.append(
             f"{len(segments)} binary records, {len(found)} of them gauge fields: reading the one "
-            f"at byte {chosen.layout.offset}"
+            f"at byte {'?' if chosen.layout is None else chosen.layout.offset}"
         )
-    chosen.header.warnings[:0] = warnings
+    chosen.warnings[:0] = warnings
     return chosen
-
-
-def read_gauge(
-    path: PathLike, format_name: str, dims: tuple[int, ...] | None = None
-) -> Configuration:
-    """Read the gauge field of a LIME file; see `Format.read`."""
-    record = find_gauge_record(path, format_name, dims)
-    header = record.header
-    checksum = ScidacChecksum(record.layout.site_bytes)
-    links = read_links(path, record.layout, checksum.update)
-    stored = None if header.checksum is None else header.checksum.stored
-    failed = {} if record.missing_checksum is None else {"checksum": record.missing_checksum}
-    return Configuration(
-        links=links,
-        metadata=header.metadata,
-        warnings=header.warnings,
-        checksum=None if stored is None else Checksum("scidac", stored, checksum.text),
-        failed_checks=failed,
-        stored_plaquette=header.plaquette,
-        stored_link_trace=header.link_trace,
-        format=format_name,
-    )
 
 
 def _segments(
@@ -175,7 +137,7 @@ def _gauge_record(
     file_texts: dict[str, str],
     payload: lime.LimeRecord,
     segment: list[lime.LimeRecord],
-) -> GaugeRecord:
+) -> Header:
     """Interpret one binary record as a gauge field, or raise FormatError."""
     texts = file_texts | _texts(path, segment, _RECORD_LEVEL)
 
@@ -203,21 +165,36 @@ def _gauge_record(
         else:
             warnings.append("no checksum in this file: damage would go unnoticed")
     plaquette, trace = _stored_observables(texts)
-    header = Header(
+    return Header(
         format=format_name,
         dims=dims,
         nc=nc,
         precision=precision,
-        payload_offset=payload.data_offset,
-        payload_bytes=payload.length,
+        layout=Layout(payload.data_offset, dims, nc, nc, precision, ">"),
+        writer=_writer(texts),
         checksum=None if stored is None else Checksum("scidac", stored, None),
         plaquette=plaquette,
         link_trace=trace,
         metadata=_metadata(texts, warnings),
         warnings=warnings,
+        failed_checks={} if missing is None else {"checksum": missing},
     )
-    layout = PayloadLayout(payload.data_offset, dims, nc, nc, precision, ">")
-    return GaugeRecord(header, layout, missing)
+
+
+def _writer(texts: dict[str, str]) -> str:
+    """The code that wrote a file, as far as its records tell."""
+    version = lime_text.xlf_values(texts.get("xlf-info", "")).get("hmcversion")
+    if EXTRA_RECORD in texts:
+        return "flowmc"
+    if "grid-format" in texts:
+        return "Grid"
+    if "scidac-private-file-xml" in texts:
+        return "QIO"
+    if "xlf-info" in texts:
+        return f"tmLQCD {version}" if version else "tmLQCD or cl2qcd"
+    if texts.get("ildg-format", "").startswith("\n"):
+        return "SIMULATeQCD"
+    return ""
 
 
 def _extents(

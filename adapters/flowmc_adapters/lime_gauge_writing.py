@@ -7,97 +7,113 @@ skips types that it does not know.
 
 from __future__ import annotations
 
+import io
 import json
 
 from . import lime, lime_text
-from .atomic import atomic_write
 from .checksums import ScidacChecksum
-from .configuration import Configuration, at_precision
-from .formats import PathLike
+from .layout import Layout
+from .layout_format import Description, Frame, Written
 from .lime_gauge import EXTRA_RECORD, ILDG_PAYLOAD, SCIDAC_PAYLOAD, TEXT_RECORDS
 from .metadata import carried_keys, is_capital_key
-from .observables import link_trace, plaquettes
-from .payload import PayloadLayout, links_as_bytes, require_finite, require_four_dimensions
 
 # SIMULATeQCD takes any record beyond this many bytes for the links.
 _LARGEST_RECORD = 100_000
 _SOURCE_RECORD = "source-record-xml"
 
 
-def write_gauge(
-    path: PathLike,
-    configuration: Configuration,
-    *,
-    precision: int | None,
-    ildg: bool,
-) -> list[str]:
-    """Write a gauge field in QIO's layout; see `Format.write`.
+class LimeFrame(Frame):
+    """QIO's layout around the links.
 
     Two messages, as QIO writes them: `scidac-private-file-xml scidac-file-xml`, and
     `scidac-private-record-xml scidac-record-xml [ildg-format ildg-data-lfn] payload
     scidac-checksum`; then one message each for `xlf-info` and for metadata of ours, if there are
     any. With `ildg` the bracketed records are there and the payload is `ildg-binary-data`, else
     `scidac-binary-data`.
+
+    Args:
+        field: what is written.
+        ildg: with ILDG records.
     """
-    name = "ILDG" if ildg else "SciDAC"
-    require_four_dimensions(path, configuration.links, name)
-    links, warnings = at_precision(configuration.links, precision)
-    require_finite(path, links)
-    dims, nc = configuration.dims, configuration.nc
-    precision = 32 if links.itemsize == 8 else 64
-    metadata = configuration.metadata
-    plaquette, trace = plaquettes(links).mean, link_trace(links)
-    layout = PayloadLayout(0, dims, nc, nc, precision, ">")
-    checksum = ScidacChecksum(layout.site_bytes)
 
-    file_xml = metadata.get("scidac-file-xml", lime_text.NO_FILE_XML)
-    if "<usqcdInfo" in file_xml:  # Grid keeps the plaquette of the old links there
-        file_xml = lime_text.NO_FILE_XML
-    extra, record_xml = _user_record(metadata, plaquette, trace)
-    before = [
-        ("scidac-private-file-xml", lime_text.private_file(dims)),
-        ("scidac-file-xml", file_xml),
-        (
-            "scidac-private-record-xml",
-            lime_text.private_record(nc, precision, metadata.get("scidac-date", lime_text.NO_DATE)),
-        ),
-        ("scidac-record-xml", record_xml),
-    ]
-    if ildg:
-        before += [
-            ("ildg-format", lime_text.ildg_format(dims, nc, precision)),
-            ("ildg-data-lfn", metadata.get("ildg-data-lfn", lime_text.NO_FILE_NAME)),
+    def __init__(self, field: Description, *, ildg: bool) -> None:
+        super().__init__(Layout(0, field.dims, field.nc, field.nc, field.precision, ">"))
+        self._field, self._ildg = field, ildg
+        metadata = field.metadata
+        file_xml = metadata.get("scidac-file-xml", lime_text.NO_FILE_XML)
+        if "<usqcdInfo" in file_xml:  # Grid keeps the plaquette of the old links there
+            file_xml = lime_text.NO_FILE_XML
+        self._file_xml = file_xml
+        self._extra, _ = _user_record(metadata, 0.0, 0.0)
+        if not ildg and "ildg-data-lfn" in metadata:
+            self._extra["ildg-data-lfn"] = metadata["ildg-data-lfn"]
+        if len(lime_text.encode_text(self._extra_text)) >= _LARGEST_RECORD:
+            self.warnings.append(
+                f"metadata too long for the file, dropped: {', '.join(sorted(self._extra))}"
+            )
+            self._extra = {}
+
+    @property
+    def _extra_text(self) -> str:
+        return json.dumps(self._extra, sort_keys=True)
+
+    def new_checksum(self) -> ScidacChecksum:
+        """See `Frame.new_checksum`."""
+        return ScidacChecksum(self.layout.site_bytes)
+
+    def prefix(self, written: Written | None) -> bytes:
+        """See `Frame.prefix`."""
+        dims, nc, precision = self._field.dims, self._field.nc, self._field.precision
+        metadata = self._field.metadata
+        plaquette, trace = (0.0, 0.0) if written is None else _observables(written)
+        texts = [
+            ("scidac-private-file-xml", lime_text.private_file(dims)),
+            ("scidac-file-xml", self._file_xml),
+            (
+                "scidac-private-record-xml",
+                lime_text.private_record(
+                    nc, precision, metadata.get("scidac-date", lime_text.NO_DATE)
+                ),
+            ),
+            ("scidac-record-xml", _user_record(metadata, plaquette, trace)[1]),
         ]
-    elif "ildg-data-lfn" in metadata:
-        extra["ildg-data-lfn"] = metadata["ildg-data-lfn"]
-    after = []
-    if "xlf-info" in metadata:
-        number = metadata.get("SEQUENCE_NUMBER")
-        after.append(("xlf-info", lime_text.updated_xlf(metadata["xlf-info"], plaquette, number)))
-    if extra:
-        text = json.dumps(extra, sort_keys=True)
-        if len(lime_text.encode_text(text)) < _LARGEST_RECORD:
-            after.append((EXTRA_RECORD, text))
-        else:
-            warnings.append(f"metadata too long for the file, dropped: {', '.join(sorted(extra))}")
-
-    kind = ILDG_PAYLOAD if ildg else SCIDAC_PAYLOAD
-    with atomic_write(path) as file:
-        for i, (record, text) in enumerate(before):
+        if self._ildg:
+            texts += [
+                ("ildg-format", lime_text.ildg_format(dims, nc, precision)),
+                ("ildg-data-lfn", metadata.get("ildg-data-lfn", lime_text.NO_FILE_NAME)),
+            ]
+        file = io.BytesIO()
+        for i, (record, text) in enumerate(texts):
             data = lime_text.encode_text(text) + b"\0"  # QIO counts the NUL in the length
             lime.write_record(file, record, data, begin=i in (0, 2), end=i == 1)
-        file.write(lime.record_header(kind, layout.total_bytes, begin=False, end=False))
-        for raw in links_as_bytes(links, ">"):
-            checksum.update(raw)
-            file.write(raw.data)
-        file.write(bytes(lime.padding(layout.total_bytes)))
-        text = lime_text.scidac_checksum(*checksum.sums)
+        kind = ILDG_PAYLOAD if self._ildg else SCIDAC_PAYLOAD
+        file.write(lime.record_header(kind, self.layout.total_bytes, begin=False, end=False))
+        return file.getvalue()
+
+    def suffix(self, written: Written) -> bytes:
+        """See `Frame.suffix`."""
+        assert isinstance(written.checksum, ScidacChecksum)
+        metadata = self._field.metadata
+        file = io.BytesIO()
+        file.write(bytes(lime.padding(self.layout.total_bytes)))
+        text = lime_text.scidac_checksum(*written.checksum.sums)
         lime.write_record(
             file, "scidac-checksum", lime_text.encode_text(text) + b"\0", begin=False, end=True
         )
+        after = []
+        if "xlf-info" in metadata:
+            plaquette, number = _observables(written)[0], metadata.get("SEQUENCE_NUMBER")
+            text = lime_text.updated_xlf(metadata["xlf-info"], plaquette, number)
+            after.append(("xlf-info", text))
+        if self._extra:
+            after.append((EXTRA_RECORD, self._extra_text))
         for record, text in after:
             lime.write_record(file, record, lime_text.encode_text(text), begin=True, end=True)
-    return warnings
+        return file.getvalue()
+
+
+def _observables(written: Written) -> tuple[float, float]:
+    return written.measurements.plaquettes.mean, written.measurements.link_trace
 
 
 def _user_record(

@@ -134,10 +134,14 @@ def scidac_checksum(suma: int, sumb: int) -> str:
 
 
 def usqcd_info(plaquette: float, link_trace: float, info: str) -> str:
-    """The usqcdInfo user record; `info` goes in as it is."""
+    """The usqcdInfo user record; `info` goes in as it is.
+
+    Equally long whatever the numbers are, with a blank in place of a plus sign, so that it can be
+    written after the links.
+    """
     return (
-        f"{XML_PROLOGUE}<usqcdInfo><version>1.0</version><plaq>{plaquette:.15g}</plaq>"
-        f"<linktr>{link_trace:.15g}</linktr><info>{info}</info></usqcdInfo>"
+        f"{XML_PROLOGUE}<usqcdInfo><version>1.0</version><plaq>{plaquette: .15f}</plaq>"
+        f"<linktr>{link_trace: .15f}</linktr><info>{info}</info></usqcdInfo>"
     )
 
 

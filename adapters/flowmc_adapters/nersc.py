@@ -10,29 +10,27 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
-from .atomic import atomic_write
+import numpy as np
+
 from .checksums import NerscChecksum, parse_hexadecimal
-from .configuration import Checksum, Configuration, Header, at_precision
+from .configuration import Checksum, Header
 from .errors import FormatError
-from .formats import Format, PathLike
+from .formats import PathLike
+from .layout import Layout, check_size
+from .layout_format import Description, Frame, LayoutFormat, Written
 from .lime_text import parse_integer, parse_real
+from .links import LayoutSource
 from .metadata import carried_keys
-from .observables import group_errors, link_trace, plaquettes
-from .payload import (
-    PayloadLayout,
-    check_size,
-    links_as_bytes,
-    raw_slices,
-    read_links,
-    require_finite,
-    require_four_dimensions,
-)
+from .storage import FileStorage
+from .transfer import slabs_of, transfer
 
 _BEGIN = b"BEGIN_HEADER"
 _END = re.compile(rb"(?m)^END_HEADER[ \t\r]*\n")
 _LARGEST_HEADER = 2**17
+_CHUNK = 2**22
 _DATATYPE = re.compile(r"4D_SU(\d{1,3})_GAUGE(?:_(\d{1,3})[xX](\d{1,3}))?")
 _FLOATING_POINT = re.compile(r"IEEE(32|64)(BIG|LITTLE|SMALL)?")
 # QDP++ reads at most 127 characters a line, newline included; MILC fewer than 128 lines.
@@ -40,7 +38,7 @@ _LONGEST_LINE = 126
 _MOST_LINES = 126
 
 
-class NerscFormat(Format):
+class NerscFormat(LayoutFormat):
     """NERSC archive: QDP++/Chroma, Grid, GPT, MILC, CPS, SIMULATeQCD, PyQUDA."""
 
     name = "nersc"
@@ -51,11 +49,7 @@ class NerscFormat(Format):
         return head.startswith(_BEGIN)
 
     def read_header(self, path: PathLike, *, dims: tuple[int, ...] | None = None) -> Header:
-        """See `Format.read_header`. A byte order that the header leaves open stays open."""
-        return _parse_header(path)[0]
-
-    def read(self, path: PathLike, *, dims: tuple[int, ...] | None = None) -> Configuration:
-        """See `Format.read`.
+        """See `Format.read_header`.
 
         A header that says `IEEE32` or `IEEE64` without byte order means big-endian to some codes
         and little-endian to others: the checksum decides, without one unitarity does.
@@ -67,49 +61,41 @@ class NerscFormat(Format):
                 f"the file holds {layout.rows} rows of each matrix; the last one was reconstructed "
                 "and may differ in the last bits from that of the code that wrote the file"
             )
-        checksum = NerscChecksum()
-        links = read_links(path, layout, checksum.update)
-        stored = None if header.checksum is None else header.checksum.stored
-        return Configuration(
-            links=links,
-            metadata=header.metadata,
-            warnings=header.warnings,
-            checksum=(
-                None
-                if stored is None
-                else Checksum("nersc", stored, checksum.text(layout.byte_order))
-            ),
-            stored_plaquette=header.plaquette,
-            stored_link_trace=header.link_trace,
-            format=self.name,
-        )
+        return replace(header, layout=layout)
 
-    def write(
-        self, path: PathLike, configuration: Configuration, *, precision: int | None = None
-    ) -> list[str]:
-        """See `Format.write`. Always big-endian, all rows."""
-        require_four_dimensions(path, configuration.links, "NERSC")
-        links, warnings = at_precision(configuration.links, precision)
-        require_finite(path, links)
-        checksum = NerscChecksum()
-        for raw in links_as_bytes(links, ">"):
-            checksum.update(raw)
-        header, dropped = _header_text(
-            path,
-            configuration,
-            bits=32 if links.itemsize == 8 else 64,
-            checksum=checksum.text(">"),
-            plaquette=plaquettes(links).mean,
-            trace=link_trace(links),
-        )
-        with atomic_write(path) as file:
-            file.write(header)
-            for raw in links_as_bytes(links, ">"):
-                file.write(raw.data)
-        return warnings + dropped
+    def new_checksum(self, layout: Layout) -> NerscChecksum:
+        """See `LayoutFormat.new_checksum`."""
+        return NerscChecksum(layout.byte_order)
+
+    def frame(self, path: PathLike, field: Description, options: dict[str, str]) -> Frame:
+        """Always big-endian, all rows."""
+        return _UniversalFrame(path, field)
 
 
-def _parse_header(path: PathLike) -> tuple[Header, list[PayloadLayout]]:
+class _UniversalFrame(Frame):
+    """The header that all readers accept."""
+
+    def __init__(self, path: PathLike, field: Description) -> None:
+        super().__init__(Layout(0, field.dims, field.nc, field.nc, field.precision, ">"))
+        self._path, self._field = path, field
+        _, self.warnings = _header_text(path, field, checksum="0", plaquette=0.0, trace=0.0)
+
+    def new_checksum(self) -> NerscChecksum:
+        return NerscChecksum(">")
+
+    def prefix(self, written: Written | None) -> bytes:
+        checksum, plaquette, trace = "0", 0.0, 0.0
+        if written is not None:
+            assert written.checksum is not None
+            checksum = written.checksum.text
+            plaquette = written.measurements.plaquettes.mean
+            trace = written.measurements.link_trace
+        return _header_text(
+            self._path, self._field, checksum=checksum, plaquette=plaquette, trace=trace
+        )[0]
+
+
+def _parse_header(path: PathLike) -> tuple[Header, list[Layout]]:
     """The header, and the layouts that it allows: two if it leaves the byte order open."""
     with open(path, "rb") as file:
         head = file.read(_LARGEST_HEADER)
@@ -158,9 +144,9 @@ def _parse_header(path: PathLike) -> tuple[Header, list[PayloadLayout]]:
         )
     precision = int(floating[1])
     orders = {"BIG": [">"], "LITTLE": ["<"], "SMALL": ["<"], None: [">", "<"]}[floating[2]]
-    layouts = [PayloadLayout(match.end(), dims, nc, rows, precision, order) for order in orders]
+    layouts = [Layout(match.end(), dims, nc, rows, precision, order) for order in orders]
     size = Path(path).stat().st_size
-    check_size(path, size, layouts[0])
+    check_size(path, layouts[0], size)
     excess = size - match.end() - layouts[0].total_bytes
     if excess:
         warnings.append(f"{excess} bytes follow the links that the header announces")
@@ -169,8 +155,7 @@ def _parse_header(path: PathLike) -> tuple[Header, list[PayloadLayout]]:
         dims=dims,
         nc=nc,
         precision=precision,
-        payload_offset=match.end(),
-        payload_bytes=layouts[0].total_bytes,
+        writer=_writer(keys),
         checksum=_stored_checksum(keys, warnings),
         plaquette=_stored_real(keys, "PLAQUETTE", warnings),
         link_trace=_stored_real(keys, "LINK_TRACE", warnings),
@@ -199,16 +184,22 @@ def _stored_real(keys: dict[str, str], key: str, warnings: list[str]) -> float |
     return value
 
 
-def _resolve_byte_order(
-    path: PathLike, header: Header, layouts: list[PayloadLayout]
-) -> PayloadLayout:
+def _writer(keys: dict[str, str]) -> str:
+    """The code that wrote a header, told by the order of its keys."""
+    names = list(keys)
+    if names[:1] == ["CHECKSUM"]:
+        return "QDP++"
+    if names[:2] == ["HDR_VERSION", "DATATYPE"]:
+        return keys.get("CREATOR", "") if keys.get("CREATOR") == "flowmc" else "CPS or Grid"
+    if names[:1] == ["DATATYPE"] and len(names) == 9:
+        return "SIMULATeQCD"
+    return ""
+
+
+def _resolve_byte_order(path: PathLike, header: Header, layouts: list[Layout]) -> Layout:
     """The layout that the checksum singles out, or else the one with the more unitary links."""
-    checksum = NerscChecksum()
-    with open(path, "rb") as file:
-        for raw in raw_slices(file, path, layouts[0]):
-            checksum.update(raw)
     stored = None if header.checksum is None else header.checksum.stored
-    matching = [layout for layout in layouts if checksum.text(layout.byte_order) == stored]
+    matching = [layout for layout in layouts if _payload_checksum(path, layout) == stored]
     reason = "the checksum"
     if len(matching) != 1:
         reason = "the links being in the group, not by the checksum"
@@ -220,27 +211,42 @@ def _resolve_byte_order(
     return matching[0]
 
 
-def _unitarity(path: PathLike, layout: PayloadLayout) -> float:
+def _payload_checksum(path: PathLike, layout: Layout) -> str:
+    """The checksum of the bytes alone; they need not be numbers in this byte order."""
+    checksum = NerscChecksum(layout.byte_order)
+    with FileStorage(path) as storage:
+        for begin in range(0, layout.total_bytes, _CHUNK):
+            raw = np.empty(min(_CHUNK, layout.total_bytes - begin), dtype=np.uint8)
+            storage.read(layout.offset + begin, raw)
+            checksum.update(0, raw)
+    return checksum.text
+
+
+def _unitarity(path: PathLike, layout: Layout) -> float:
     try:
-        return group_errors(read_links(path, layout)).unitarity
+        with FileStorage(path) as storage:
+            source = LayoutSource(storage, layout)
+            sums = transfer(source, slabs=slabs_of(layout.dims)[:1]).source
     except FormatError:
         return math.inf
+    return max(part.unitarity for part in sums)
 
 
 def _header_text(
     path: PathLike,
-    configuration: Configuration,
+    field: Description,
     *,
-    bits: int,
     checksum: str,
     plaquette: float,
     trace: float,
 ) -> tuple[bytes, list[str]]:
     """The header, and warnings on what did not fit.
 
-    Every line is `KEY = VALUE` with single blanks and a non-empty value, which MILC insists on.
+    Every line is `KEY = VALUE` with a non-empty value, which MILC insists on. The three values that
+    are known only after the links are padded with blanks on the left, as CPS and Grid do, so that
+    the header can be written last.
     """
-    nc, metadata = configuration.nc, configuration.metadata
+    nc, metadata = field.nc, field.metadata
     number = metadata.get("SEQUENCE_NUMBER", "0")
     if parse_integer(number) is None:
         raise FormatError(
@@ -254,8 +260,9 @@ def _header_text(
         "DATATYPE": f"4D_SU{nc}_GAUGE_{nc}x{nc}",
         "STORAGE_FORMAT": "1.0",
     }
-    values |= {f"DIMENSION_{i}": str(extent) for i, extent in enumerate(configuration.dims, 1)}
+    values |= {f"DIMENSION_{i}": str(extent) for i, extent in enumerate(field.dims, 1)}
     values |= {"LINK_TRACE": decimal_text(trace), "PLAQUETTE": decimal_text(plaquette)}
+    widths = {"LINK_TRACE": 18, "PLAQUETTE": 18, "CHECKSUM": 8}
     free = carried_keys(metadata)
     values |= {f"BOUNDARY_{i}": free.pop(f"BOUNDARY_{i}", "PERIODIC") for i in (1, 2, 3, 4)}
     values["CHECKSUM"] = checksum
@@ -271,14 +278,14 @@ def _header_text(
     }
     free.pop("SEQUENCE_NUMBER", None)
     values |= free
-    values["FLOATING_POINT"] = f"IEEE{bits}BIG"
+    values["FLOATING_POINT"] = f"IEEE{field.precision}BIG"
     lost = sorted(key for key in metadata if key not in values and key.upper() != key)
     warnings = [f"NERSC headers have no place for: {', '.join(lost)}"] if lost else []
     lines = []
     for key, value in values.items():
         # One line of printable ASCII, whatever the metadata hold
         text = " ".join(value.split()).encode("ascii", errors="replace").decode("ascii")
-        line = f"{key} = {text or 'unknown'}"
+        line = f"{key} = {text or 'unknown':>{widths.get(key, 0)}}"
         if len(line) > _LONGEST_LINE:
             warnings.append(f"{key} cut to the {_LONGEST_LINE} characters of a NERSC header line")
             line = line[:_LONGEST_LINE].rstrip()

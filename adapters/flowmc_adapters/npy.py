@@ -7,6 +7,7 @@ A gauge field is a complex array `(Lt, Lz, Ly, Lx, 4, N, N)`, in d dimensions
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from typing import Any
@@ -15,20 +16,22 @@ import numpy as np
 import numpy.typing as npt
 
 from .atomic import atomic_write
-from .configuration import Configuration, Header, at_precision, is_gauge_shape
+from .configuration import Header, is_gauge_shape
 from .errors import CheckError, FormatError
-from .formats import Format, PathLike
-from .observables import first_non_finite
-from .payload import require_finite
+from .finite import first_non_finite
+from .formats import PathLike
+from .layout import Layout
+from .layout_format import Description, Frame, LayoutFormat, Written
 
 _MAGIC = b"\x93NUMPY"
 
 
-class NumpyFormat(Format):
+class NumpyFormat(LayoutFormat):
     """A gauge field as a plain numpy file."""
 
     name = "npy"
     description = "plain numpy array (Lt, Lz, Ly, Lx, 4, N, N), without metadata or checksum"
+    four_dimensions = False
 
     def detect(self, head: bytes, path: PathLike) -> bool:
         """By magic."""
@@ -36,44 +39,46 @@ class NumpyFormat(Format):
 
     def read_header(self, path: PathLike, *, dims: tuple[int, ...] | None = None) -> Header:
         """See `Format.read_header`."""
-        shape, _, dtype, offset = _array_header(path)
-        _require_gauge_field(path, shape, dtype)
+        shape, fortran, dtype, offset = _array_header(path)
+        _require_gauge_field(path, shape, dtype, fortran)
         warnings = []
         if len(shape) == 7 and shape[0] == 4:
             warnings.append(
                 "the first axis, Lt by our convention, has 4 entries: if the file has the "
                 "directions there (PyQUDA), move that axis to position 4 and write the file anew"
             )
+        dims = tuple(reversed(shape[:-3]))
+        precision = 4 * dtype.itemsize
+        order = ">" if dtype.newbyteorder(">") == dtype else "<"
         return Header(
             format=self.name,
-            dims=tuple(reversed(shape[:-3])),
+            dims=dims,
             nc=shape[-1],
-            precision=4 * dtype.itemsize,
-            payload_offset=offset,
-            payload_bytes=math.prod(shape) * dtype.itemsize,
+            precision=precision,
+            layout=Layout(offset, dims, shape[-1], shape[-1], precision, order),
             warnings=warnings,
         )
 
-    def read(self, path: PathLike, *, dims: tuple[int, ...] | None = None) -> Configuration:
-        """See `Format.read`."""
-        header = self.read_header(path)
-        return Configuration(
-            links=np.ascontiguousarray(read_array(path)),
-            warnings=header.warnings,
-            format=self.name,
-        )
+    def frame(self, path: PathLike, field: Description, options: dict[str, str]) -> Frame:
+        """See `LayoutFormat.frame`."""
+        return _NumpyFrame(field)
 
-    def write(
-        self, path: PathLike, configuration: Configuration, *, precision: int | None = None
-    ) -> list[str]:
-        """See `Format.write`."""
-        links, warnings = at_precision(configuration.links, precision)
-        require_finite(path, links)
-        write_array(path, links)
-        if configuration.metadata:
-            lost = ", ".join(sorted(configuration.metadata))
-            warnings.append(f"npy files have no place for: {lost}")
-        return warnings
+
+class _NumpyFrame(Frame):
+    def __init__(self, field: Description) -> None:
+        super().__init__(Layout(0, field.dims, field.nc, field.nc, field.precision, "<"))
+        if field.metadata:
+            self.warnings.append(
+                f"npy files have no place for: {', '.join(sorted(field.metadata))}"
+            )
+
+    def prefix(self, written: Written | None) -> bytes:
+        layout = self.layout
+        shape = (*reversed(layout.dims), len(layout.dims), layout.nc, layout.nc)
+        file = io.BytesIO()
+        description = {"descr": f"<c{layout.precision // 4}", "fortran_order": False}
+        np.lib.format.write_array_header_1_0(file, {**description, "shape": shape})
+        return file.getvalue()
 
 
 def read_array(path: PathLike) -> npt.NDArray[Any]:
@@ -151,10 +156,18 @@ def _array_header(path: PathLike) -> tuple[tuple[int, ...], bool, np.dtype[Any],
     return shape, fortran_order, dtype, offset
 
 
-def _require_gauge_field(path: PathLike, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+def _require_gauge_field(
+    path: PathLike, shape: tuple[int, ...], dtype: np.dtype[Any], fortran: bool
+) -> None:
     complex_types = (np.dtype(np.complex64), np.dtype(np.complex128))
     if dtype.newbyteorder("=") in complex_types and is_gauge_shape(shape):
-        return
+        if not fortran:
+            return
+        raise FormatError(
+            path,
+            None,
+            "a gauge field in Fortran order: save numpy.ascontiguousarray of it",
+        )
     raise FormatError(
         path,
         None,

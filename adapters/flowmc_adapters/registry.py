@@ -12,14 +12,17 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from .checks import Measurements, check, measure
+from .checks import Verdict, judge
 from .configuration import Configuration, Header
 from .errors import CheckError, FormatError
 from .formats import Format, PathLike
 from .ildg import IldgFormat
+from .layout_format import LayoutFormat, scan
 from .nersc import NerscFormat
 from .npy import NumpyFormat
+from .observables import measure_links
 from .scidac import ScidacFormat
+from .transfer import Progress
 from .unsupported import refuse
 
 ENTRY_POINT_GROUP = "flowmc.formats"
@@ -105,7 +108,15 @@ def read(
             finite (the latter whatever `check_checksum` is).
         OSError: the file cannot be opened.
     """
-    configuration, _ = read_and_measure(path, dims=dims)
+    found = detect(path)
+    if isinstance(found, LayoutFormat):
+        configuration, _ = found.load(path, dims=dims)
+    else:
+        configuration = found.read(path, dims=dims)
+        verdict = _judge_in_memory(configuration)
+        configuration.warnings = verdict.warnings
+        configuration.failed_checks = verdict.failed_checks
+    require_dims(path, configuration.dims, dims)
     failed = list(configuration.failed_checks.values())
     if failed and check_checksum:
         raise CheckError(path, None, "; ".join(failed))
@@ -113,22 +124,56 @@ def read(
     return configuration
 
 
-def read_and_measure(
-    path: PathLike, *, dims: tuple[int, ...] | None = None
-) -> tuple[Configuration, Measurements]:
-    """As `read`, without insisting: disagreements are left in `failed_checks` only."""
-    configuration = detect(path).read(path, dims=dims)
-    if dims is not None and configuration.dims != tuple(dims):
+def verify(
+    path: PathLike, *, dims: tuple[int, ...] | None = None, progress: Progress | None = None
+) -> Verdict:
+    """Read a file once and judge it, without keeping the links.
+
+    Raises:
+        As `read`, but disagreements are left in the verdict's `failed_checks`.
+    """
+    found = detect(path)
+    if isinstance(found, LayoutFormat):
+        header = found.read_header(path, dims=dims)
+        require_dims(path, header.dims, dims)
+        with found.open(path, header) as source:
+            return scan(source, header, progress=progress)
+    configuration = found.read(path, dims=dims)
+    require_dims(path, configuration.dims, dims)
+    return _judge_in_memory(configuration)
+
+
+def require_dims(path: PathLike, present: tuple[int, ...], asked: tuple[int, ...] | None) -> None:
+    """Raise FormatError if a file has other extents than asked for."""
+    if asked is not None and present != tuple(asked):
         raise FormatError(
-            path, None, f"extents {tuple(dims)} were asked for, the file says {configuration.dims}"
+            path, None, f"extents {tuple(asked)} were asked for, the file says {present}"
         )
-    measurements = measure(configuration)
-    check(configuration, measurements)
-    return configuration, measurements
+
+
+def _judge_in_memory(configuration: Configuration) -> Verdict:
+    """For formats that only read into memory."""
+    header = Header(
+        format=configuration.format,
+        dims=configuration.dims,
+        nc=configuration.nc,
+        precision=configuration.precision,
+        checksum=configuration.checksum,
+        plaquette=configuration.stored_plaquette,
+        link_trace=configuration.stored_link_trace,
+        metadata=configuration.metadata,
+        warnings=configuration.warnings,
+        failed_checks=configuration.failed_checks,
+    )
+    return judge(header, None, measure_links(configuration.links))
 
 
 def write(
-    path: PathLike, configuration: Configuration, format: str, precision: int | None = None
+    path: PathLike,
+    configuration: Configuration,
+    format: str,
+    precision: int | None = None,
+    **options: str,
 ) -> list[str]:
     """Write a configuration, atomically and reproducibly: equal arguments give equal bytes.
 
@@ -137,17 +182,18 @@ def write(
         configuration: links and metadata.
         format: name of a format, or "package.module:Name".
         precision: 32 or 64; None keeps that of the links.
+        options: of the format, see its `options`.
 
     Returns:
         Warnings on what could not be kept: digits, metadata.
 
     Raises:
-        ValueError: unknown format or precision.
+        ValueError: unknown format, precision or option.
         FormatError: the format cannot hold the field.
         CheckError: the links are not finite.
         OSError: disk full and the like; a file that was there before is untouched.
     """
-    return format_named(format).write(path, configuration, precision=precision)
+    return format_named(format).write(path, configuration, precision=precision, **options)
 
 
 def _instance(found: object) -> Format:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from flowmc_adapters import Configuration, convert, formats, read, write
-from flowmc_adapters.payload import last_row
+from flowmc_adapters.layout import last_row
 
 FORMATS = ["nersc", "ildg", "scidac", "npy"]
 
