@@ -23,11 +23,14 @@ class Format(ABC):
         name: what users type, e.g. "nersc".
         description: one line for help texts.
         options: what `write` takes besides, each with the values allowed, the default first.
+        layouts: for formats in which several orders of the same numbers are in use, what can be
+            asked for when the file itself leaves it open.
     """
 
     name: str
     description: str
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    layouts: tuple[str, ...] = ()
 
     @abstractmethod
     def detect(self, head: bytes, path: PathLike) -> bool:
@@ -39,8 +42,14 @@ class Format(ABC):
         """
 
     @abstractmethod
-    def read_header(self, path: PathLike, *, dims: tuple[int, ...] | None = None) -> Header:
-        """What the file says about itself, without reading the links.
+    def read_header(
+        self,
+        path: PathLike,
+        *,
+        dims: tuple[int, ...] | None = None,
+        layout: str | None = None,
+    ) -> Header:
+        """What the file says about itself, without reading the links; arguments as `read`.
 
         Raises:
             FormatError: the header is damaged or its claims do not fit the size of the file.
@@ -48,12 +57,19 @@ class Format(ABC):
         """
 
     @abstractmethod
-    def read(self, path: PathLike, *, dims: tuple[int, ...] | None = None) -> Configuration:
+    def read(
+        self,
+        path: PathLike,
+        *,
+        dims: tuple[int, ...] | None = None,
+        layout: str | None = None,
+    ) -> Configuration:
         """The links, and the stored checksum, plaquette and link trace, not yet compared.
 
         Args:
             path: the file.
             dims: extents (Lx, Ly, Lz, Lt), for files that do not state them.
+            layout: one of `layouts`, for files that do not tell; None to find out.
 
         Raises:
             FormatError: damaged, truncated, or `dims` missing.

@@ -154,19 +154,26 @@ class LayoutFormat(Format):
         with FileStorage(path) as storage:
             yield LayoutSource(storage, header.layout, self.new_checksum)
 
-    def read(self, path: PathLike, *, dims: tuple[int, ...] | None = None) -> Configuration:
+    def read(
+        self,
+        path: PathLike,
+        *,
+        dims: tuple[int, ...] | None = None,
+        layout: str | None = None,
+    ) -> Configuration:
         """See `Format.read`."""
-        return self.load(path, dims=dims)[0]
+        return self.load(path, dims=dims, layout=layout)[0]
 
     def load(
         self,
         path: PathLike,
         *,
         dims: tuple[int, ...] | None = None,
+        layout: str | None = None,
         progress: Progress | None = None,
     ) -> tuple[Configuration, Verdict]:
         """The field in memory, and the verdict on it."""
-        header = self.read_header(path, dims=dims)
+        header = self.read_header(path, dims=dims, layout=layout)
         with self.open(path, header) as source:
             shape = (*reversed(source.dims[-2:]), *source.plane_shape)
             links = np.empty(shape, source.complex_type)

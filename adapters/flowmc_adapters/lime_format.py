@@ -19,7 +19,13 @@ class LimeFormat(LayoutFormat):
 
     ildg: bool
 
-    def read_header(self, path: PathLike, *, dims: tuple[int, ...] | None = None) -> Header:
+    def read_header(
+        self,
+        path: PathLike,
+        *,
+        dims: tuple[int, ...] | None = None,
+        layout: str | None = None,
+    ) -> Header:
         """See `Format.read_header`."""
         return find_gauge_record(path, self.name, dims)
 

@@ -48,7 +48,13 @@ class NerscFormat(LayoutFormat):
         """By the first line."""
         return head.startswith(_BEGIN)
 
-    def read_header(self, path: PathLike, *, dims: tuple[int, ...] | None = None) -> Header:
+    def read_header(
+        self,
+        path: PathLike,
+        *,
+        dims: tuple[int, ...] | None = None,
+        layout: str | None = None,
+    ) -> Header:
         """See `Format.read_header`.
 
         A header that says `IEEE32` or `IEEE64` without byte order means big-endian to some codes

@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from .finite import first_non_finite
 from .formats import PathLike
 from .layout import Layout
 from .layout_format import Description, Frame, LayoutFormat, Written
+from .links import ArraySource, LinkSource
 
 _MAGIC = b"\x93NUMPY"
 
@@ -37,10 +40,16 @@ class NumpyFormat(LayoutFormat):
         """By magic."""
         return head.startswith(_MAGIC)
 
-    def read_header(self, path: PathLike, *, dims: tuple[int, ...] | None = None) -> Header:
+    def read_header(
+        self,
+        path: PathLike,
+        *,
+        dims: tuple[int, ...] | None = None,
+        layout: str | None = None,
+    ) -> Header:
         """See `Format.read_header`."""
         shape, fortran, dtype, offset = _array_header(path)
-        _require_gauge_field(path, shape, dtype, fortran)
+        _require_gauge_field(path, shape, dtype)
         warnings = []
         if len(shape) == 7 and shape[0] == 4:
             warnings.append(
@@ -55,9 +64,20 @@ class NumpyFormat(LayoutFormat):
             dims=dims,
             nc=shape[-1],
             precision=precision,
-            layout=Layout(offset, dims, shape[-1], shape[-1], precision, order),
+            layout=(
+                None if fortran else Layout(offset, dims, shape[-1], shape[-1], precision, order)
+            ),
             warnings=warnings,
         )
+
+    @contextmanager
+    def open(self, path: PathLike, header: Header) -> Iterator[LinkSource]:
+        """See `LayoutFormat.open`; a file in Fortran order is held in memory."""
+        if header.layout is None:
+            yield ArraySource(np.ascontiguousarray(read_array(path)), path)
+            return
+        with super().open(path, header) as source:
+            yield source
 
     def frame(self, path: PathLike, field: Description, options: dict[str, str]) -> Frame:
         """See `LayoutFormat.frame`."""
@@ -156,18 +176,10 @@ def _array_header(path: PathLike) -> tuple[tuple[int, ...], bool, np.dtype[Any],
     return shape, fortran_order, dtype, offset
 
 
-def _require_gauge_field(
-    path: PathLike, shape: tuple[int, ...], dtype: np.dtype[Any], fortran: bool
-) -> None:
+def _require_gauge_field(path: PathLike, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     complex_types = (np.dtype(np.complex64), np.dtype(np.complex128))
     if dtype.newbyteorder("=") in complex_types and is_gauge_shape(shape):
-        if not fortran:
-            return
-        raise FormatError(
-            path,
-            None,
-            "a gauge field in Fortran order: save numpy.ascontiguousarray of it",
-        )
+        return
     raise FormatError(
         path,
         None,

@@ -65,11 +65,16 @@ def format_named(name: str) -> Format:
     raise ValueError(f"unknown format {name!r}; known are {', '.join(known)}")
 
 
-def detect(path: PathLike) -> Format:
+def detect(path: PathLike, layout: str | None = None) -> Format:
     """The format of a file, recognised by its content.
 
+    Args:
+        path: the file.
+        layout: a layout that the format is asked to read it in.
+
     Raises:
-        FormatError: unknown, or known but not readable by this version; the message says which.
+        FormatError: unknown, or known but not readable by this version; the message says which. Or
+            the format has no such layout.
         OSError: the file cannot be opened.
     """
     if Path(path).is_dir():
@@ -80,17 +85,28 @@ def detect(path: PathLike) -> Format:
         head = file.read(_HEAD_BYTES)
     for candidate in formats().values():
         if candidate.detect(head, path):
+            if layout is not None and layout not in candidate.layouts:
+                known = ", ".join(candidate.layouts) or "none to choose from"
+                raise FormatError(
+                    path, None, f"{candidate.name} has no layout {layout!r}; it has: {known}"
+                )
             return candidate
     raise refuse(path, head)
 
 
-def read_header(path: PathLike, *, dims: tuple[int, ...] | None = None) -> Header:
+def read_header(
+    path: PathLike, *, dims: tuple[int, ...] | None = None, layout: str | None = None
+) -> Header:
     """What a file says about itself, without reading the links; arguments and errors as `read`."""
-    return detect(path).read_header(path, dims=dims)
+    return detect(path, layout).read_header(path, dims=dims, layout=layout)
 
 
 def read(
-    path: PathLike, *, check_checksum: bool = True, dims: tuple[int, ...] | None = None
+    path: PathLike,
+    *,
+    check_checksum: bool = True,
+    dims: tuple[int, ...] | None = None,
+    layout: str | None = None,
 ) -> Configuration:
     """Read a configuration of any format.
 
@@ -101,6 +117,7 @@ def read(
         path: the file; its format is recognised by content.
         check_checksum: if False, disagreements become warnings and entries of `failed_checks`.
         dims: extents (Lx, Ly, Lz, Lt), for the few files that do not state them.
+        layout: order of the numbers, for the few files that leave it open; see `Format.layouts`.
 
     Raises:
         FormatError: not readable.
@@ -108,11 +125,11 @@ def read(
             finite (the latter whatever `check_checksum` is).
         OSError: the file cannot be opened.
     """
-    found = detect(path)
+    found = detect(path, layout)
     if isinstance(found, LayoutFormat):
-        configuration, _ = found.load(path, dims=dims)
+        configuration, _ = found.load(path, dims=dims, layout=layout)
     else:
-        configuration = found.read(path, dims=dims)
+        configuration = found.read(path, dims=dims, layout=layout)
         verdict = _judge_in_memory(configuration)
         configuration.warnings = verdict.warnings
         configuration.failed_checks = verdict.failed_checks
@@ -125,20 +142,24 @@ def read(
 
 
 def verify(
-    path: PathLike, *, dims: tuple[int, ...] | None = None, progress: Progress | None = None
+    path: PathLike,
+    *,
+    dims: tuple[int, ...] | None = None,
+    layout: str | None = None,
+    progress: Progress | None = None,
 ) -> Verdict:
     """Read a file once and judge it, without keeping the links.
 
     Raises:
         As `read`, but disagreements are left in the verdict's `failed_checks`.
     """
-    found = detect(path)
+    found = detect(path, layout)
     if isinstance(found, LayoutFormat):
-        header = found.read_header(path, dims=dims)
+        header = found.read_header(path, dims=dims, layout=layout)
         require_dims(path, header.dims, dims)
         with found.open(path, header) as source:
             return scan(source, header, progress=progress)
-    configuration = found.read(path, dims=dims)
+    configuration = found.read(path, dims=dims, layout=layout)
     require_dims(path, configuration.dims, dims)
     return _judge_in_memory(configuration)
 
@@ -213,5 +234,11 @@ def _load_entry_points() -> None:
             warnings.warn(f"format {entry.name!r} ({entry.value}): {error}", stacklevel=2)
 
 
-for _built_in in (NerscFormat(), ScidacFormat(), IldgFormat(), NumpyFormat()):
+# The order of detection: magic numbers first, plausible sizes last
+for _built_in in (
+    NerscFormat(),
+    ScidacFormat(),
+    IldgFormat(),
+    NumpyFormat(),
+):
     register(_built_in)
