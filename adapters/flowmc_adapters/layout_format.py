@@ -332,7 +332,8 @@ def save(
                 accept(sums)
             written = Written(summarize(source.dims, source.nc, sums.sink), checksum)
         frame.finish(temporary, written)
-    for ending, content in frame.companions(written).items():
-        with atomic_write(f"{path}{ending}") as file:
-            file.write(content)
+        # Before the file gets its name: without room for them the old files stay
+        for ending, content in frame.companions(written).items():
+            with atomic_write(f"{path}{ending}") as file:
+                file.write(content)
     return written

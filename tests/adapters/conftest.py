@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-from flowmc_adapters import Configuration
+from flowmc_adapters import Configuration, FormatError, formats
 
 REAL_FILES = Path(__file__).resolve().parents[2].parent / "shared" / "configs"
 # All extents differ, so that no wrong order of directions can hide.
@@ -48,5 +50,46 @@ def real_file() -> Callable[[str], Path]:
         if not path.is_file():
             pytest.skip(f"real configuration {name} is not present beside the project")
         return path
+
+    return find
+
+
+@cache
+def writable_precisions() -> dict[str, tuple[int, ...]]:
+    """Formats that can be written, and the precisions each of them keeps."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, format in formats().items():
+            kept = []
+            for precision in (32, 64):
+                field = Configuration(random_links((2, 2, 2, 2), precision=precision))
+                try:
+                    format.write(Path(folder) / "conf", field, precision=precision)
+                except FormatError:
+                    continue
+                kept.append(precision)
+            if kept:
+                found[name] = tuple(kept)
+    return found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`writable`, `source_format`, `target_format` go through all formats that can be written,
+    `writable_at` through them and the precisions of each."""
+    for argument in ("writable", "source_format", "target_format"):
+        if argument in metafunc.fixturenames:
+            metafunc.parametrize(argument, list(writable_precisions()))
+    if "writable_at" in metafunc.fixturenames:
+        pairs = [(name, bits) for name, kept in writable_precisions().items() for bits in kept]
+        metafunc.parametrize("writable_at", pairs, ids=lambda pair: f"{pair[0]}-{pair[1]}")
+
+
+@pytest.fixture
+def equal_precision() -> Callable[..., int | None]:
+    """The highest precision that all the formats named can hold; None if there is none."""
+
+    def find(*names: str) -> int | None:
+        common = set.intersection(*(set(writable_precisions()[name]) for name in names))
+        return max(common, default=None)
 
     return find

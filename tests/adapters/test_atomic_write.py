@@ -1,25 +1,54 @@
 """A write that fails leaves what was there before, and nothing beside it."""
 
+import builtins
+import contextlib
 import errno
 import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
+import flowmc_adapters
 import pytest
 from flowmc_adapters import Configuration, atomic_write, read, write
+from flowmc_adapters.nersc import NerscFormat
 
-FORMATS = ["nersc", "ildg", "scidac", "npy"]
+
+class FailingDisk:
+    """Writing stops for good after so many calls; the last one that is made fails half way."""
+
+    def __init__(self, monkeypatch, calls):
+        self.rest = calls
+        self._pwrite = os.pwrite
+        opened = open
+
+        def wrapped(file, mode="r", *args, **kwargs):
+            found = opened(file, mode, *args, **kwargs)
+            return _FailingFile(found, self) if set(mode) & set("wa+x") else found
+
+        monkeypatch.setattr(os, "pwrite", self.pwrite)
+        monkeypatch.setattr(builtins, "open", wrapped)
+
+    def take(self, data, put):
+        self.rest -= 1
+        if self.rest < 0:
+            with contextlib.suppress(IndexError):
+                put(memoryview(data).cast("B")[: memoryview(data).nbytes // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return put(data)
+
+    def pwrite(self, descriptor, data, offset):
+        return self.take(data, lambda part: self._pwrite(descriptor, part, offset))
 
 
-class FullDisk:
-    """A file on a disk with room for so many bytes only."""
-
-    def __init__(self, file, room):
-        self._file, self._room = file, room
+class _FailingFile:
+    def __init__(self, file, disk):
+        self._file, self._disk = file, disk
 
     def write(self, data):
-        self._room -= memoryview(data).nbytes
-        if self._room < 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return self._file.write(data)
+        return self._disk.take(data, self._file.write)
 
     def __getattr__(self, name):
         return getattr(self._file, name)
@@ -31,23 +60,134 @@ class FullDisk:
         self._file.close()
 
 
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("room", [0, 100, 20_000])
+@contextlib.contextmanager
+def largest_file(size):
+    """The system refuses to let any file grow beyond `size` bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def old_and_new(make_configuration, equal_precision):
+    def make(format):
+        old = make_configuration((2, 4, 2, 6), precision=equal_precision(format))
+        return old, Configuration(old.links.conj())
+
+    return make
+
+
 @pytest.mark.parametrize("exists", [True, False])
-def test_full_disk(tmp_path, monkeypatch, make_configuration, format, room, exists):
-    path = tmp_path / "conf"
-    old = make_configuration()
+def test_disk_that_fails_at_any_call(tmp_path, monkeypatch, old_and_new, writable, exists):
+    old, new = old_and_new(writable)
     if exists:
-        write(path, old, format)
-    new = Configuration(old.links.conj())
-    real = os.fdopen
-    monkeypatch.setattr(os, "fdopen", lambda *args: FullDisk(real(*args), room))
-    with pytest.raises(OSError, match="No space left"):
-        write(path, new, format)
-    monkeypatch.undo()
-    assert [entry.name for entry in tmp_path.iterdir()] == (["conf"] if exists else [])
-    if exists:
-        assert read(path).links.tobytes() == old.links.tobytes()
+        write(tmp_path / "conf", old, writable)
+    before = content(tmp_path)
+    for calls in range(1000):
+        with monkeypatch.context() as patch:
+            FailingDisk(patch, calls)
+            try:
+                write(tmp_path / "conf", new, writable)
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+            else:
+                break
+        assert content(tmp_path) == before
+    assert calls > 1
+    assert read(tmp_path / "conf").links.tobytes() == new.links.tobytes()
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
+@pytest.mark.parametrize("exists", [True, False])
+def test_system_that_refuses_to_store_more(tmp_path, old_and_new, writable, share, exists):
+    old, new = old_and_new(writable)
+    write(tmp_path / "conf", old, writable)
+    size = (tmp_path / "conf").stat().st_size
+    if not exists:
+        for path in tmp_path.iterdir():
+            path.unlink()
+    before = content(tmp_path)
+    with largest_file(int(share * size)), pytest.raises(OSError, match=r"conf|large|write"):
+        write(tmp_path / "conf", new, writable)
+    assert content(tmp_path) == before
+
+
+class _WithCompanion(NerscFormat):
+    name = "with_companion"
+
+    def frame(self, path, field, options):
+        made = super().frame(path, field, options)
+        made.companions = lambda written: {".info": b"of the new file"}
+        return made
+
+
+def test_companions_that_cannot_be_written_leave_both_files_alone(
+    tmp_path, monkeypatch, make_configuration
+):
+    (tmp_path / "conf").write_bytes(b"old")
+    (tmp_path / "conf.info").write_bytes(b"of the old file")
+    before = content(tmp_path)
+    for calls in range(1000):
+        with monkeypatch.context() as patch:
+            FailingDisk(patch, calls)
+            try:
+                _WithCompanion().write(tmp_path / "conf", make_configuration())
+            except OSError:
+                assert content(tmp_path) == before
+            else:
+                break
+    assert (tmp_path / "conf.info").read_bytes() == b"of the new file"
+    assert read(tmp_path / "conf").format == "nersc"
+
+
+_KILLED = """
+import os, signal, sys
+import numpy as np
+from flowmc_adapters import Configuration, write
+
+path, format, precision, calls = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+links = np.zeros((6, 2, 4, 2, 4, 3, 3), np.complex64 if precision == 32 else np.complex128)
+links[...] = np.diag([1j, 1j, -1])
+rest = calls
+
+def counted(real):
+    def call(*args):
+        global rest
+        rest -= 1
+        if rest < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args)
+    return call
+
+os.pwrite, os.fsync, os.replace = map(counted, (os.pwrite, os.fsync, os.replace))
+write(path, Configuration(links), format)
+"""
+
+
+@pytest.mark.parametrize("calls", [0, 1, 3, -1])
+def test_a_kill_leaves_the_old_file(tmp_path, old_and_new, calls):
+    """-1: at the rename itself."""
+    old, _ = old_and_new("ildg")
+    write(tmp_path / "conf", old, "ildg")
+    before = (tmp_path / "conf").read_bytes()
+    slabs = old.links.shape[0]  # then one flush, then the rename
+    command = [sys.executable, "-c", _KILLED, tmp_path / "conf", "ildg", "64"]
+    environment = os.environ | {"PYTHONPATH": str(Path(flowmc_adapters.__file__).parents[1])}
+    count = str(calls if calls >= 0 else slabs + 1)
+    done = subprocess.run([*map(str, command), count], env=environment)
+    assert done.returncode == -signal.SIGKILL
+    assert (tmp_path / "conf").read_bytes() == before
+    assert any(path.name.endswith(".partial") for path in tmp_path.iterdir())
+    done = subprocess.run([*map(str, command), "1000"], env=environment)
+    assert done.returncode == 0
+    assert read(tmp_path / "conf").links[0, 0, 0, 0, 0, 0, 0] == 1j
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

@@ -14,8 +14,9 @@ from flowmc_adapters import FormatError, inspect, plaquettes, read, write
 from flowmc_adapters.cli import main
 
 KEYS = {
-    "path", "format", "dims", "nc", "precision", "plaquette", "plaquette_space", "plaquette_time",
-    "link_trace", "unitarity_error", "determinant_error", "checksum", "warnings", "error",
+    "path", "format", "writer", "dims", "nc", "precision", "number", "plaquette",
+    "plaquette_space", "plaquette_time", "link_trace", "unitarity_error", "determinant_error",
+    "checksum", "warnings", "error",
 }  # fmt: skip
 
 
@@ -40,6 +41,7 @@ def test_json_document(conf, tmp_path, capsys):
     assert first["plaquette"] == plaquettes(links).mean
     assert first["plaquette_space"] == plaquettes(links).space
     assert (first["format"], first["dims"], first["nc"]) == ("nersc", [2, 3, 4, 5], 3)
+    assert (first["writer"], first["number"]) == ("flowmc", 12)
     assert set(first["checksum"]) == {"kind", "stored", "computed", "ok"}
     assert (first["error"], first["warnings"]) == (None, [])
     assert "absent" in second["error"]

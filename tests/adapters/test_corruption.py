@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 import pytest
-from flowmc_adapters import CheckError, FormatError, inspect, read, write
+from flowmc_adapters import CheckError, FormatError, convert, inspect, read, write
 
 WITH_CHECKSUM = ["nersc", "ildg", "scidac"]
 FORMATS = [*WITH_CHECKSUM, "npy"]
@@ -69,29 +69,41 @@ def test_flipped_bit_in_the_links(sound, format, where):
     assert report["checksum"]["ok"] is False
 
 
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("precision", [32, 64])
-def test_numbers_that_are_not_finite(sound, format, value, precision):
-    path = sound(format, precision=precision)
-    order = "<" if format == "npy" else ">"
-    configuration = read(path)
-    number = configuration.links[2, 1, 0, 1, 3, 2, 0].imag
-    code = "f" if precision == 32 else "d"
-    content = path.read_bytes()
-    wanted = struct.pack(f"{order}{code}", number)
-    assert content.count(wanted) == 1
-    path.write_bytes(content.replace(wanted, struct.pack(f"{order}{code}", value)))
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("index", [(0, 0, 0, 0, 0, 0, 0), (2, 1, 0, 1, 3, 2, 0)])
+def test_numbers_that_are_not_finite(tmp_path, make_configuration, writable_at, value, index):
+    """Found wherever they are, with file, byte and site, and never written."""
+    format, precision = writable_at
+    dims, path = (2, 4, 2, 6), tmp_path / "conf"
+    configuration = make_configuration(dims, precision=precision)
+    real = configuration.links.real
+    # Odd enough to be found again among the bytes of any format
+    marker = real[index] = np.float32(0.123456789)
+    write(path, configuration, format)
+    sound, code = path.read_bytes(), "f" if precision == 32 else "d"
+    places = [(order, struct.pack(f"{order}{code}", marker)) for order in "<>"]
+    ((order, wanted),) = [place for place in places if sound.count(place[1]) == 1]
+    path.write_bytes(sound.replace(wanted, struct.pack(f"{order}{code}", value)))
+    t, z, y, x, mu = index[:5]
+    site = f"site [{x},{y},{z},{t}], mu = {'xyzt'[mu]}"
     for check in (True, False):
         with pytest.raises(CheckError) as caught:
             read(path, check_checksum=check)
-    if format != "npy":
-        assert "site [1,0,1,2], mu = t" in str(caught.value)
-        assert caught.value.offset == content.index(wanted)
-    configuration.links[2, 1, 0, 1, 3, 2, 0] = value
+        assert caught.value.path == str(path)
+        assert site in caught.value.reason
+        assert "not a finite number" in caught.value.reason
+        # The slab's first byte, where the format has one
+        assert 0 < (caught.value.offset or 1) <= sound.index(wanted)
+    assert inspect(path)["error"] == str(caught.value)
+    assert not (tmp_path / "copy").exists()
+    with pytest.raises(CheckError, match="not a finite number"):
+        convert(path, tmp_path / "copy", "nersc")
+    assert not (tmp_path / "copy").exists()
+    real[index] = value
     before = path.read_bytes()
-    with pytest.raises(CheckError, match=r"refusing.*site \[1,0,1,2\], mu = t"):
+    with pytest.raises(CheckError, match="refusing") as caught:
         write(path, configuration, format)
+    assert site in caught.value.reason
     assert path.read_bytes() == before
 
 
