@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .configuration import DIRECTIONS, Checksum, Header
 from .lime_text import parse_real, xlf_values
@@ -45,15 +45,18 @@ def judge(header: Header, computed: str | None, measurements: Measurements) -> V
     failed = dict(header.failed_checks)
     checksum = header.checksum
     if checksum is not None:
-        checksum = Checksum(checksum.kind, checksum.stored, computed or checksum.computed)
-        if checksum.ok is False:
+        checksum = replace(checksum, computed=computed or checksum.computed)
+        if checksum.ok is False and checksum.binding:
             failed["checksum"] = (
                 f"checksum does not match: stored {checksum.stored}, computed {checksum.computed}; "
                 "the links are damaged or the checksum is stale (read on with "
                 "check_checksum=False or --ignore-checksum if you know which)"
             )
+    plaquette = measurements.plaquettes.mean
+    if header.open_weights:
+        plaquette = measurements.weighted_plaquette
     for name, stored, present in (
-        ("plaquette", header.plaquette, measurements.plaquettes.mean),
+        ("plaquette", header.plaquette, plaquette),
         ("link_trace", header.link_trace, measurements.link_trace),
     ):
         # Written so that a nan on either side fails
@@ -63,6 +66,11 @@ def judge(header: Header, computed: str | None, measurements: Measurements) -> V
                 f"{present:.12g}"
             )
     warnings = [*header.warnings, *_group_warnings(header, measurements.group)]
+    if checksum is not None and checksum.ok is False and not checksum.binding:
+        warnings.append(
+            f"checksum does not match: stored {checksum.stored}, computed {checksum.computed}; "
+            "not an error in this format, whose writers disagree about it"
+        )
     xlf = parse_real(xlf_values(header.metadata.get("xlf-info", "")).get("plaquette"))
     # Some writers keep a sum or an old value there, so it cannot be insisted on.
     if xlf is not None and not abs(xlf - measurements.plaquettes.mean) <= HEADER_TOLERANCE:

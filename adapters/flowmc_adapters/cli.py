@@ -28,10 +28,11 @@ def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `run_convert`."""
+    writable = [name for name, known in formats().items() if known.writable]
     parser.add_argument("source", metavar="SRC", help="configuration file of any format")
     parser.add_argument("destination", metavar="DST", help="file to write")
     parser.add_argument(
-        "--format", required=True, metavar="F", help=f"one of {', '.join(formats())}"
+        "--format", required=True, metavar="F", help=f"one of {', '.join(writable)}"
     )
     parser.add_argument(
         "--precision", type=int, choices=(32, 64), help="default: that of the source"

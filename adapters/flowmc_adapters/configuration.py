@@ -28,11 +28,14 @@ class Checksum:
             of a format of its own; two numbers are separated by a blank.
         stored: hexadecimal text, lower case without leading zeros, or None if the file has none.
         computed: the same from the payload, or None where only a header was read.
+        binding: whether a mismatch is an error; a warning where writers disagree on how to print
+            it.
     """
 
     kind: str
     stored: str | None
     computed: str | None
+    binding: bool = True
 
     @property
     def ok(self) -> bool | None:
@@ -55,6 +58,8 @@ class Header:
         writer: the code that wrote the file, as far as the file tells, or "".
         checksum: with `computed` None, or None if the format has no checksum.
         plaquette: the stored mean plaquette, normalised to 1, or None.
+        open_weights: whether `plaquette` of a field with open boundaries in time is the weighted
+            mean, see `Measurements.weighted_plaquette`.
         link_trace: the stored mean link trace, normalised to 1, or None.
         metadata: source strings by name, see `Configuration.metadata`.
         warnings: oddities that did not prevent reading.
@@ -73,6 +78,7 @@ class Header:
     metadata: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     failed_checks: dict[str, str] = field(default_factory=dict)
+    open_weights: bool = False
 
 
 @dataclass

@@ -67,6 +67,8 @@ def convert(
         As `read` and `write`.
     """
     reader, writer = detect(source), format_named(format)
+    if not writer.writable:
+        raise writer.read_only(destination)
     if not isinstance(reader, LayoutFormat) or not isinstance(writer, LayoutFormat):
         configuration = read(source, check_checksum=check_checksum, dims=dims)
         configuration.metadata |= metadata or {}

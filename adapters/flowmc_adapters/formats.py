@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from .configuration import Configuration, Header, PathLike
+from .errors import FormatError
 
 __all__ = ["Format", "PathLike"]
 
@@ -25,12 +26,14 @@ class Format(ABC):
         options: what `write` takes besides, each with the values allowed, the default first.
         layouts: for formats in which several orders of the same numbers are in use, what can be
             asked for when the file itself leaves it open.
+        writable: whether `write` is there; old formats are only read.
     """
 
     name: str
     description: str
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     layouts: tuple[str, ...] = ()
+    writable: bool = True
 
     @abstractmethod
     def detect(self, head: bytes, path: PathLike) -> bool:
@@ -98,10 +101,18 @@ class Format(ABC):
             Warnings: what could not be kept.
 
         Raises:
-            FormatError: the format cannot hold this field.
+            FormatError: the format cannot hold this field, or is not `writable`.
             CheckError: the links are not finite.
             OSError: disk full and the like; `path` is then as before.
         """
+
+    def read_only(self, path: PathLike) -> FormatError:
+        """The error for whoever wants to write a format that is not `writable`."""
+        return FormatError(
+            path,
+            None,
+            f"{self.name} files are read but not written: write nersc, ildg or npy instead",
+        )
 
     def check_options(self, options: Mapping[str, str]) -> dict[str, str]:
         """The options with their defaults filled in.

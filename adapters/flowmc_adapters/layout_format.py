@@ -7,7 +7,6 @@ writing them, in memory or slab by slab, is done here for all of them.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -129,9 +128,8 @@ class LayoutFormat(Format):
     precisions: tuple[int, ...] = (32, 64)
     four_dimensions = True
 
-    @abstractmethod
     def frame(self, path: PathLike, field: Description, options: dict[str, str]) -> Frame:
-        """What to write around the links.
+        """What to write around the links; formats that are not `writable` have none.
 
         Args:
             path: for error messages.
@@ -141,6 +139,7 @@ class LayoutFormat(Format):
         Raises:
             FormatError: the format cannot hold this field.
         """
+        raise self.read_only(path)
 
     def new_checksum(self, layout: Layout) -> ChecksumSum | None:
         """An accumulator for the checksum of a file read, or None if the format has none."""
@@ -221,6 +220,8 @@ class LayoutFormat(Format):
         """
         if precision not in (None, 32, 64):
             raise ValueError(f"precision must be 32 or 64, not {precision!r}")
+        if not self.writable:
+            raise self.read_only(path)
         if self.four_dimensions and len(source.dims) != 4:
             raise FormatError(
                 path,

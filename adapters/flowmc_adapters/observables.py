@@ -1,7 +1,6 @@
 """Numbers that tell whether a gauge field was read right: plaquette, link trace, group membership.
 
-Computed slab by slab (see `transfer`), in double precision; for 32-bit links on 2^20 sites or more
-in single precision with sums in double, whose rounding errors average out below 1e-10.
+Computed slab by slab (see `transfer`), in double precision whatever that of the links.
 """
 
 from __future__ import annotations
@@ -60,11 +59,34 @@ class GroupErrors:
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was computed from the links: plaquettes and link trace normalised to 1, group errors."""
+    """What was computed from the links, plaquettes and link trace normalised to 1.
+
+    Attributes:
+        plaquettes: means over the lattice.
+        link_trace: mean over the lattice.
+        group: departures from SU(N).
+        space_slices: mean over the planes without time on each time slice; empty in two dimensions.
+    """
 
     plaquettes: Plaquettes
     link_trace: float
     group: GroupErrors
+    space_slices: tuple[float, ...] = ()
+
+    @property
+    def weighted_plaquette(self) -> float:
+        """The mean plaquette, with the weights of open boundaries if the field has them: only
+        plaquettes that exist count, and on the first and last time slice those in space by half.
+        Four dimensions, where as many planes have the time in them as not.
+
+        Source: HiRep's file headers.
+        """
+        slices = len(self.space_slices)
+        if not self.group.open_boundary or slices < 2:
+            return self.plaquettes.mean
+        ends = self.space_slices[0] / 2, self.space_slices[-1] / 2
+        space = _sum([*ends, *self.space_slices[1:-1]])
+        return (space + slices * self.plaquettes.time) / (2 * (slices - 1))
 
 
 def plaquettes(links: ComplexArray) -> Plaquettes:
@@ -120,7 +142,20 @@ def summarize(dims: tuple[int, ...], nc: int, sums: Sequence[SlabSums]) -> Measu
         ),
         trace,
         _group_errors(dims, sums),
+        _space_slices(dims, nc, sums),
     )
+
+
+def _space_slices(dims: tuple[int, ...], nc: int, sums: Sequence[SlabSums]) -> tuple[float, ...]:
+    directions = len(dims)
+    planes = list(combinations(range(directions), 2))
+    space = [i for i, (_, nu) in enumerate(planes) if nu != directions - 1]
+    if not space:
+        return ()
+    parts: list[list[float]] = [[] for _ in range(dims[-1])]
+    for (t, _, _), part in zip(slabs_of(dims), sums, strict=True):
+        parts[t] += [part.plaquettes[i] for i in space]
+    return tuple(_sum(slice_) / (nc * len(space) * math.prod(dims[:-1])) for slice_ in parts)
 
 
 def _group_errors(dims: tuple[int, ...], sums: Sequence[SlabSums]) -> GroupErrors:
