@@ -150,7 +150,7 @@ class LayoutSource(LinkSource):
         self,
         storage: Storage,
         layout: Layout,
-        checksum: Callable[[Layout], ChecksumSum] | None = None,
+        checksum: Callable[[Layout], ChecksumSum | None] | None = None,
     ) -> None:
         self._storage, self._layout, self._checksum = storage, layout, checksum
         self.dims, self.nc, self.precision = layout.dims, layout.nc, layout.precision

@@ -61,13 +61,13 @@ class NerscFormat(LayoutFormat):
         and little-endian to others: the checksum decides, without one unitarity does.
         """
         header, layouts = _parse_header(path)
-        layout = layouts[0] if len(layouts) == 1 else _resolve_byte_order(path, header, layouts)
-        if layout.rows < layout.nc:
+        found = layouts[0] if len(layouts) == 1 else _resolve_byte_order(path, header, layouts)
+        if found.rows < found.nc:
             header.warnings.append(
-                f"the file holds {layout.rows} rows of each matrix; the last one was reconstructed "
+                f"the file holds {found.rows} rows of each matrix; the last one was reconstructed "
                 "and may differ in the last bits from that of the code that wrote the file"
             )
-        return replace(header, layout=layout)
+        return replace(header, layout=found)
 
     def new_checksum(self, layout: Layout) -> NerscChecksum:
         """See `LayoutFormat.new_checksum`."""

@@ -9,9 +9,12 @@ matrices are many times slower; temporary arrays are kept from slab to slab.
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
 import threading
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 from typing import Any
 
@@ -22,8 +25,9 @@ from .configuration import ComplexArray
 
 # Sites per slab: large enough for numpy's cost per call, small enough for the second-level caches.
 _SITES = 8192
-# From here on, rounding in products of 32-bit links averages out below the digits that are written.
-_SINGLE_PRECISION_VOLUME = 2**20
+_REAL, _COMPLEX = np.dtype(np.float64), np.dtype(np.complex128)
+# Importing numba takes as long as numpy needs for this many sites.
+_COMPILED_VOLUME = 2**20
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ def planes_per_slab(dims: tuple[int, ...]) -> int:
 
 def slab_sums(
     here: ComplexArray,
+    following: ComplexArray,
     above: ComplexArray,
     start: int,
     t: int,
@@ -71,22 +76,79 @@ def slab_sums(
     `B = U_nu(x) U_mu(x+nu)`, which saves two of the three matrix products.
 
     Args:
-        here: `[planes + 1, ..., x, mu, row, col]`, the slab and the plane that follows it
-            (periodically).
+        here: `[planes, ..., x, mu, row, col]`, the slab.
+        following: `[..., x, mu, row, col]`, the plane after it (periodically).
         above: `[planes, ..., x, mu, row, col]`, the same slab of the next time slice.
         start: first plane of the slab.
         t: time slice.
         dims: extents (Lx, ..., Lt).
     """
-    single = here.dtype == np.complex64 and math.prod(dims) >= _SINGLE_PRECISION_VOLUME
     with np.errstate(all="ignore"):  # damaged files may hold 1e300
-        dtype = np.dtype(np.complex64 if single else np.complex128)
-        padded = _sites_last(here, "here", dtype)
-        plaquettes = _plaquette_sums(padded, _sites_last(above, "above", dtype))
-        own = padded[:, :, :, :-1]
-        diagonal = (own[:, i, i].real for i in range(own.shape[1]))
-        traces = sum(float(element.sum(dtype=np.float64)) for element in diagonal)
-        return _group_sums(own, start, t, dims, plaquettes, traces)
+        compute = _compiled_fields if _use_compiled(dims, here.shape[-1]) else _fields
+        fields = compute(here, following, above)
+        return _sums(fields, here, start, t, dims)
+
+
+@cache
+def _use_compiled(dims: tuple[int, ...], nc: int) -> bool:
+    """Whether the lattice is large enough for numba, and numba is there."""
+    if nc != 3 or len(dims) != 4 or math.prod(dims) < _COMPILED_VOLUME:
+        return False
+    if os.environ.get("FLOWMC_NATIVE") == "0":
+        return False
+    return importlib.util.find_spec("numba") is not None
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """Sums over a slab, and for every link `[mu, z, ..., x]` the squared moduli of
+    U U^dagger - 1 (largest element), det U - 1 and det U + 1."""
+
+    plaquettes: tuple[float, ...]
+    traces: float
+    unitarity: npt.NDArray[np.floating]
+    plus: npt.NDArray[np.floating]
+    minus: npt.NDArray[np.floating]
+
+
+def _fields(
+    here: ComplexArray,
+    following: ComplexArray,
+    above: ComplexArray,
+) -> _Fields:
+    planes, *rest = here.shape
+    padded = _scratch.array("here", (*rest[-3:], planes + 1, *rest[:-3]), _COMPLEX)
+    own = padded[:, :, :, :-1]
+    np.copyto(own, _sites_last(here))
+    np.copyto(padded[:, :, :, -1], _sites_last(following))
+    upper = _scratch.array("above", own.shape, _COMPLEX)
+    np.copyto(upper, _sites_last(above))
+    plaquettes = _plaquette_sums(padded, upper)
+    diagonal = (own[:, i, i].real for i in range(own.shape[1]))
+    traces = sum(float(element.sum(dtype=np.float64)) for element in diagonal)
+    determinants = _determinants(own)
+    return _Fields(
+        plaquettes,
+        traces,
+        _unitarity(own),
+        _squared_modulus(determinants - 1),
+        _squared_modulus(determinants + 1),
+    )
+
+
+def _compiled_fields(
+    here: ComplexArray,
+    following: ComplexArray,
+    above: ComplexArray,
+) -> _Fields:
+    from .compiled_sums import slab_fields
+
+    planes, height, width = above.shape[:3]
+    fields = _scratch.array("fields", (3, 4, planes, height, width), _REAL)
+    sums = np.empty(7)
+    rows = _scratch.array("rows", (4, 4, 3, 3, 2, width + 1), _REAL)
+    slab_fields(here, following, above, rows, *fields, sums)
+    return _Fields(tuple(map(float, sums[:6])), float(sums[6]), *fields)
 
 
 class _Scratch(threading.local):
@@ -105,14 +167,9 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def _sites_last(
-    links: ComplexArray, name: str, dtype: np.dtype[np.complexfloating[Any, Any]]
-) -> ComplexArray:
-    """`[mu, row, col, z, ..., x]` of `[z, ..., x, mu, row, col]`."""
-    moved = np.moveaxis(links, (-3, -2, -1), (0, 1, 2))
-    result = _scratch.array(name, moved.shape, dtype)
-    np.copyto(result, moved)
-    return result
+def _sites_last(links: ComplexArray) -> ComplexArray:
+    """`[mu, row, col, z, ..., x]` of `[z, ..., x, mu, row, col]`, a view."""
+    return np.moveaxis(links, (-3, -2, -1), (0, 1, 2))
 
 
 def _plaquette_sums(here: ComplexArray, above: ComplexArray) -> tuple[float, ...]:
@@ -160,45 +217,34 @@ def _real_dot(a: ComplexArray, b: ComplexArray) -> float:
 
     Not `np.vdot`: its last bits depend on the linear-algebra library and on its threads.
     """
-    reals = a.real.dtype
-    # Short rows: their sums may be of the arrays' own precision
-    length = math.gcd(2 * a.size, 256)
-    rows = (array.view(reals).reshape(-1, length) for array in (a, b))
-    return float(np.einsum("ij,ij->i", *rows).sum(dtype=np.float64))
+    return float(np.einsum("i,i->", *(array.view(_REAL).reshape(-1) for array in (a, b))))
 
 
-def _group_sums(
-    own: ComplexArray,
-    start: int,
-    t: int,
-    dims: tuple[int, ...],
-    plaquettes: tuple[float, ...],
-    traces: float,
+def _sums(
+    fields: _Fields, own: ComplexArray, start: int, t: int, dims: tuple[int, ...]
 ) -> SlabSums:
-    directions = own.shape[0]
-    unitarity = _unitarity(own)
-    determinants = _determinants(own)
-    plus = _squared_modulus(determinants - 1)
+    """The sums of a slab; `own[z, ..., x, mu, row, col]`."""
+    directions = len(dims)
+    unitarity, plus, minus = fields.unitarity, fields.plus, fields.minus
     zeros, last_zeros = [0] * directions, [0] * directions
     missing = None
     # A zero matrix has |U U^+ - 1| = 1: look for them only if some link is that far off
     if not float(unitarity.max()) < 0.5:
-        missing = ~own.any(axis=(1, 2))
+        missing = np.moveaxis(np.logical_not(own.any(axis=(-2, -1))), -1, 0)
         unitarity[missing] = 0
         plus[missing] = 0
     regular, last, flipped = [], [], []
     for mu in range(directions):
-        off, on = _last_slice(plus.ndim - 1, mu, directions, start, t, own.shape[3], dims)
+        off, on = _last_slice(plus.ndim - 1, mu, directions, start, t, plus.shape[1], dims)
         regular.append(_largest(plus[mu][off]))
         last.append(_largest(plus[mu][on]))
-        minus = _squared_modulus(determinants[mu][on] + 1)
+        flipped.append(_largest(minus[mu][on]))
         if missing is not None:
             zeros[mu] = int(missing[mu].sum())
             last_zeros[mu] = int(missing[mu][on].sum())
-        flipped.append(_largest(minus))
     return SlabSums(
-        plaquettes,
-        traces,
+        fields.plaquettes,
+        fields.traces,
         _largest(unitarity),
         tuple(regular),
         tuple(last),
@@ -264,7 +310,7 @@ def _squared_modulus(values: ComplexArray) -> npt.NDArray[np.float64]:
     return np.asarray(values.real**2 + values.imag**2)
 
 
-def _largest(squares: npt.NDArray[np.float64]) -> float:
+def _largest(squares: npt.NDArray[np.floating]) -> float:
     """Root of the maximum, in which a nan (inf - inf in a damaged field) wins as infinity."""
     if squares.size == 0:
         return 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
@@ -60,10 +61,11 @@ class FileStorage(Storage):
     def __init__(self, path: PathLike, *, writable: bool = False) -> None:
         self.path = path
         self._descriptor = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
+        self._writing = threading.Lock()
 
     def read(self, offset: int, out: RawBytes) -> None:
         """See `Storage.read`."""
-        rest = memoryview(out)
+        rest = memoryview(out.data)
         while rest:
             got = os.preadv(self._descriptor, [rest], offset)
             if got == 0:
@@ -73,11 +75,13 @@ class FileStorage(Storage):
 
     def write(self, offset: int, data: RawBytes) -> None:
         """See `Storage.write`."""
-        rest = memoryview(data)
-        while rest:
-            put = os.pwrite(self._descriptor, rest, offset)
-            offset += put
-            rest = rest[put:]
+        rest = memoryview(data.data)
+        # One at a time: the system lets one thread write to a file, and the others wait spinning
+        with self._writing:
+            while rest:
+                put = os.pwrite(self._descriptor, rest, offset)
+                offset += put
+                rest = rest[put:]
 
     def close(self) -> None:
         """See `Storage.close`."""

@@ -8,9 +8,10 @@ by bit, on how many threads or ranks shared the work.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ Progress = Callable[[int, int], None]
 _MOST_THREADS = 4
 # Below this many sites starting threads costs more than it saves.
 _SERIAL_VOLUME = 2**15
+# Bytes of a time slice that is kept in memory while the next one is needed beside it.
+_LARGEST_SLICE_KEPT = 3 * 2**26
 
 
 class Change:
@@ -99,8 +102,10 @@ def transfer(
         FormatError, OSError: from source and sink.
     """
     chosen = slabs_of(source.dims) if slabs is None else slabs
-    work = _Work(source, sink, source_checksum, sink_checksum, change, measure)
+    links = _Links(source, source_checksum, chosen, measure=measure)
+    work = _Work(links, sink, sink_checksum, change, measure)
     sums = Sums([], [])
+    done = 0
 
     def collect(result: tuple[SlabSums, SlabSums] | None) -> None:
         nonlocal done
@@ -111,9 +116,8 @@ def transfer(
         if progress is not None:
             progress(done, len(chosen))
 
-    done = 0
     threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)), len(chosen))
-    if threads < 2 or np.prod(source.dims) < _SERIAL_VOLUME:
+    if threads < 2 or math.prod(source.dims) < _SERIAL_VOLUME:
         for slab in chosen:
             collect(work(slab))
     else:
@@ -138,61 +142,133 @@ class _Work:
 
     def __init__(
         self,
-        source: LinkSource,
+        links: _Links,
         sink: LinkSink | None,
-        source_checksum: ChecksumSum | None,
         sink_checksum: ChecksumSum | None,
         change: Change | None,
         measure: bool,
     ) -> None:
-        self._source, self._sink = source, sink
-        self._source_checksum, self._sink_checksum = source_checksum, sink_checksum
+        self._links, self._sink, self._sink_checksum = links, sink, sink_checksum
         self._change, self._measure = change, measure
-        self._local = threading.local()
 
     def __call__(self, slab: Slab) -> tuple[SlabSums, SlabSums] | None:
-        source, dims = self._source, self._source.dims
-        _, start, stop = slab
-        here = self._buffer("here", stop - start + 1)
-        own = here[:-1]
-        source.read(slab, own, self._source_checksum)
-        bad = first_non_finite(own)
-        if bad is not None:
-            raise source.not_finite(slab, bad)
-        changed = own if self._change is None else self._change.apply(own, slab)
-        if self._change is not None:
-            bad = first_non_finite(changed)
-            if bad is not None:
-                raise source.not_finite(slab, bad)
-        result = self._sums(slab, here, changed, dims) if self._measure else None
+        links, change = self._links, self._change
+        here = links.slab(slab, own=True)
+        changed = here if change is None else change.apply(here, slab)
+        if change is not None:
+            links.require_finite(slab, changed)
+        result = self._sums(slab, here, changed) if self._measure else None
         if self._sink is not None:
             self._sink.write(slab, changed, self._sink_checksum)
+        links.release(slab)
         return result
 
     def _sums(
-        self, slab: Slab, here: ComplexArray, changed: ComplexArray, dims: tuple[int, ...]
+        self, slab: Slab, here: ComplexArray, changed: ComplexArray
     ) -> tuple[SlabSums, SlabSums]:
-        t, start, stop = slab
-        following = stop % dims[-2]
-        beside: Slab = (t, following, following + 1)
-        upper: Slab = ((t + 1) % dims[-1], start, stop)
-        above = self._buffer("above", stop - start)
-        self._source.read(beside, here[-1:])
-        self._source.read(upper, above)
-        sums = slab_sums(here, above, start, t, dims)
-        if self._change is None:
+        links, change, dims = self._links, self._change, self._links.dims
+        t, start, _ = slab
+        beside, upper = _neighbours(slab, dims)
+        following, above = links.slab(beside)[:1], links.slab(upper)
+        sums = slab_sums(here, following[0], above, start, t, dims)
+        if change is None:
             return sums, sums
-        changed_here = np.concatenate([changed, self._change.apply(here[-1:], beside)])
-        changed_above = self._change.apply(above, upper)
-        return sums, slab_sums(changed_here, changed_above, start, t, dims)
+        following = change.apply(following, (t, beside[1], beside[1] + 1))
+        above = change.apply(above, upper)
+        return sums, slab_sums(changed, following[0], above, start, t, dims)
 
-    def _buffer(self, name: str, planes: int) -> ComplexArray:
-        shape = (planes, *self._source.plane_shape)
-        found: ComplexArray | None = getattr(self._local, name, None)
-        if found is None or found.shape != shape:
-            found = np.empty(shape, self._source.complex_type)
-            setattr(self._local, name, found)
-        return found
+
+def _neighbours(slab: Slab, dims: tuple[int, ...]) -> tuple[Slab, Slab]:
+    """The slab that follows in the same time slice, and the same one of the next time slice."""
+    t, start, stop = slab
+    begin = stop % dims[-2]
+    end = min(begin + planes_per_slab(dims), dims[-2])
+    return (t, begin, end), ((t + 1) % dims[-1], start, stop)
+
+
+class _Links:
+    """The slabs of a source, kept while neighbours still need them.
+
+    The plaquettes of a slab need the one after it and the one of the next time slice. As long as a
+    time slice is not too large, every slab is therefore read, decoded and checksummed once and kept
+    until its last use; only the first time slice is read a second time, at the end. Slabs of larger
+    lattices are read again for each use, which the system's file cache makes cheap.
+    """
+
+    def __init__(
+        self,
+        source: LinkSource,
+        checksum: ChecksumSum | None,
+        slabs: Sequence[Slab],
+        *,
+        measure: bool,
+    ) -> None:
+        self._source, self._checksum = source, checksum
+        self.dims = source.dims
+        slice_bytes = math.prod(source.plane_shape) * source.dims[-2] * source.complex_type.itemsize
+        self._keep = measure and slice_bytes <= _LARGEST_SLICE_KEPT
+        self._lock = threading.Lock()
+        self._kept: dict[Slab, Future[ComplexArray]] = {}
+        self._free: list[ComplexArray] = []
+        self._unfed = set(slabs)
+        # How many slabs still have to come for which a slab must be there
+        self._uses: Counter[Slab] = Counter()
+        if self._keep:
+            for slab in slabs:
+                self._uses.update(self._needed(slab))
+
+    def slab(self, slab: Slab, *, own: bool = False) -> ComplexArray:
+        """The links of a slab; `own` where they are not wanted for a neighbour only."""
+        if not self._keep:
+            return self._read(slab, feed=own)
+        with self._lock:
+            promise = self._kept.get(slab)
+            mine = promise is None
+            if promise is None:
+                promise = self._kept[slab] = Future()
+            feed = mine and slab in self._unfed
+            self._unfed.discard(slab)
+        if mine:
+            try:
+                promise.set_result(self._read(slab, feed=feed))
+            except BaseException as error:
+                promise.set_exception(error)
+        return promise.result()
+
+    def release(self, slab: Slab) -> None:
+        """A slab has had its turn: forget what nobody needs any more."""
+        if not self._keep:
+            return
+        with self._lock:
+            self._uses.subtract(self._needed(slab))
+            for used in {slab, *_neighbours(slab, self.dims)}:
+                if self._uses[used] <= 0 and used in self._kept:
+                    self._free.append(self._kept.pop(used).result())
+
+    def require_finite(self, slab: Slab, links: ComplexArray) -> None:
+        """Raise the source's error if a link is not finite."""
+        bad = first_non_finite(links)
+        if bad is not None:
+            raise self._source.not_finite(slab, bad)
+
+    def _needed(self, slab: Slab) -> list[Slab]:
+        """The slabs that one slab needs, but for the first time slice when the last one needs it:
+        keeping that one to the end would double the memory."""
+        beside, upper = _neighbours(slab, self.dims)
+        return [slab, beside] if upper[0] == 0 else [slab, beside, upper]
+
+    def _read(self, slab: Slab, *, feed: bool) -> ComplexArray:
+        _, start, stop = slab
+        shape = (stop - start, *self._source.plane_shape)
+        links = None
+        with self._lock:
+            if self._free and self._free[-1].shape == shape:
+                links = self._free.pop()
+        if links is None:
+            links = np.empty(shape, self._source.complex_type)
+        self._source.read(slab, links, self._checksum if feed else None)
+        self.require_finite(slab, links)
+        return links
 
 
 def precision_change(source: LinkSource, precision: int) -> Change | None:
