@@ -243,7 +243,10 @@ class _Links:
             self._uses.subtract(self._needed(slab))
             for used in {slab, *_neighbours(slab, self.dims)}:
                 if self._uses[used] <= 0 and used in self._kept:
-                    self._free.append(self._kept.pop(used).result())
+                    links = self._kept.pop(used).result()
+                    # The last time slice, not counted among the users of the first, may be at it
+                    if used[0] > 0:
+                        self._free.append(links)
 
     def require_finite(self, slab: Slab, links: ComplexArray) -> None:
         """Raise the source's error if a link is not finite."""
