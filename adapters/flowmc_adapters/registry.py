@@ -19,6 +19,7 @@ from .formats import Format, PathLike
 from .ildg import IldgFormat
 from .layout_format import LayoutFormat, scan
 from .nersc import NerscFormat
+from .milc import MilcFormat
 from .npy import NumpyFormat
 from .observables import measure_links
 from .scidac import ScidacFormat
@@ -240,5 +241,6 @@ for _built_in in (
     ScidacFormat(),
     IldgFormat(),
     NumpyFormat(),
+    MilcFormat(),
 ):
     register(_built_in)

@@ -10,12 +10,7 @@ from .errors import FormatError
 from .formats import PathLike
 
 _EXPORT = "export it as NERSC or ILDG with the code that wrote it"
-_MILC = {
-    20103: "MILC version 5",
-    59354: "MILC version 1-4",
-    0x71626434: "FNAL (old MILC)",
-    53546: "MILC of 1996",
-}
+_MILC_1996 = 53546
 _CP_PACS = 19920410
 
 
@@ -54,8 +49,8 @@ def _name(path: Path, head: bytes) -> str | None:
 def _binary_name(size: int, head: bytes) -> str | None:
     for order in "<>":
         (magic,) = struct.unpack_from(f"{order}I", head)
-        if magic in _MILC:
-            return f"a {_MILC[magic]} file, which this version cannot read: {_EXPORT}"
+        if magic == _MILC_1996:
+            return f"a MILC file of 1996, which this version cannot read: {_EXPORT}"
         if magic == _CP_PACS:
             return f"a CP-PACS file, which this version cannot read: {_EXPORT}"
     nc, *dims = struct.unpack_from(">5i", head)
