@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import flowmc_adapters
 import numpy as np
 import torch
 from flowmc_adapters import FormatError
+from flowmc_adapters.naming import number_in_name
 from torch import Tensor
 
 from flowmc.actions.base import Action
@@ -185,18 +185,6 @@ def field_to_file_order(array: np.ndarray, action: Action) -> np.ndarray:
         return np.ascontiguousarray(array.transpose(tuple(reversed(range(d)))))
     inner = tuple(range(d + 1, array.ndim))
     return np.ascontiguousarray(array.transpose((*range(d, 0, -1), 0, *inner)))
-
-
-def number_in_name(path: str | os.PathLike[str]) -> int | None:
-    """Return the configuration number at the end of a file name: 1000 of "lat.1000", "run1n1000",
-    "conf-1000.lime"; None if there is none.
-    """
-    name = Path(path).name
-    stem, dot, suffix = name.rpartition(".")
-    if dot and not suffix.isdigit():
-        name = stem
-    found = re.search(r"(?:^|[._\-n])(\d+)$", name)
-    return int(found[1]) if found else None
 
 
 def _read_real_array(path: str | os.PathLike[str], action: Action) -> np.ndarray:

@@ -16,7 +16,7 @@ from numba import njit
 _MATH = {"reassoc", "contract", "nsz"}
 
 
-def _compiled(function):  # type: ignore[no-untyped-def]
+def _compiled(function):
     try:
         return njit(nogil=True, fastmath=_MATH, cache=True, boundscheck=False)(function)
     except RuntimeError:  # nowhere to keep the result: every process compiles anew

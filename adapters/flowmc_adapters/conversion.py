@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .configuration import PathLike, number_of
-from .errors import CheckError
-from .layout_format import LayoutFormat, save, verdict_of
-from .registry import detect, format_named, read, require_dims
+from .changes import Reunitarize, StripSigns, chain
+from .configuration import Header, PathLike, number_of
+from .layout_format import LayoutFormat, save, scan, verdict_of
+from .links import LinkSource
+from .registry import (
+    detect,
+    format_named,
+    read,
+    require_dims,
+    require_projectable,
+    require_sound,
+    signs_text,
+)
 from .transfer import Progress, Sums
 
 
@@ -41,16 +50,20 @@ def convert(
     *,
     check_checksum: bool = True,
     dims: tuple[int, ...] | None = None,
+    layout: str | None = None,
+    strip_signs: bool = False,
+    reunitarize: bool = False,
     metadata: Mapping[str, str] | None = None,
     options: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
     """Read a configuration, check it, and write it in another format.
 
-    The links are the same bit by bit, unless `precision=32` rounds 64-bit ones. Metadata and
-    configuration number are carried over where the format has a place for them. Source and
-    destination may be the same file. The field passes through slab by slab: memory does not grow
-    with the lattice (formats of other packages that are no `LayoutFormat` are held in memory).
+    The links are the same bit by bit, unless one of `precision`, `strip_signs` and `reunitarize`
+    asks for a change. Metadata and configuration number are carried over where the format has a
+    place for them. Source and destination may be the same file. The field passes through slab by
+    slab: memory does not grow with the lattice (formats that are no `LayoutFormat` are held in
+    memory).
 
     Args:
         source: file of any format.
@@ -59,6 +72,9 @@ def convert(
         precision: 32 or 64; None keeps that of the source.
         check_checksum: as in `read`.
         dims: as in `read`.
+        layout: as in `read`.
+        strip_signs: as in `read`.
+        reunitarize: as in `read`.
         metadata: entries that replace those of the source.
         options: of the format written, see its `options`.
         progress: told about the slabs done and of all slabs.
@@ -66,11 +82,18 @@ def convert(
     Raises:
         As `read` and `write`.
     """
-    reader, writer = detect(source), format_named(format)
+    reader, writer = detect(source, layout), format_named(format)
     if not writer.writable:
         raise writer.read_only(destination)
     if not isinstance(reader, LayoutFormat) or not isinstance(writer, LayoutFormat):
-        configuration = read(source, check_checksum=check_checksum, dims=dims)
+        configuration = read(
+            source,
+            check_checksum=check_checksum,
+            dims=dims,
+            layout=layout,
+            strip_signs=strip_signs,
+            reunitarize=reunitarize,
+        )
         configuration.metadata |= metadata or {}
         lost = writer.write(destination, configuration, precision=precision, **(options or {}))
         return Conversion(
@@ -81,20 +104,26 @@ def convert(
             configuration.number,
             [*configuration.warnings, *lost],
         )
-    header = reader.read_header(source, dims=dims)
+    header = reader.read_header(source, dims=dims, layout=layout)
     require_dims(source, header.dims, dims)
     carried = header.metadata | dict(metadata or {})
     warnings: list[str] = []
     with reader.open(source, header) as links:
-        frame, change = writer.plan(destination, links, carried, precision, dict(options or {}))
+        frame, rounding = writer.plan(destination, links, carried, precision, dict(options or {}))
+        signs = _signs(links, header, warnings) if strip_signs else None
+        projection = Reunitarize() if reunitarize else None
+        if frame.layout.precision > header.precision:
+            change = chain(signs, rounding, projection)
+        else:
+            change = chain(signs, projection, rounding)
         checksum = links.new_checksum() if header.checksum is not None else None
 
         def accept(sums: Sums) -> None:
             verdict = verdict_of(links, header, checksum, sums)
-            failed = list(verdict.failed_checks.values())
-            if failed and check_checksum:
-                raise CheckError(source, None, "; ".join(failed))
-            warnings.extend([*verdict.warnings, *failed])
+            warnings.extend(require_sound(source, verdict, check_checksum))
+            if reunitarize:
+                group = verdict.measurements.group
+                warnings.append(require_projectable(source, group, stripped=strip_signs))
 
         save(
             destination,
@@ -113,3 +142,10 @@ def convert(
         number=number_of(carried),
         warnings=[*warnings, *frame.warnings],
     )
+
+
+def _signs(links: LinkSource, header: Header, warnings: list[str]) -> StripSigns | None:
+    """What undoes the boundary signs of a file, found by reading it once."""
+    found = scan(links, header).measurements.group.antiperiodic
+    warnings.append(signs_text(found))
+    return StripSigns(header.dims, found) if found else None

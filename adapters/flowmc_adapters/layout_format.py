@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .atomic import atomic_path, atomic_write
+from .changes import Change, precision_change
 from .checks import Verdict, judge
 from .checksums import ChecksumSum
 from .configuration import Configuration, Header
@@ -32,7 +33,7 @@ from .links import (
 )
 from .observables import Measurements, summarize
 from .storage import FileStorage, Storage
-from .transfer import Change, Progress, Sums, precision_change, transfer
+from .transfer import Progress, Sums, transfer
 
 
 @dataclass(frozen=True)

@@ -12,22 +12,27 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from .changes import Change, Reunitarize, StripSigns
 from .checks import Verdict, judge
-from .configuration import Configuration, Header
+from .configuration import DIRECTIONS, Configuration, Header
 from .errors import CheckError, FormatError
 from .formats import Format, PathLike
+from .hdf5 import Hdf5Format
+from .hirep import HirepFormat
 from .ildg import IldgFormat
 from .layout_format import LayoutFormat, scan
-from .nersc import NerscFormat
 from .milc import MilcFormat
+from .nersc import NerscFormat
 from .npy import NumpyFormat
-from .observables import measure_links
+from .observables import GroupErrors, measure_links
 from .scidac import ScidacFormat
 from .transfer import Progress
 from .unsupported import refuse
 
 ENTRY_POINT_GROUP = "flowmc.formats"
 _HEAD_BYTES = 4096
+# Beyond this, a departure from the group is damage.
+_PROJECTABLE = 1e-2
 _formats: dict[str, Format] = {}
 
 
@@ -108,6 +113,8 @@ def read(
     check_checksum: bool = True,
     dims: tuple[int, ...] | None = None,
     layout: str | None = None,
+    strip_signs: bool = False,
+    reunitarize: bool = False,
 ) -> Configuration:
     """Read a configuration of any format.
 
@@ -119,27 +126,77 @@ def read(
         check_checksum: if False, disagreements become warnings and entries of `failed_checks`.
         dims: extents (Lx, Ly, Lz, Lt), for the few files that do not state them.
         layout: order of the numbers, for the few files that leave it open; see `Format.layouts`.
+        strip_signs: multiply links that carry the fermions' antiperiodic sign by -1.
+        reunitarize: project the links onto SU(N), see `changes.reunitarize`.
 
     Raises:
         FormatError: not readable.
         CheckError: readable, but checksum, plaquette or link trace disagree, or links are not
-            finite (the latter whatever `check_checksum` is).
+            finite (the latter whatever `check_checksum` is), or too far from SU(N) to be
+            projected.
         OSError: the file cannot be opened.
     """
     found = detect(path, layout)
     if isinstance(found, LayoutFormat):
-        configuration, _ = found.load(path, dims=dims, layout=layout)
+        configuration, verdict = found.load(path, dims=dims, layout=layout)
     else:
         configuration = found.read(path, dims=dims, layout=layout)
         verdict = _judge_in_memory(configuration)
-        configuration.warnings = verdict.warnings
-        configuration.failed_checks = verdict.failed_checks
     require_dims(path, configuration.dims, dims)
-    failed = list(configuration.failed_checks.values())
+    configuration.failed_checks = verdict.failed_checks
+    configuration.warnings = require_sound(path, verdict, check_checksum)
+    group = verdict.measurements.group
+    if strip_signs:
+        configuration.warnings.append(signs_text(group.antiperiodic))
+        change = StripSigns(configuration.dims, group.antiperiodic)
+        _apply(change, configuration)
+    if reunitarize:
+        configuration.warnings.append(require_projectable(path, group, stripped=strip_signs))
+        _apply(Reunitarize(), configuration)
+    return configuration
+
+
+def _apply(change: Change, configuration: Configuration) -> None:
+    planes = configuration.links.shape[1]
+    for t, part in enumerate(configuration.links):
+        part[...] = change.apply(part, (t, 0, planes))
+
+
+def require_sound(path: PathLike, verdict: Verdict, check_checksum: bool) -> list[str]:
+    """The warnings on a file; raises CheckError if it failed a check and that is not to be
+    ignored."""
+    failed = list(verdict.failed_checks.values())
     if failed and check_checksum:
         raise CheckError(path, None, "; ".join(failed))
-    configuration.warnings += failed
-    return configuration
+    return [*verdict.warnings, *failed]
+
+
+def require_projectable(path: PathLike, group: GroupErrors, *, stripped: bool) -> str:
+    """What to say about a projection onto the group; raises CheckError if it would hide damage."""
+    if group.antiperiodic and not stripped:
+        raise CheckError(
+            path,
+            None,
+            "links with the fermions' antiperiodic sign cannot be projected onto SU(N): strip it "
+            "as well (strip_signs=True or --strip-signs)",
+        )
+    determinant = 0.0 if group.antiperiodic else group.determinant
+    if not max(group.unitarity, determinant) <= _PROJECTABLE:
+        raise CheckError(
+            path,
+            None,
+            f"links are off SU(N) by {max(group.unitarity, determinant):.1e}: that is damage, not rounding, and "
+            "projecting them onto the group would hide it",
+        )
+    return f"links were projected onto SU(N), as asked; they were off by {group.unitarity:.1e}"
+
+
+def signs_text(directions: tuple[int, ...]) -> str:
+    """What to say about stripping boundary signs in these directions."""
+    if not directions:
+        return "no antiperiodic sign found, nothing was stripped"
+    names = ", ".join(DIRECTIONS[mu] if mu < len(DIRECTIONS) else str(mu) for mu in directions)
+    return f"the antiperiodic sign in direction {names} was stripped, as asked"
 
 
 def verify(
@@ -240,7 +297,8 @@ for _built_in in (
     NerscFormat(),
     ScidacFormat(),
     IldgFormat(),
-    NumpyFormat(),
     MilcFormat(),
+    NumpyFormat(),
+    Hdf5Format(),
 ):
     register(_built_in)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .changes import Change
 from .checksums import ChecksumSum
 from .configuration import ComplexArray
 from .finite import first_non_finite
@@ -32,23 +33,6 @@ _MOST_THREADS = 4
 _SERIAL_VOLUME = 2**15
 # Bytes of a time slice that is kept in memory while the next one is needed beside it.
 _LARGEST_SLICE_KEPT = 3 * 2**26
-
-
-class Change:
-    """What is done to links between source and sink. The default: conversion of the precision.
-
-    Args:
-        precision: of the changed links, 32 or 64.
-    """
-
-    def __init__(self, precision: int) -> None:
-        self.precision = precision
-        self.complex_type = np.dtype(np.complex64 if precision == 32 else np.complex128)
-
-    def apply(self, links: ComplexArray, slab: Slab) -> ComplexArray:
-        """The changed links of a slab, in an array of the new precision."""
-        with np.errstate(over="ignore"):  # an overflow becomes inf, which is then refused
-            return links.astype(self.complex_type)
 
 
 @dataclass
@@ -272,8 +256,3 @@ class _Links:
         self._source.read(slab, links, self._checksum if feed else None)
         self.require_finite(slab, links)
         return links
-
-
-def precision_change(source: LinkSource, precision: int) -> Change | None:
-    """The change that makes `precision` of the source's, or None if it has that already."""
-    return None if precision == source.precision else Change(precision)

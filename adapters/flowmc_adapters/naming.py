@@ -1,0 +1,40 @@
+"""Names of configuration files: the number in them, and what a converted file is called."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+_SUFFIXES = frozenset(
+    {".lime", ".ildg", ".scidac", ".nersc", ".milc", ".openqcd", ".hirep", ".bmw", ".bridge"}
+    | {".h5", ".hdf5", ".npy", ".npz", ".cfg", ".conf", ".dat", ".bin", ".txt"}
+)
+
+
+def number_in_name(path: str | os.PathLike[str]) -> int | None:
+    """The configuration number at the end of a file name: 1000 of "lat.1000", "run1n1000",
+    "conf-1000.lime"; None if there is none.
+    """
+    name = Path(path).name
+    stem, dot, suffix = name.rpartition(".")
+    if dot and not suffix.isdigit():
+        name = stem
+    found = re.search(r"(?:^|[._\-n])(\d+)$", name)
+    return int(found[1]) if found else None
+
+
+def converted_name(path: str | os.PathLike[str], suffix: str) -> str:
+    """A file's name with the suffix of another format: "conf-1000.lime" becomes "conf-1000.h5",
+    "lat.1000" becomes "lat.1000.h5"."""
+    name = Path(path).name
+    stem, dot, old = name.rpartition(".")
+    if dot and stem and f".{old.lower()}" in _SUFFIXES:
+        name = stem
+    return name + suffix
+
+
+def natural_key(path: str | os.PathLike[str]) -> list[tuple[int, int | str]]:
+    """For sorting names by the numbers in them: lat.900 before lat.1000."""
+    parts = re.split(r"(\d+)", os.fspath(path))
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in parts]
