@@ -9,11 +9,12 @@ import time
 import numpy as np
 import pytest
 from flowmc_adapters import CheckError, convert, inspect, read, slab_sums, storage, transfer, write
+from flowmc_adapters.changes import precision_change
 from flowmc_adapters.checksums import ScidacChecksum
 from flowmc_adapters.layout import Layout
 from flowmc_adapters.links import ArraySink, ArraySource, LayoutSink, LayoutSource, LinkSink
 from flowmc_adapters.storage import FileStorage
-from flowmc_adapters.transfer import precision_change, slabs_of
+from flowmc_adapters.transfer import slabs_of
 
 DIMS = [(2, 3, 4, 5), (2, 3, 4, 2), (3, 2, 5, 1), (2, 1, 1, 3), (1, 1, 1, 1), (2, 3, 4), (3, 2)]
 
