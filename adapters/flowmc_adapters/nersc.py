@@ -3,7 +3,7 @@
 An ASCII header of `KEY = VALUE` lines between `BEGIN_HEADER` and `END_HEADER`, then the links up to
 the end of the file, in the order of `payload`, with all rows (`4D_SU3_GAUGE_3x3`) or without the
 last one (`4D_SU3_GAUGE`). Sources: the readers and writers of QDP++, Grid, GPT, MILC, CPS, PyQUDA
-and SIMULATeQCD, which disagree in details; the header written here is accepted by all of them.
+and SIMULATeQCD, which disagree in details; `nersc_writing` has the headers that are written.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from .configuration import Checksum, Header
 from .errors import FormatError
 from .formats import PathLike
 from .layout import Layout, check_size
-from .layout_format import Description, Frame, LayoutFormat, Written
+from .layout_format import Description, Frame, LayoutFormat
 from .lime_text import parse_integer, parse_real
 from .links import LayoutSource
-from .metadata import carried_keys
+from .nersc_writing import OPTIONS, nersc_frame
 from .storage import FileStorage
 from .transfer import slabs_of, transfer
 
@@ -33,9 +33,6 @@ _LARGEST_HEADER = 2**17
 _CHUNK = 2**22
 _DATATYPE = re.compile(r"4D_SU(\d{1,3})_GAUGE(?:_(\d{1,3})[xX](\d{1,3}))?")
 _FLOATING_POINT = re.compile(r"IEEE(32|64)(BIG|LITTLE|SMALL)?")
-# QDP++ reads at most 127 characters a line, newline included; MILC fewer than 128 lines.
-_LONGEST_LINE = 126
-_MOST_LINES = 126
 
 
 class NerscFormat(LayoutFormat):
@@ -43,6 +40,7 @@ class NerscFormat(LayoutFormat):
 
     name = "nersc"
     description = "NERSC archive (Chroma, Grid, GPT, MILC, CPS, SIMULATeQCD, PyQUDA)"
+    options = OPTIONS
 
     def detect(self, head: bytes, path: PathLike) -> bool:
         """By the first line."""
@@ -74,31 +72,8 @@ class NerscFormat(LayoutFormat):
         return NerscChecksum(layout.byte_order)
 
     def frame(self, path: PathLike, field: Description, options: dict[str, str]) -> Frame:
-        """Always big-endian, all rows."""
-        return _UniversalFrame(path, field)
-
-
-class _UniversalFrame(Frame):
-    """The header that all readers accept."""
-
-    def __init__(self, path: PathLike, field: Description) -> None:
-        super().__init__(Layout(0, field.dims, field.nc, field.nc, field.precision, ">"))
-        self._path, self._field = path, field
-        _, self.warnings = _header_text(path, field, checksum="0", plaquette=0.0, trace=0.0)
-
-    def new_checksum(self) -> NerscChecksum:
-        return NerscChecksum(">")
-
-    def prefix(self, written: Written | None) -> bytes:
-        checksum, plaquette, trace = "0", 0.0, 0.0
-        if written is not None:
-            assert written.checksum is not None
-            checksum = written.checksum.text
-            plaquette = written.measurements.plaquettes.mean
-            trace = written.measurements.link_trace
-        return _header_text(
-            self._path, self._field, checksum=checksum, plaquette=plaquette, trace=trace
-        )[0]
+        """See `nersc_writing`."""
+        return nersc_frame(path, field, options)
 
 
 def _parse_header(path: PathLike) -> tuple[Header, list[Layout]]:
@@ -236,80 +211,3 @@ def _unitarity(path: PathLike, layout: Layout) -> float:
     except FormatError:
         return math.inf
     return max(part.unitarity for part in sums)
-
-
-def _header_text(
-    path: PathLike,
-    field: Description,
-    *,
-    checksum: str,
-    plaquette: float,
-    trace: float,
-) -> tuple[bytes, list[str]]:
-    """The header, and warnings on what did not fit.
-
-    Every line is `KEY = VALUE` with a non-empty value, which MILC insists on. The three values that
-    are known only after the links are padded with blanks on the left, as CPS and Grid do, so that
-    the header can be written last.
-    """
-    nc, metadata = field.nc, field.metadata
-    number = metadata.get("SEQUENCE_NUMBER", "0")
-    if parse_integer(number) is None:
-        raise FormatError(
-            path,
-            None,
-            f"SEQUENCE_NUMBER must be an integer (Grid reads it as one) and is {number!r}: set it "
-            "in the metadata",
-        )
-    values = {
-        "HDR_VERSION": "1.0",
-        "DATATYPE": f"4D_SU{nc}_GAUGE_{nc}x{nc}",
-        "STORAGE_FORMAT": "1.0",
-    }
-    values |= {f"DIMENSION_{i}": str(extent) for i, extent in enumerate(field.dims, 1)}
-    values |= {"LINK_TRACE": decimal_text(trace), "PLAQUETTE": decimal_text(plaquette)}
-    widths = {"LINK_TRACE": 18, "PLAQUETTE": 18, "CHECKSUM": 8}
-    free = carried_keys(metadata)
-    values |= {f"BOUNDARY_{i}": free.pop(f"BOUNDARY_{i}", "PERIODIC") for i in (1, 2, 3, 4)}
-    values["CHECKSUM"] = checksum
-    # A date of our own would make equal input give different files.
-    values |= {
-        "ENSEMBLE_ID": free.pop("ENSEMBLE_ID", "unknown"),
-        "ENSEMBLE_LABEL": free.pop("ENSEMBLE_LABEL", "unknown"),
-        "SEQUENCE_NUMBER": number.strip(),
-        "CREATOR": free.pop("CREATOR", "flowmc"),
-        "CREATOR_HARDWARE": free.pop("CREATOR_HARDWARE", "unknown"),
-        "CREATION_DATE": free.pop("CREATION_DATE", "unknown"),
-        "ARCHIVE_DATE": free.pop("ARCHIVE_DATE", "unknown"),
-    }
-    free.pop("SEQUENCE_NUMBER", None)
-    values |= free
-    values["FLOATING_POINT"] = f"IEEE{field.precision}BIG"
-    lost = sorted(key for key in metadata if key not in values and key.upper() != key)
-    warnings = [f"NERSC headers have no place for: {', '.join(lost)}"] if lost else []
-    lines = []
-    for key, value in values.items():
-        # One line of printable ASCII, whatever the metadata hold
-        text = " ".join(value.split()).encode("ascii", errors="replace").decode("ascii")
-        line = f"{key} = {text or 'unknown':>{widths.get(key, 0)}}"
-        if len(line) > _LONGEST_LINE:
-            warnings.append(f"{key} cut to the {_LONGEST_LINE} characters of a NERSC header line")
-            line = line[:_LONGEST_LINE].rstrip()
-        lines.append(line)
-    if len(lines) > _MOST_LINES - 2:
-        raise FormatError(
-            path, None, f"{len(lines)} header lines, MILC reads {_MOST_LINES}: drop some metadata"
-        )
-    return "\n".join(["BEGIN_HEADER", *lines, "END_HEADER", ""]).encode("ascii"), warnings
-
-
-def decimal_text(value: float) -> str:
-    """A plaquette or link trace with 12 significant digits, never fewer than 12 decimals.
-
-    GPT looks for a decimal point and takes the number of decimals for the accuracy, PyQUDA compares
-    to a relative 1e-9. At most 15 decimals: a double-precision mean is not known any better.
-    """
-    decimals = 12
-    if value != 0 and math.isfinite(value):
-        decimals = min(15, max(12, 11 - math.floor(math.log10(abs(value)))))
-    return f"{value:.{decimals}f}"

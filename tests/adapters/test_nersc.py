@@ -15,7 +15,7 @@ from flowmc_adapters import (
     read_header,
     write,
 )
-from flowmc_adapters.nersc import decimal_text
+from flowmc_adapters.nersc_writing import decimal_text
 
 
 def payload(links, order=">", bits=64, rows=None):
@@ -167,7 +167,13 @@ def test_written_file_is_what_every_reader_accepts(tmp_path, make_configuration)
     pairs = dict(line.split(" = ", 1) for line in lines[1:-1])
     assert len(lines) < 128
     assert all(len(line) < 127 for line in lines)  # QDP++ counts the newline
-    assert all(value.strip() == value != "" for value in pairs.values())
+    assert all(value.strip() != "" for value in pairs.values())
+    # Equally long whatever the links are, so that the header can be written last
+    widths = {"LINK_TRACE": 18, "PLAQUETTE": 18, "CHECKSUM": 8}
+    for key, width in widths.items():
+        assert len(pairs[key]) == width
+        pairs[key] = pairs[key].lstrip(" ")
+    assert all(value.strip() == value for value in pairs.values())
     assert pairs["DATATYPE"] == "4D_SU3_GAUGE_3x3"
     assert pairs["FLOATING_POINT"] == "IEEE64BIG"
     assert [pairs[f"DIMENSION_{i}"] for i in (1, 2, 3, 4)] == ["2", "3", "4", "5"]
@@ -212,6 +218,51 @@ def test_nothing_in_metadata_can_forge_a_header(tmp_path, make_configuration):
     assert read(tmp_path / "lat").metadata["ENSEMBLE_ID"] == "a END_HEADER b"
 
 
+def test_blanks_within_a_value_are_kept(tmp_path, make_configuration):
+    metadata = {"CREATION_DATE": "Tue Feb  4 16:34:12 2003"}
+    write(tmp_path / "lat", make_configuration(metadata=metadata), "nersc")
+    assert read(tmp_path / "lat").metadata["CREATION_DATE"] == metadata["CREATION_DATE"]
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("order", ["big", "little"])
+@pytest.mark.parametrize("rows", ["3", "2"])
+def test_rows_and_byte_order_on_request(tmp_path, make_configuration, bits, order, rows):
+    configuration = make_configuration(precision=bits)
+    path = tmp_path / "lat"
+    warnings = write(path, configuration, "nersc", rows=rows, byte_order=order)
+    assert any("not read by QDP++ and MILC" in text for text in warnings) == (order == "little")
+    assert any("Grid" in text for text in warnings) == (order == "little" and bits == 32)
+    head, data = path.read_bytes().split(b"END_HEADER\n", 1)
+    sign = {"big": ">", "little": "<"}[order]
+    assert data == payload(configuration.links, sign, bits, int(rows))
+    assert f"FLOATING_POINT = IEEE{bits}{order.upper()}\n".encode() in head
+    suffix = "_3x3" if rows == "3" else ""
+    assert f"DATATYPE = 4D_SU3_GAUGE{suffix}\n".encode() in head
+    again = read(path)
+    assert again.checksum.ok
+    tolerance = 0 if rows == "3" else {32: 5e-7, 64: 1e-14}[bits]
+    assert np.abs(again.links - configuration.links).max() <= tolerance
+
+
+@pytest.mark.parametrize("style", ["universal", "simulateqcd"])
+def test_rows_that_would_not_come_back_are_not_left_out(tmp_path, make_configuration, style):
+    configuration = make_configuration()
+    configuration.links[-1, ..., 3, :, :] *= -1  # the fermions' boundary sign
+    with pytest.raises(FormatError, match="last row cannot be left out"):
+        write(tmp_path / "lat", configuration, "nersc", rows="2", style=style)
+    with pytest.raises(FormatError, match=r"SU\(3\)"):
+        write(tmp_path / "lat", make_configuration(nc=2), "nersc", rows="2", style=style)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_open_boundaries_do_without_the_last_row(tmp_path, make_configuration):
+    configuration = make_configuration()
+    configuration.links[-1, ..., 3, :, :] = 0
+    write(tmp_path / "lat", configuration, "nersc", rows="2")
+    assert np.abs(read(tmp_path / "lat").links - configuration.links).max() < 1e-14
+
+
 def test_number_must_be_a_number(tmp_path, make_configuration):
     with pytest.raises(FormatError, match="SEQUENCE_NUMBER"):
         write(tmp_path / "lat", make_configuration(metadata={"SEQUENCE_NUMBER": "12b"}), "nersc")
@@ -221,7 +272,7 @@ def test_number_must_be_a_number(tmp_path, make_configuration):
 def test_header_alone(tmp_path, make_configuration):
     write(tmp_path / "lat", make_configuration(), "nersc")
     header = read_header(tmp_path / "lat")
-    assert header.payload_offset + header.payload_bytes == (tmp_path / "lat").stat().st_size
+    assert header.layout.offset + header.layout.total_bytes == (tmp_path / "lat").stat().st_size
     assert header.checksum.computed is None
     assert header.checksum.ok is None
 
