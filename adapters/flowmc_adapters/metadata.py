@@ -44,3 +44,9 @@ def carried_keys(metadata: Mapping[str, str]) -> dict[str, str]:
         for key, value in metadata.items()
         if is_capital_key(key) and key not in DERIVED_KEYS
     }
+
+
+def no_place(name: str, metadata: Mapping[str, str]) -> list[str]:
+    """The warning, if one is due, on writing metadata to a format `name` that holds none."""
+    lost = ", ".join(sorted(key for key in metadata if key not in DERIVED_KEYS))
+    return [f"{name} files have no place for metadata, these were left out: {lost}"] if lost else []
