@@ -29,7 +29,7 @@ class Verdict:
             "link_trace").
         warnings: oddities of the header, and of the links: outside SU(N), boundary signs, a stale
             xlf-info plaquette.
-        is_in_group: whether all links are in SU(N) to the tolerance.
+        group_error: why the links are not all in SU(N), one of the warnings, or None.
     """
 
     header: Header
@@ -37,7 +37,7 @@ class Verdict:
     checksum: Checksum | None
     failed_checks: dict[str, str]
     warnings: list[str]
-    is_in_group: bool
+    group_error: str | None
 
 
 def judge(header: Header, computed: str | None, measurements: Measurements) -> Verdict:
@@ -65,7 +65,10 @@ def judge(header: Header, computed: str | None, measurements: Measurements) -> V
                 f"the header's {name.replace('_', ' ')} is {stored:.12g}, that of the links "
                 f"{present:.12g}"
             )
-    warnings = [*header.warnings, *_group_warnings(header, measurements.group)]
+    group_error = _group_error(header, measurements.group)
+    warnings = [*header.warnings, *_group_remarks(header, measurements.group)]
+    if group_error is not None:
+        warnings.append(group_error)
     if checksum is not None and checksum.ok is False and not checksum.binding:
         warnings.append(
             f"checksum does not match: stored {checksum.stored}, computed {checksum.computed}; "
@@ -78,45 +81,44 @@ def judge(header: Header, computed: str | None, measurements: Measurements) -> V
             f"xlf-info says plaquette {xlf:.12g}, the links give "
             f"{measurements.plaquettes.mean:.12g}"
         )
-    return Verdict(
-        header, measurements, checksum, failed, warnings, _is_in_group(measurements.group)
-    )
+    return Verdict(header, measurements, checksum, failed, warnings, group_error)
 
 
-def _is_in_group(group: GroupErrors) -> bool:
-    errors = (group.unitarity, group.determinant)
-    return max(errors) <= GROUP_TOLERANCE and (group.zeros == 0 or group.open_boundary)
-
-
-def _group_warnings(header: Header, group: GroupErrors) -> list[str]:
-    warnings = []
+def _group_remarks(header: Header, group: GroupErrors) -> list[str]:
+    """What is worth saying of links that are a gauge field."""
+    remarks = []
     if group.open_boundary:
-        warnings.append(
+        remarks.append(
             "the time links of the last time slice are zero: open boundary conditions in time"
         )
-    elif group.zeros:
-        warnings.append(f"{group.zeros} links are zero matrices")
     error = max(group.unitarity, group.determinant)
+    if header.precision == 64 and _DOUBLE_GROUP_TOLERANCE < error <= GROUP_TOLERANCE:
+        remarks.append(f"64-bit file whose links are in SU({header.nc}) to {error:.1e} only")
+    return remarks
+
+
+def _group_error(header: Header, group: GroupErrors) -> str | None:
+    """Why not all links are in SU(N), or None."""
     if group.antiperiodic:
         names = ", ".join(
             DIRECTIONS[mu] if len(header.dims) == 4 else str(mu) for mu in group.antiperiodic
         )
-        warnings.append(
+        return (
             f"the links on the last slice in direction {names} have determinant -1: the fermions' "
             "antiperiodic sign was left in the field; strip it with strip_signs=True or "
             "--strip-signs"
         )
-    elif not error <= GROUP_TOLERANCE:
+    if not max(group.unitarity, group.determinant) <= GROUP_TOLERANCE:
         slices = [t for t, value in enumerate(group.slice_errors) if not value <= GROUP_TOLERANCE]
         where = ""
         if len(slices) < len(group.slice_errors):
             where = f", on time slice {', '.join(map(str, slices[:8]))} only"
             if slices == [0]:
                 where += " (a Schroedinger functional?)"
-        warnings.append(
+        return (
             f"links are not in SU({header.nc}): |U U^dagger - 1| up to {group.unitarity:.1e}, "
             f"|det U - 1| up to {group.determinant:.1e}{where}"
         )
-    elif header.precision == 64 and error > _DOUBLE_GROUP_TOLERANCE:
-        warnings.append(f"64-bit file whose links are in SU({header.nc}) to {error:.1e} only")
-    return warnings
+    if group.zeros and not group.open_boundary:
+        return f"{group.zeros} links are zero matrices"
+    return None

@@ -26,6 +26,7 @@ class Format(ABC):
         options: what `write` takes besides, each with the values allowed, the default first.
         layouts: for formats in which several orders of the same numbers are in use, what can be
             asked for when the file itself leaves it open.
+        suffix: of the files that `convert` makes of an ensemble; "" for that of the name.
         writable: whether `write` is there; old formats are only read.
     """
 
@@ -33,6 +34,7 @@ class Format(ABC):
     description: str
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     layouts: tuple[str, ...] = ()
+    suffix: str = ""
     writable: bool = True
 
     @abstractmethod

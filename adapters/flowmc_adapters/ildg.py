@@ -11,6 +11,7 @@ from . import lime
 from .formats import PathLike
 from .lime_format import LimeFormat
 from .lime_gauge import SCIDAC_PAYLOAD, payload_kinds
+from .lime_styles import ILDG_STYLES
 
 
 class IldgFormat(LimeFormat):
@@ -18,7 +19,9 @@ class IldgFormat(LimeFormat):
 
     name = "ildg"
     description = "LIME with ILDG records (Chroma, MILC, Grid, tmLQCD, SIMULATeQCD, BQCD)"
+    options = {"style": ("universal", *ILDG_STYLES)}  # noqa: RUF012 - declared in Format
     ildg = True
+    suffix = ".lime"
 
     def detect(self, head: bytes, path: PathLike) -> bool:
         """Any LIME file that is not "scidac"; damaged ones are ours, to be named as such."""

@@ -12,6 +12,7 @@ from .errors import CheckError, FormatError
 from .formats import PathLike
 from .npy import NumpyFormat, read_array
 from .registry import detect, verify
+from .transfer import Progress
 
 FINE, CHECK_FAILED, UNUSABLE = 0, 1, 2
 
@@ -24,19 +25,24 @@ class Inspection:
         report: the dictionary described at `inspect`.
         metadata: source strings, see `Configuration.metadata`.
         status: 0 fine, 1 a check failed, 2 not usable.
+        reason: the checks that failed, or "".
     """
 
     report: dict[str, Any]
     metadata: dict[str, str] = field(default_factory=dict)
     status: int = FINE
+    reason: str = ""
 
 
-def inspect(path: PathLike, *, dims: tuple[int, ...] | None = None) -> dict[str, Any]:
+def inspect(
+    path: PathLike, *, dims: tuple[int, ...] | None = None, layout: str | None = None
+) -> dict[str, Any]:
     """Describe a configuration file; never raises for a bad one.
 
     Args:
         path: the file.
         dims: extents (Lx, Ly, Lz, Lt), for the few files that do not state them.
+        layout: order of the numbers, for the few files that leave it open.
 
     Returns:
         `path`, `format`, `writer` (the code that wrote it, if the file tells), `dims`
@@ -45,16 +51,21 @@ def inspect(path: PathLike, *, dims: tuple[int, ...] | None = None) -> dict[str,
         `checksum` {kind, stored, computed, ok} or None, `warnings` (list of texts), `error` (text
         or None). What could not be found out is None. Everything in it can be written as JSON.
     """
-    return examine(path, dims=dims).report
+    return examine(path, dims=dims, layout=layout).report
 
 
 def examine(
-    path: PathLike, *, dims: tuple[int, ...] | None = None, ignore_checksum: bool = False
+    path: PathLike,
+    *,
+    dims: tuple[int, ...] | None = None,
+    layout: str | None = None,
+    ignore_checksum: bool = False,
+    progress: Progress | None = None,
 ) -> Inspection:
     """As `inspect`, with metadata and the exit status of the command.
 
     With `ignore_checksum` disagreements of checksum, plaquette and link trace are reported, but do
-    not count for the status.
+    not count for the status. `progress` is told about the slabs done and of all slabs.
     """
     report: dict[str, Any] = {
         "path": os.fspath(path),
@@ -82,7 +93,7 @@ def examine(
             if note is not None:
                 report["warnings"] = [note]
                 return Inspection(report)
-        verdict = verify(path, dims=dims)
+        verdict = verify(path, dims=dims, layout=layout, progress=progress)
     except CheckError as error:
         report["error"] = str(error)
         return Inspection(report, status=CHECK_FAILED)
@@ -105,9 +116,11 @@ def examine(
         "checksum": _checksum(verdict.checksum),
         "warnings": [*verdict.failed_checks.values(), *verdict.warnings],
     }
-    failed = bool(verdict.failed_checks) and not ignore_checksum
-    status = CHECK_FAILED if failed or not verdict.is_in_group else FINE
-    return Inspection(report, header.metadata, status)
+    reasons = [] if ignore_checksum else list(verdict.failed_checks.values())
+    if verdict.group_error is not None:
+        reasons.append(verdict.group_error)
+    status = CHECK_FAILED if reasons else FINE
+    return Inspection(report, header.metadata, status, "; ".join(reasons))
 
 
 def _plain_array_note(found: object, path: PathLike) -> str | None:

@@ -11,6 +11,7 @@ from . import lime
 from .formats import PathLike
 from .lime_format import LimeFormat
 from .lime_gauge import SCIDAC_PAYLOAD, payload_kinds
+from .lime_styles import SCIDAC_STYLES
 
 
 class ScidacFormat(LimeFormat):
@@ -18,7 +19,9 @@ class ScidacFormat(LimeFormat):
 
     name = "scidac"
     description = "LIME with SciDAC records only (QIO without ILDG style, QUDA)"
+    options = {"style": ("universal", *SCIDAC_STYLES)}  # noqa: RUF012 - declared in Format
     ildg = False
+    suffix = ".lime"
 
     def detect(self, head: bytes, path: PathLike) -> bool:
         """A sound LIME file with `scidac-binary-data` and no `ildg-binary-data`."""
