@@ -152,6 +152,11 @@ class _NerscFrame(Frame):
     def __init__(self, path: PathLike, field: Description, layout: Layout) -> None:
         super().__init__(layout)
         self._path, self._field = path, field
+        if layout.rows < layout.nc:
+            self.warnings.append(
+                "the last row of each matrix is left out, readers restore it and may change its "
+                "last bits: a chain does not continue exactly"
+            )
         number = field.metadata.get("SEQUENCE_NUMBER", "0")
         if parse_integer(number) is None:
             raise FormatError(

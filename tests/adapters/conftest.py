@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,11 +87,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-def equal_precision() -> Callable[..., int | None]:
-    """The highest precision that all the formats named can hold; None if there is none."""
+def equal_precision() -> Callable[..., Any]:
+    """The highest precision that all the formats named can hold, None if there is none; or, with
+    `all`, the set of those precisions."""
 
-    def find(*names: str) -> int | None:
+    def find(*names: str, all: bool = False) -> set[int] | int | None:
         common = set.intersection(*(set(writable_precisions()[name]) for name in names))
-        return max(common, default=None)
+        return common if all else max(common, default=None)
 
     return find
