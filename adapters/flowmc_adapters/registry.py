@@ -12,6 +12,8 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from .bmw import BmwFormat
+from .bridge import BridgeFormat
 from .changes import Change, Reunitarize, StripSigns
 from .checks import Verdict, judge
 from .configuration import DIRECTIONS, Configuration, Header
@@ -25,6 +27,7 @@ from .milc import MilcFormat
 from .nersc import NerscFormat
 from .npy import NumpyFormat
 from .observables import GroupErrors, measure_links
+from .openqcd import OpenQcdFormat
 from .scidac import ScidacFormat
 from .transfer import Progress
 from .unsupported import refuse
@@ -298,7 +301,11 @@ for _built_in in (
     ScidacFormat(),
     IldgFormat(),
     MilcFormat(),
+    BmwFormat(),
     NumpyFormat(),
     Hdf5Format(),
+    OpenQcdFormat(),
+    HirepFormat(),
+    BridgeFormat(),
 ):
     register(_built_in)

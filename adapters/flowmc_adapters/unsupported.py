@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import struct
-from pathlib import Path
 
 from .errors import FormatError
 from .formats import PathLike
@@ -21,46 +19,32 @@ def refuse(path: PathLike, head: bytes) -> FormatError:
         path: the file.
         head: its first bytes.
     """
-    name = _name(Path(path), head)
+    name = _name(head)
     if name is None:
         return FormatError(path, 0, f"not a known configuration file; it begins with {head[:16]!r}")
     return FormatError(path, 0, name)
 
 
-def _name(path: Path, head: bytes) -> str | None:
+def _name(head: bytes) -> str | None:
     if not head:
         return "the file is empty"
     if head.startswith(b"version https://git-lfs"):
         return "a git-LFS pointer, not the data: fetch the file with `git lfs pull`"
-    if head.startswith(b"\x89HDF\r\n\x1a\n"):
-        return f"an HDF5 file, which this version cannot read: {_EXPORT}"
-    if head.startswith((b"#BMW", b"#18BMW")):
-        return f"a BMW file, which this version cannot read: {_EXPORT}"
     if head.startswith(b"PK\x03\x04"):
         return "a zip archive (perhaps .npz): unpack it and give the npy file inside"
     for magic, compression in ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz")):
         if head.startswith(magic):
             return f"compressed with {compression}: decompress it first"
     if len(head) >= 24:
-        return _binary_name(path.stat().st_size, head)
+        return _binary_name(head)
     return None
 
 
-def _binary_name(size: int, head: bytes) -> str | None:
+def _binary_name(head: bytes) -> str | None:
     for order in "<>":
         (magic,) = struct.unpack_from(f"{order}I", head)
         if magic == _MILC_1996:
             return f"a MILC file of 1996, which this version cannot read: {_EXPORT}"
         if magic == _CP_PACS:
             return f"a CP-PACS file, which this version cannot read: {_EXPORT}"
-    nc, *dims = struct.unpack_from(">5i", head)
-    if 2 <= nc <= 8 and _plausible(dims) and size == 28 + math.prod(dims) * 64 * nc * nc:
-        return f"a HiRep file, which this version cannot read: {_EXPORT}"
-    dims = list(struct.unpack_from("<4i", head))
-    if _plausible(dims) and size == 24 + 576 * math.prod(dims):
-        return f"an openQCD file, which this version cannot read: {_EXPORT}"
     return None
-
-
-def _plausible(dims: list[int]) -> bool:
-    return all(1 <= extent <= 4096 for extent in dims)
