@@ -8,6 +8,7 @@ from .layout import Layout
 from .layout_format import Description, Frame, LayoutFormat
 from .lime_gauge import find_gauge_record
 from .lime_gauge_writing import LimeFrame
+from .lime_styles import ILDG_STYLES, SCIDAC_STYLES
 
 
 class LimeFormat(LayoutFormat):
@@ -35,4 +36,6 @@ class LimeFormat(LayoutFormat):
 
     def frame(self, path: PathLike, field: Description, options: dict[str, str]) -> Frame:
         """See `LayoutFormat.frame`."""
-        return LimeFrame(field, ildg=self.ildg)
+        if options["style"] == "universal":
+            return LimeFrame(field, ildg=self.ildg)
+        return (ILDG_STYLES if self.ildg else SCIDAC_STYLES)[options["style"]](path, field)

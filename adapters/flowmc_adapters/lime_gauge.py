@@ -7,7 +7,6 @@ that of `layout`; the checksum is `checksums.ScidacChecksum`.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable
@@ -20,21 +19,23 @@ from .configuration import Checksum, Header
 from .errors import FormatError
 from .formats import PathLike
 from .layout import Layout
-from .metadata import carried_keys
+from .lime_metadata import (
+    EXTRA_RECORD,
+    PRIVATE_RECORD,
+    record_metadata,
+    stored_observables,
+    writer,
+)
 
 ILDG_PAYLOAD = "ildg-binary-data"
 SCIDAC_PAYLOAD = "scidac-binary-data"
-# Record types kept verbatim as metadata.
-TEXT_RECORDS = ("xlf-info", "scidac-file-xml", "scidac-record-xml", "ildg-data-lfn")
-# Metadata that no standard record has room for, as a JSON object of strings.
-EXTRA_RECORD = "flowmc-metadata"
 # Records that describe the file as a whole, and those that belong to one payload.
 _FILE_LEVEL = frozenset(
     {"scidac-private-file-xml", "scidac-file-xml", "xlf-info", "grid-format", EXTRA_RECORD}
 )
 _RECORD_LEVEL = frozenset(
     {
-        "scidac-private-record-xml",
+        PRIVATE_RECORD,
         "scidac-record-xml",
         "ildg-format",
         "ildg-data-lfn",
@@ -158,43 +159,27 @@ def _gauge_record(
     stored = _stored_checksum(path, texts, warnings)
     missing = None
     if stored is None:
-        if "scidac-private-record-xml" in texts:
+        if PRIVATE_RECORD in texts:
             missing = "no checksum record, which every QIO file has: probably truncated"
         elif not payload.message_end and payload is segment[-1]:
             missing = "no checksum record, and the LIME message does not end: probably truncated"
         else:
             warnings.append("no checksum in this file: damage would go unnoticed")
-    plaquette, trace = _stored_observables(texts)
+    plaquette, trace = stored_observables(texts)
     return Header(
         format=format_name,
         dims=dims,
         nc=nc,
         precision=precision,
         layout=Layout(payload.data_offset, dims, nc, nc, precision, ">"),
-        writer=_writer(texts),
+        writer=writer(texts),
         checksum=None if stored is None else Checksum("scidac", stored, None),
         plaquette=plaquette,
         link_trace=trace,
-        metadata=_metadata(texts, warnings),
+        metadata=record_metadata(texts, nc, precision, warnings),
         warnings=warnings,
         failed_checks={} if missing is None else {"checksum": missing},
     )
-
-
-def _writer(texts: dict[str, str]) -> str:
-    """The code that wrote a file, as far as its records tell."""
-    version = lime_text.xlf_values(texts.get("xlf-info", "")).get("hmcversion")
-    if EXTRA_RECORD in texts:
-        return "flowmc"
-    if "grid-format" in texts:
-        return "Grid"
-    if "scidac-private-file-xml" in texts:
-        return "QIO"
-    if "xlf-info" in texts:
-        return f"tmLQCD {version}" if version else "tmLQCD or cl2qcd"
-    if texts.get("ildg-format", "").startswith("\n"):
-        return "SIMULATeQCD"
-    return ""
 
 
 def _extents(
@@ -267,9 +252,10 @@ def _check_claims(
         field = re.fullmatch(r"su(\d{1,3})gauge", lime_text.tag_text(text, "field") or "")
         if field is not None and int(field[1]) != nc:
             raise wrong(f"ildg-format says {field[0]}, the size of the links says N = {nc}")
-    record = texts.get("scidac-private-record-xml", "")
-    if lime_text.tag_integer(record, "recordtype") not in (None, 0):
-        raise wrong("the SciDAC record is not a lattice field (recordtype is not 0)")
+    record = texts.get(PRIVATE_RECORD, "")
+    for tag in ("recordtype", "globaldata"):  # the latter in version 1.0
+        if lime_text.tag_integer(record, tag) not in (None, 0):
+            raise wrong(f"the SciDAC record is not a lattice field ({tag} is not 0)")
     size = lime_text.tag_integer(record, "typesize")
     count = lime_text.tag_integer(record, "datacount")
     if size is not None and count is not None and size * count != site_bytes:
@@ -292,45 +278,3 @@ def _stored_checksum(path: PathLike, texts: dict[str, str], warnings: list[str])
         warnings.append("the scidac-checksum record is damaged")
         return "unreadable"
     return " ".join(f"{value:x}" for value in sums if value is not None)
-
-
-def _stored_observables(texts: dict[str, str]) -> tuple[float | None, float | None]:
-    """Plaquette and link trace from usqcdInfo, or from Grid's FieldMetaData."""
-    for kind in ("scidac-record-xml", "scidac-file-xml"):
-        info = lime_text.tag_text(texts.get(kind, ""), "usqcdInfo")
-        if info is not None:
-            return lime_text.tag_real(info, "plaq"), lime_text.tag_real(info, "linktr")
-    grid = texts.get("grid-format", "")
-    return lime_text.tag_real(grid, "plaquette"), lime_text.tag_real(grid, "link_trace")
-
-
-def _metadata(texts: dict[str, str], warnings: list[str]) -> dict[str, str]:
-    """The records worth keeping; what the writer fills in for want of anything better is not."""
-    metadata = {
-        kind: texts[kind]
-        for kind in TEXT_RECORDS
-        if kind in texts and texts[kind] not in (lime_text.NO_FILE_XML, lime_text.NO_FILE_NAME)
-    }
-    date = lime_text.tag_text(texts.get("scidac-private-record-xml", ""), "date")
-    if date not in (None, lime_text.NO_DATE):
-        metadata["scidac-date"] = date
-    user = lime_text.tag_text(texts.get("scidac-record-xml", ""), "usqcdInfo")
-    if user is not None:
-        rest, pairs = lime_text.split_info(lime_text.tag_text(user, "info") or "")
-        metadata |= carried_keys(pairs)
-        if pairs and not rest:  # of our making, and nothing else in it
-            del metadata["scidac-record-xml"]
-    if EXTRA_RECORD in texts:
-        try:
-            extra = json.loads(texts[EXTRA_RECORD])
-        except (ValueError, RecursionError):
-            extra = None
-        if isinstance(extra, dict) and all(isinstance(value, str) for value in extra.values()):
-            metadata |= extra
-        else:
-            warnings.append(f"the {EXTRA_RECORD} record is damaged and was ignored")
-    xlf = lime_text.xlf_values(texts.get("xlf-info", ""))
-    number = xlf.get("trajectory nr")
-    if number is not None:
-        metadata.setdefault("SEQUENCE_NUMBER", number)
-    return metadata

@@ -14,11 +14,15 @@ from . import lime, lime_text
 from .checksums import ScidacChecksum
 from .layout import Layout
 from .layout_format import Description, Frame, Written
-from .lime_gauge import EXTRA_RECORD, ILDG_PAYLOAD, SCIDAC_PAYLOAD, TEXT_RECORDS
+from .lime_gauge import ILDG_PAYLOAD, SCIDAC_PAYLOAD
+from .lime_metadata import (
+    CONTAINER_KEYS,
+    EXTRA_RECORD,
+    SIMULATEQCD_THRESHOLD,
+    TEXT_RECORDS,
+)
 from .metadata import carried_keys, is_capital_key
 
-# SIMULATeQCD takes any record beyond this many bytes for the links.
-_LARGEST_RECORD = 100_000
 _SOURCE_RECORD = "source-record-xml"
 
 
@@ -47,7 +51,7 @@ class LimeFrame(Frame):
         self._extra, _ = _user_record(metadata, 0.0, 0.0)
         if not ildg and "ildg-data-lfn" in metadata:
             self._extra["ildg-data-lfn"] = metadata["ildg-data-lfn"]
-        if len(lime_text.encode_text(self._extra_text)) >= _LARGEST_RECORD:
+        if len(lime_text.encode_text(self._extra_text)) >= SIMULATEQCD_THRESHOLD:
             self.warnings.append(
                 f"metadata too long for the file, dropped: {', '.join(sorted(self._extra))}"
             )
@@ -120,7 +124,7 @@ def _user_record(
     metadata: dict[str, str], plaquette: float, trace: float
 ) -> tuple[dict[str, str], str]:
     """Metadata left for the record of ours, and the usqcdInfo record."""
-    standard = {*TEXT_RECORDS, "scidac-date"}
+    standard = {*TEXT_RECORDS, *CONTAINER_KEYS}
     extra = {
         key: value
         for key, value in metadata.items()

@@ -18,6 +18,7 @@ _ILDG_ATTRIBUTES = (
 )
 _KEY_LINE = re.compile(r"([A-Z][A-Z0-9_]*) ?= ?(.*)")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+_REAL = re.compile(r"[+-]?[0-9]+(?:\.([0-9]*))?(?:[eE]([+-]?[0-9]{1,3}))?")
 # Written where the metadata have nothing. QIO wants a date in this form, and a fixed one keeps the
 # output a function of the input.
 NO_DATE = "Thu Jan  1 00:00:00 1970 UTC"
@@ -83,14 +84,78 @@ def xlf_values(text: str) -> dict[str, str]:
 
 
 def updated_xlf(text: str, plaquette: float, number: str | None) -> str:
-    """An xlf-info text with the plaquette, and the trajectory number if given, set anew.
+    """An xlf-info text with the plaquette, and the trajectory number if given, brought up to date.
 
-    The record travels with a chain from file to file; everything else in it is kept as it is.
+    The record travels with a chain from file to file; everything else in it is kept as it is, and
+    so is a plaquette that is right to its last digit.
     """
-    text = re.sub(r"(?m)^(\s*plaquette = ).*$", lambda m: f"{m[1]}{plaquette:.12f}", text)
+    text = re.sub(
+        r"(?m)^([ \t]*plaquette = )(.*)$",
+        lambda match: match[1] + renewed(match[2], plaquette, ".12f"),
+        text,
+    )
     if number is not None:
-        text = re.sub(r"(?m)^( trajectory nr = )\d+$", lambda m: f"{m[1]}{number}", text)
+        number = " ".join(number.split())
+        text = re.sub(
+            r"(?m)^([ \t]*trajectory nr = )(\S.*)$",
+            lambda match: match[0] if match[2].strip() == number else f"{match[1]}{number}",
+            text,
+        )
+        if "trajectory nr" not in xlf_values(text):
+            end = "" if text.endswith("\n") or not text else "\n"
+            text += f"{end} trajectory nr = {number}\n"
     return text
+
+
+def updated_usqcd(
+    text: str, plaquette: float, link_trace: float, pairs: Mapping[str, str] | None
+) -> str:
+    """A text with a usqcdInfo in it, its numbers and `KEY = VALUE` lines brought up to date.
+
+    What is right stays as it is; any other text is returned unchanged.
+
+    Args:
+        text: the record.
+        plaquette: of the links.
+        link_trace: of the links.
+        pairs: what the lines with upper-case keys must say; None leaves them alone.
+    """
+    if tag_text(text, "usqcdInfo") is None:
+        return text
+    for tag, value in (("plaq", plaquette), ("linktr", link_trace)):
+        match = re.search(rf"<{tag}>([^<]*)</{tag}>", text)
+        if match is not None:
+            text = text[: match.start(1)] + renewed(match[1], value, ".15g") + text[match.end(1) :]
+    if pairs is None:
+        return text
+    begin = text.find("<info>", text.index("<usqcdInfo"))
+    end = text.find("</info>", begin)
+    if begin < 0 or end < 0:
+        begin = end = text.index("</usqcdInfo>")
+        rest, old = split_info("")
+    else:
+        rest, old = split_info(text[begin + len("<info>") : end])
+        end += len("</info>")
+    if old == dict(pairs):
+        return text
+    return f"{text[:begin]}<info>{join_info(rest, pairs)}</info>{text[end:]}"
+
+
+def renewed(text: str, value: float, form: str) -> str:
+    """A printed number as it is if it is `value` to its last digit, else `value` printed anew.
+
+    Args:
+        text: the number as it was printed.
+        value: what it should be.
+        form: how to print it, e.g. ".12f".
+    """
+    match = _REAL.fullmatch(text.strip())
+    if match is not None:
+        unit = 10.0 ** (min(int(match[2] or 0), 99) - len(match[1] or ""))
+        # Sums in another order differ in the last bits; few digits are no excuse for a wrong one
+        if abs(float(text) - value) <= min(unit / 2, 1e-5) + 1e-12:
+            return text
+    return f"{value:{form}}"
 
 
 def ildg_format(dims: tuple[int, ...], nc: int, precision: int) -> str:

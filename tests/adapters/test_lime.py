@@ -1,6 +1,7 @@
 """LIME files built here byte by byte, with the oddities of real writers, and what ours contain."""
 
 import json
+import pickle
 import struct
 import zlib
 
@@ -15,12 +16,12 @@ from flowmc_adapters import (
     read_header,
     write,
 )
+from flowmc_adapters.lime_text import renewed, updated_xlf
 
 
-def record(kind, data, flags=0xC0, pad=True):
-    head = struct.pack(">IHBBQ", 0x456789AB, 1, flags, 0, len(data)) + kind.encode().ljust(
-        128, b"\0"
-    )
+def record(kind, data, flags=0xC0, pad=True, reserved=0):
+    numbers = struct.pack(">IHBBQ", 0x456789AB, 1, flags, reserved, len(data))
+    head = numbers + kind.encode().ljust(128, b"\0")
     return head + data + (b"\0" * (-len(data) % 8) if pad else b"")
 
 
@@ -108,7 +109,7 @@ QUIRKS = {
 
 
 @pytest.mark.parametrize("quirk", QUIRKS)
-@pytest.mark.parametrize("form", ["%08x", "0x%x", "%10x", "%X"])
+@pytest.mark.parametrize("form", ["%x", "%08x", "%8x", "%#010x", "0x%x", "%10x ", "%X"])
 def test_text_quirks_of_real_writers(read_bytes, make_links, quirk, form):
     links = make_links()
     data = payload(links)
@@ -311,7 +312,9 @@ def test_written_file_is_the_universal_layout(tmp_path, make_configuration, form
         b"<precision>" + letter + b"</precision><colors>3</colors><spins>1</spins><typesize>"
         + size + b"</typesize><datacount>4</datacount></scidacRecord>\0"
     )  # fmt: skip
-    assert b"<plaq>%.15g</plaq>" % plaquettes(links).mean in texts["scidac-record-xml"]
+    # Equally long whatever the sign
+    assert b"<plaq>% .15f</plaq>" % plaquettes(links).mean in texts["scidac-record-xml"]
+    assert b"<linktr>% .15f</linktr>" % link_trace(links) in texts["scidac-record-xml"]
     assert b"<info>SEQUENCE_NUMBER = 7\nCREATOR = A &amp; B</info>" in texts["scidac-record-xml"]
     assert texts["xlf-info"] == (
         b"plaquette = %.12f\n trajectory nr = 7\n beta = 6.0\n" % plaquettes(links).mean
@@ -361,8 +364,8 @@ def test_header_alone(tmp_path, make_configuration):
     write(tmp_path / "conf", configuration, "ildg")
     header = read_header(tmp_path / "conf")
     with open(tmp_path / "conf", "rb") as file:
-        file.seek(header.payload_offset)
-        assert file.read(header.payload_bytes) == payload(configuration.links)
+        file.seek(header.layout.offset)
+        assert file.read(header.layout.total_bytes) == payload(configuration.links)
     assert header.plaquette == pytest.approx(plaquettes(configuration.links).mean)
 
 
@@ -374,3 +377,197 @@ def test_metadata_too_long_for_other_readers_is_dropped_with_a_warning(
     )
     assert warnings == ["metadata too long for the file, dropped: story"]
     assert np.isfinite(read(tmp_path / "conf").links).all()
+
+
+def test_flag_words_of_gpt(read_bytes, make_links):
+    links = make_links()
+    data = payload(links)
+    parts = {"ildg-format": ildg_xml(), "ildg-binary-data": data}
+    parts["scidac-checksum"] = checksum_xml(data)
+    content = b"".join(record(*part, flags=0xFF, reserved=0xFF) for part in parts.items())
+    configuration = read_bytes(content)
+    assert configuration.links.tobytes() == links.tobytes()
+    assert configuration.checksum.ok
+
+
+class _Trap:
+    """Leaves a trace when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_pickles_and_random_number_states_are_passed_over(tmp_path, read_bytes, make_links):
+    links = make_links()
+    data = payload(links)
+    pickled = pickle.dumps(_Trap(tmp_path / "trace"))
+    configuration = read_bytes(
+        record("lyncs-io-info", pickled)
+        + record("ranluxd-state", struct.pack(">105I", *range(105)), 0xC0)
+        + record("foreign-file-private-xml", b"<dims>9 9 9 9</dims>")
+        + record("ildg-format", ildg_xml())
+        + record("ildg-binary-data", data)
+        + record("scidac-checksum", checksum_xml(data))
+        + record("lyncs-io-info", pickled)
+    )
+    assert configuration.links.tobytes() == links.tobytes()
+    assert configuration.metadata == {}
+    assert configuration.warnings == []
+    assert not (tmp_path / "trace").exists()
+    pickle.loads(pickled)  # the trap does work
+    assert (tmp_path / "trace").exists()
+
+
+def grid_bytes(links, with_usqcd=True, **changes):
+    """Records, their order, tabs and line breaks as Grid has them."""
+    data = payload(links)
+    values = {"plaquette": plaquettes(links).mean, "link_trace": link_trace(links)} | changes
+    usqcd = (
+        '<?xml version="1.0"?>\n<usqcdInfo>\n\t<version>1.0</version>\n'
+        f"\t<plaq>{values['plaquette']:.10e}</plaq>\n"
+        f"\t<linktr>{values['link_trace']:.10e}</linktr>\n"
+        "\t<info>\n\t</info>\n</usqcdInfo>\n"
+    )
+    user = usqcd if with_usqcd else "<?xml version='1.0'?>\n<empty/>\n"
+    meta = (
+        '<?xml version="1.0"?>\n<FieldMetaData>\n\t<nd>4</nd>\n'
+        f"\t<link_trace>{values['link_trace']:.14e}</link_trace>\n"
+        f"\t<plaquette>{values['plaquette']:.14e}</plaquette>\n</FieldMetaData>\n"
+    )
+    norm = b"<?xml version='1.0'?>\n<FieldNormMetaData>\n\t<norm2>1.44e+03</norm2>\n"
+    dims = "<dims>\n\t\t2\n\t\t3\n\t\t4\n\t\t5\n\t</dims>"
+    return (
+        record("grid-format", meta.encode(), 0x80)
+        + record("FieldNormMetaData", norm, 0)
+        + record("scidac-private-file-xml", f"<scidacFile>\n\t{dims}\n</scidacFile>".encode(), 0)
+        + record("scidac-file-xml", user.encode(), 0x40)
+        + record("scidac-record-xml", user.encode(), 0x80)
+        + record(
+            "scidac-private-record-xml",
+            b"<scidacRecord>\n\t<version>1.0</version>\n\t<recordtype>0</recordtype>\n"
+            b"\t<datatype>GRID_D_LorentzVector4_ColourMatrix3</datatype>\n"
+            b"\t<precision>D</precision>\n\t<colors>3</colors>\n\t<typesize>144</typesize>\n"
+            b"\t<datacount>4</datacount>\n</scidacRecord>\n",
+            0,
+        )
+        + record("ildg-format", ildg_xml(), 0)
+        + record("ildg-data-lfn", b"lfn://grid/ckpoint", 0)
+        + record("ildg-binary-data", data, 0)
+        + record("FieldNormMetaData", norm, 0)
+        + record("scidac-checksum", checksum_xml(data), 0x40)
+    )
+
+
+@pytest.mark.parametrize("with_usqcd", [True, False])
+def test_files_of_grid(tmp_path, read_bytes, make_links, with_usqcd):
+    links = make_links()
+    configuration = read_bytes(grid_bytes(links, with_usqcd))
+    assert configuration.links.tobytes() == links.tobytes()
+    assert configuration.checksum.ok
+    assert configuration.warnings == []
+    assert read_header(tmp_path / "conf.lime").writer == "Grid"
+    for name, error in (("plaquette", 2e-5), ("link_trace", -2e-5)):
+        value = {"plaquette": plaquettes(links).mean, "link_trace": link_trace(links)}[name]
+        with pytest.raises(CheckError, match=name.replace("_", " ")):
+            read_bytes(grid_bytes(links, with_usqcd, **{name: value + error}))
+        assert read_bytes(grid_bytes(links, with_usqcd, **{name: value + error / 4})).checksum.ok
+
+
+def test_numbers_of_the_old_links_do_not_survive_in_a_file_of_grid(tmp_path, make_links):
+    links, others = make_links(), make_links(seed=2)
+    (tmp_path / "grid").write_bytes(grid_bytes(links))
+    configuration = read(tmp_path / "grid")
+    configuration.links = others
+    for style in ("universal", "qio"):
+        write(tmp_path / "conf", configuration, "ildg", style=style)
+        assert read(tmp_path / "conf").failed_checks == {}
+        assert b"%.10e" % plaquettes(links).mean not in (tmp_path / "conf").read_bytes()
+
+
+PRIVATE_RECORDS = {
+    "QDP++ of 2004": "<version>1.0</version><globaldata>0</globaldata><datatype>Lattice</datatype>"
+    "<precision>D</precision><colors>3</colors><spins>4</spins><typesize>144</typesize>"
+    "<datacount>4</datacount>",
+    "older than that": "<version>1.0</version><datatype>Lattice</datatype><precision>D</precision>"
+    "<colors>3</colors><typesize>144</typesize><datacount>4</datacount>",
+    "QUDA": "<version>1.1</version><recordtype>0</recordtype>"
+    "<datatype>QUDA_DNc3_GaugeField</datatype><precision>D</precision><colors>9</colors>"
+    "<spins>1</spins><typesize>576</typesize><datacount>1</datacount>",
+    "zero means left out": "<version>1.1</version><colors>0</colors><typesize>144</typesize>"
+    "<datacount>4</datacount>",
+}
+
+
+@pytest.mark.parametrize("text", PRIVATE_RECORDS.values(), ids=PRIVATE_RECORDS)
+@pytest.mark.parametrize("kind", ["ildg-binary-data", "scidac-binary-data"])
+def test_private_records_of_all_times(read_bytes, make_links, text, kind):
+    links = make_links()
+    data = payload(links)
+    content = (
+        record("scidac-private-file-xml", b"<scidacFile><dims>2 3 4 5 </dims></scidacFile>\0")
+        + record("scidac-private-record-xml", f"<scidacRecord>{text}</scidacRecord>\0".encode())
+        + record("scidac-record-xml", b"<user/>\0")
+        + record(kind, data)
+    )
+    configuration = read_bytes(content + record("scidac-checksum", checksum_xml(data)))
+    assert configuration.links.tobytes() == links.tobytes()
+    with pytest.raises(CheckError, match="no checksum record"):  # QIO always writes one
+        read_bytes(content)
+
+
+@pytest.mark.parametrize("tag", ["recordtype", "globaldata"])
+def test_global_records_are_no_fields(read_bytes, make_links, tag):
+    data = payload(make_links())
+    with pytest.raises(FormatError, match=f"{tag} is not 0"):
+        read_bytes(
+            record("scidac-private-file-xml", b"<dims>2 3 4 5</dims>")
+            + record("scidac-private-record-xml", f"<{tag}>1</{tag}>".encode())
+            + record("scidac-binary-data", data)
+        )
+
+
+def test_records_may_come_in_any_order(read_bytes, make_links):
+    links = make_links()
+    data = payload(links)
+    parts = [
+        record("scidac-record-xml", b"<mine/>"),
+        record("scidac-private-record-xml", b"<recordtype>0</recordtype>"),
+        record("scidac-checksum", checksum_xml(data)),
+        record("ildg-format", ildg_xml()),
+        record("ildg-data-lfn", b"mc://ldg/a"),
+    ]
+    for turn in range(len(parts)):
+        turned = parts[turn:] + parts[:turn]
+        for place in range(len(parts) + 1):
+            content = [*turned[:place], record("ildg-binary-data", data), *turned[place:]]
+            configuration = read_bytes(b"".join(content))
+            assert configuration.links.tobytes() == links.tobytes()
+            assert configuration.checksum.ok
+            assert configuration.metadata["scidac-record-xml"] == "<mine/>"
+            assert configuration.metadata["ildg-data-lfn"] == "mc://ldg/a"
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "expected"),
+    [
+        ("0.571077", 0.5710771117, "0.571077"),
+        ("0.571077", 0.5710779, "0.571077900000"),
+        ("6.350056e-01", 0.635005572229, "6.350056e-01"),
+        ("6.350056e-01", 0.6350062, "0.635006200000"),
+        ("1.000000000000", 1.0, "1.000000000000"),
+        ("1", 0.9, "0.900000000000"),
+        ("0.6", 0.61, "0.610000000000"),
+        ("877.17", 0.57, "0.570000000000"),
+        ("nan", 0.57, "0.570000000000"),
+        ("", 0.57, "0.570000000000"),
+        ("1e999", 0.57, "0.570000000000"),
+    ],
+)
+def test_printed_numbers_stay_if_they_are_right(text, value, expected):
+    assert renewed(text, value, ".12f") == expected
+    assert updated_xlf(f"\n plaquette = {text}\n beta = 6", value, None) == (
+        f"\n plaquette = {expected}\n beta = 6"
+    )
