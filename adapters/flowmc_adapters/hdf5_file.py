@@ -8,7 +8,10 @@ virtual datasets and external storage are refused.
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,19 +85,29 @@ def opened(path: PathLike, driven: Any = None) -> Iterator[Any]:
 @contextmanager
 def created(path: PathLike) -> Iterator[Any]:
     """A new HDF5 file; what is in it depends on what is put in only."""
-    import h5py
-
-    with h5py.File(path, "w", libver=VERSIONS, locking="best-effort") as file:
+    with _writable(path, "w") as file:
         yield file
 
 
 @contextmanager
 def completed(path: PathLike) -> Iterator[Any]:
     """A file of `created`, open for more."""
+    with _writable(path, "r+") as file:
+        yield file
+
+
+@contextmanager
+def _writable(path: PathLike, mode: str) -> Iterator[Any]:
     import h5py
 
-    with h5py.File(path, "r+", libver=VERSIONS, locking="best-effort") as file:
-        yield file
+    try:
+        with h5py.File(path, mode, libver=VERSIONS, locking="best-effort") as file:
+            yield file
+    except RuntimeError as error:  # a full disk, where it is noticed on closing only
+        text = " ".join(str(error).split())
+        number = re.search(r"errno = (\d+)", text)
+        code = errno.EIO if number is None else int(number[1])
+        raise OSError(code, f"the HDF5 library cannot write: {text}", os.fspath(path)) from error
 
 
 def new_dataset(group: Any, name: str, shape: tuple[int, ...], kind: np.dtype[Any]) -> int:
