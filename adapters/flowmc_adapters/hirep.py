@@ -26,7 +26,7 @@ from .layout import Layout, check_size
 from .layout_format import Description, Frame, LayoutFormat, Written
 from .links import LinkSink, LinkSource, Slab
 from .metadata import no_place
-from .storage import FileStorage, Storage
+from .storage import FileStorage, OpenStorage, Storage
 from .time_slices import SliceAssembly, SliceCache
 
 _HEADER = struct.Struct(">5id")
@@ -90,11 +90,13 @@ class HirepFormat(LayoutFormat):
         )
 
     @contextmanager
-    def open(self, path: PathLike, header: Header) -> Iterator[LinkSource]:
+    def open(
+        self, path: PathLike, header: Header, storage: OpenStorage = FileStorage
+    ) -> Iterator[LinkSource]:
         """See `LayoutFormat.open`."""
         assert header.layout is not None
-        with FileStorage(path) as storage:
-            yield _Source(storage, header.layout)
+        with storage(path) as file:
+            yield _Source(file, header.layout)
 
     def frame(self, path: PathLike, field: Description, options: dict[str, str]) -> Frame:
         """See `LayoutFormat.frame`."""
@@ -160,9 +162,9 @@ class _Sink(LinkSink):
         stored[..., 0, :, :] = links[..., 3, :, :]
         self._assembly.filled(slab[0], stored.nbytes)
 
-    def finish(self) -> None:
+    def finish(self, slices: range) -> None:
         """See `LinkSink.finish`."""
-        self._assembly.finish()
+        self._assembly.finish(slices)
 
 
 def _planes(raw: RawBytes, layout: Layout, slab: Slab) -> npt.NDArray[np.complexfloating]:

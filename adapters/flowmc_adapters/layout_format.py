@@ -32,7 +32,7 @@ from .links import (
     LinkSource,
 )
 from .observables import Measurements, summarize
-from .storage import FileStorage, Storage
+from .storage import FileStorage, OpenStorage, Storage
 from .transfer import Progress, Sums, transfer
 
 
@@ -147,12 +147,21 @@ class LayoutFormat(Format):
         return None
 
     @contextmanager
-    def open(self, path: PathLike, header: Header) -> Iterator[LinkSource]:
-        """The links of a file."""
+    def open(
+        self, path: PathLike, header: Header, storage: OpenStorage = FileStorage
+    ) -> Iterator[LinkSource]:
+        """The links of a file.
+
+        Args:
+            path: the file.
+            header: as `read_header` gave it.
+            storage: opens the file; sources that need more than bytes at given places may ignore
+                it.
+        """
         if header.layout is None:
             raise TypeError(f"{self.name}: read_header gave no layout")
-        with FileStorage(path) as storage:
-            yield LayoutSource(storage, header.layout, self.new_checksum)
+        with storage(path) as file:
+            yield LayoutSource(file, header.layout, self.new_checksum)
 
     def read(
         self,

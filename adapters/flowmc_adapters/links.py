@@ -78,7 +78,14 @@ class LinkSource(ABC):
 
 
 class LinkSink(ABC):
-    """Something that takes links."""
+    """Something that takes links.
+
+    Attributes:
+        slices_before: how many time slices before its own a rank that writes a part of the field
+            has to hand over as well, for links that are stored with the next time slice.
+    """
+
+    slices_before = 0
 
     @abstractmethod
     def write(self, slab: Slab, links: ComplexArray, checksum: ChecksumSum | None = None) -> None:
@@ -93,8 +100,8 @@ class LinkSink(ABC):
             OSError: disk full and the like.
         """
 
-    def finish(self) -> None:  # noqa: B027 - most sinks have nothing left to do
-        """All slabs were written."""
+    def finish(self, slices: range) -> None:  # noqa: B027 - most have nothing left to do
+        """All slabs of the time slices `slices` were written, and those of the `slices_before`."""
 
 
 class ArraySource(LinkSource):

@@ -37,7 +37,7 @@ from .layout_format import Description, Frame, LayoutFormat, Written
 from .links import LinkSource
 from .milc_info import ENDING, info_text, lost_items, read_info
 from .milc_sites import LARGEST_VOLUME, SiteListSource
-from .storage import FileStorage
+from .storage import FileStorage, OpenStorage
 
 _VERSION_5, _VERSION_1, _FNAL = 20103, 59354, 0x71626434
 _WRITERS = {_VERSION_5: "MILC", _VERSION_1: "MILC version 1-4", _FNAL: "FNAL (old MILC)"}
@@ -89,16 +89,18 @@ class MilcFormat(LayoutFormat):
         )
 
     @contextmanager
-    def open(self, path: PathLike, header: Header) -> Iterator[LinkSource]:
+    def open(
+        self, path: PathLike, header: Header, storage: OpenStorage = FileStorage
+    ) -> Iterator[LinkSource]:
         """See `LayoutFormat.open`."""
         if header.layout is not None:
-            with super().open(path, header) as source:
+            with super().open(path, header, storage) as source:
                 yield source
             return
         found = _parse(path)
         assert found.list_offset is not None
-        with FileStorage(path) as storage:
-            yield SiteListSource(storage, found.layout, found.list_offset)
+        with storage(path) as file:
+            yield SiteListSource(file, found.layout, found.list_offset)
 
     def new_checksum(self, layout: Layout) -> MilcChecksum:
         """See `LayoutFormat.new_checksum`."""

@@ -24,7 +24,7 @@ from .layout_format import Description, Frame, LayoutFormat, Written
 from .links import LinkSink, LinkSource
 from .metadata import no_place
 from .openqcd_links import OpenQcdSink, OpenQcdSource, has_fixed_start
-from .storage import FileStorage, Storage
+from .storage import FileStorage, OpenStorage, Storage
 
 _EXPORT = struct.Struct("<4id")
 _BLOCK = struct.Struct("<12id")
@@ -123,11 +123,13 @@ class OpenQcdFormat(LayoutFormat):
         )
 
     @contextmanager
-    def open(self, path: PathLike, header: Header) -> Iterator[LinkSource]:
+    def open(
+        self, path: PathLike, header: Header, storage: OpenStorage = FileStorage
+    ) -> Iterator[LinkSource]:
         """See `LayoutFormat.open`."""
         assert header.layout is not None
-        with FileStorage(path) as storage:
-            yield OpenQcdSource(storage, header.layout)
+        with storage(path) as file:
+            yield OpenQcdSource(file, header.layout)
 
     def frame(self, path: PathLike, field: Description, options: dict[str, str]) -> Frame:
         """See `LayoutFormat.frame`."""

@@ -67,6 +67,8 @@ class OpenQcdSink(LinkSink):
     first slice last of all.
     """
 
+    slices_before = 1
+
     def __init__(self, storage: Storage, layout: Layout) -> None:
         self._dims = layout.dims
         self._assembly = SliceAssembly(storage, layout)
@@ -82,9 +84,9 @@ class OpenQcdSink(LinkSink):
         self._assembly.filled(t, (space.size + int(odd.sum())) * _LINK_BYTES)
         self._assembly.filled(following, int((~odd).sum()) * _LINK_BYTES)
 
-    def finish(self) -> None:
+    def finish(self, slices: range) -> None:
         """See `LinkSink.finish`."""
-        self._assembly.finish()
+        self._assembly.finish(slices)
 
 
 def has_fixed_start(storage: Storage, layout: Layout) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -88,3 +89,7 @@ class FileStorage(Storage):
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+OpenStorage = Callable[[PathLike], Storage]
+"""Opens a file for reading."""

@@ -67,6 +67,7 @@ def transfer(
     change: Change | None = None,
     measure: bool = True,
     slabs: Sequence[Slab] | None = None,
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> Sums:
     """Pass links from a source to a sink.
@@ -79,6 +80,7 @@ def transfer(
         change: what to do to the links on the way.
         measure: compute the sums; otherwise the lists are empty.
         slabs: those to work on, a part of `slabs_of(source.dims)`; None for all.
+        threads: how many; None for what suits the machine and the size of the field.
         progress: told about each slab.
 
     Raises:
@@ -100,8 +102,11 @@ def transfer(
         if progress is not None:
             progress(done, len(chosen))
 
-    threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)), len(chosen))
-    if threads < 2 or math.prod(source.dims) < _SERIAL_VOLUME:
+    if threads is None:
+        serial = math.prod(source.dims) < _SERIAL_VOLUME
+        threads = 1 if serial else min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+    threads = min(threads, len(chosen))
+    if threads < 2:
         for slab in chosen:
             collect(work(slab))
     else:
@@ -117,7 +122,8 @@ def transfer(
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
     if sink is not None:
-        sink.finish()
+        first, last = chosen[0][0], chosen[-1][0]
+        sink.finish(range(first, last + 1))
     return sums
 
 
@@ -193,7 +199,8 @@ class _Links:
         self._keep = measure and slice_bytes <= _LARGEST_SLICE_KEPT
         self._lock = threading.Lock()
         self._kept: dict[Slab, Future[ComplexArray]] = {}
-        self._free: list[ComplexArray] = []
+        # By planes: the last slab of a time slice may be smaller
+        self._free: dict[int, list[ComplexArray]] = {}
         self._unfed = set(slabs)
         # How many slabs still have to come for which a slab must be there
         self._uses: Counter[Slab] = Counter()
@@ -230,7 +237,7 @@ class _Links:
                     links = self._kept.pop(used).result()
                     # The last time slice, not counted among the users of the first, may be at it
                     if used[0] > 0:
-                        self._free.append(links)
+                        self._free.setdefault(len(links), []).append(links)
 
     def require_finite(self, slab: Slab, links: ComplexArray) -> None:
         """Raise the source's error if a link is not finite."""
@@ -249,8 +256,9 @@ class _Links:
         shape = (stop - start, *self._source.plane_shape)
         links = None
         with self._lock:
-            if self._free and self._free[-1].shape == shape:
-                links = self._free.pop()
+            free = self._free.get(stop - start)
+            if free:
+                links = free.pop()
         if links is None:
             links = np.empty(shape, self._source.complex_type)
         self._source.read(slab, links, self._checksum if feed else None)
