@@ -26,6 +26,7 @@ from .layout_format import LayoutFormat, scan
 from .milc import MilcFormat
 from .nersc import NerscFormat
 from .npy import NumpyFormat
+from .npz import NpzFormat
 from .observables import GroupErrors, measure_links
 from .openqcd import OpenQcdFormat
 from .scidac import ScidacFormat
@@ -303,6 +304,7 @@ for _built_in in (
     MilcFormat(),
     BmwFormat(),
     NumpyFormat(),
+    NpzFormat(),
     Hdf5Format(),
     OpenQcdFormat(),
     HirepFormat(),

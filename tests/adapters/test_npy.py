@@ -5,7 +5,17 @@ import pickle
 
 import numpy as np
 import pytest
-from flowmc_adapters import CheckError, FormatError, inspect, read, read_array, write, write_array
+from flowmc_adapters import (
+    CheckError,
+    FormatError,
+    inspect,
+    read,
+    read_array,
+    slab_sums,
+    write,
+    write_array,
+)
+from flowmc_adapters import transfer as transfer_module
 
 
 def test_gauge_field_is_the_plain_array(tmp_path, make_configuration):
@@ -79,12 +89,88 @@ def test_nan_is_named(tmp_path):
         read_array(tmp_path / "phi.npy")
 
 
-def test_pyquda_order_is_pointed_out(tmp_path, make_links):
-    np.save(tmp_path / "u.npy", np.moveaxis(make_links(), 4, 0))
-    with pytest.raises(FormatError, match="PyQUDA"):
-        read(tmp_path / "u.npy")
-    np.save(tmp_path / "u.npy", make_links((2, 2, 2, 4)))
-    assert any("PyQUDA" in warning for warning in read(tmp_path / "u.npy").warnings)
+@pytest.fixture
+def many_slabs(monkeypatch):
+    monkeypatch.setattr(slab_sums, "_SITES", 16)
+    monkeypatch.setattr(transfer_module, "_SERIAL_VOLUME", 1)
+
+
+@pytest.mark.parametrize("dtype", ["<c16", ">c16", "<c8"])
+@pytest.mark.parametrize("order", "CF")
+def test_directions_first_as_pyquda_has_them(tmp_path, make_links, many_slabs, dtype, order):
+    links = make_links((2, 4, 6, 8), precision=32 if dtype == "<c8" else 64)
+    array = np.moveaxis(links, 4, 0).astype(dtype)
+    np.save(tmp_path / "u.npy", np.asarray(array, order=order))
+    again = read(tmp_path / "u.npy")
+    assert again.links.tobytes() == links.tobytes()
+    assert again.warnings == []
+    assert inspect(tmp_path / "u.npy")["writer"] == "PyQUDA"
+
+
+def test_pyquda_style_is_their_file(tmp_path, make_configuration, many_slabs):
+    configuration = make_configuration((2, 4, 6, 8))
+    write(tmp_path / "u.npy", configuration, "npy", style="pyquda")
+    np.save(tmp_path / "v.npy", np.ascontiguousarray(np.moveaxis(configuration.links, 4, 0)))
+    assert (tmp_path / "u.npy").read_bytes() == (tmp_path / "v.npy").read_bytes()
+    with pytest.raises(FormatError, match="four-dimensional"):
+        write(tmp_path / "w.npy", make_configuration((3, 5)), "npy", style="pyquda")
+
+
+def test_shapes_with_two_meanings(tmp_path, make_links):
+    links = make_links((4, 2, 6, 8))
+    np.save(tmp_path / "u.npy", links)
+    again = read(tmp_path / "u.npy")
+    assert again.links.tobytes() == links.tobytes()
+    assert again.warnings == []
+    # (4, 8, 6, 2, 4, 3, 3): directions first with Lx = 4, or Lt = 4 with directions last
+    np.save(tmp_path / "u.npy", np.moveaxis(links, 4, 0))
+    assert any("layout='pyquda'" in warning for warning in read(tmp_path / "u.npy").warnings)
+    asked = read(tmp_path / "u.npy", layout="pyquda")
+    assert asked.links.tobytes() == links.tobytes()
+    assert asked.warnings == []
+    assert read(tmp_path / "u.npy", layout="flowmc").dims == (2, 6, 8, 4)
+    np.save(tmp_path / "u.npy", make_links((2, 4, 6, 8)))
+    with pytest.raises(FormatError, match="'flowmc' would fit"):
+        read(tmp_path / "u.npy", layout="pyquda")
+
+
+@pytest.fixture
+def siblings(tmp_path, make_links):
+    links = make_links((2, 4, 6, 8))
+    for mu in range(4):
+        part = links[..., mu, :, :].transpose(4, 5, 3, 2, 1, 0)  # row, column, x, y, z, t
+        np.save(tmp_path / f"conf_u{mu}.npy", np.asfortranarray(part))
+    return links
+
+
+@pytest.mark.parametrize("mu", range(4))
+def test_four_files_are_read_by_any_of_them(tmp_path, siblings, many_slabs, mu):
+    assert read(tmp_path / f"conf_u{mu}.npy").links.tobytes() == siblings.tobytes()
+    assert inspect(tmp_path / f"conf_u{mu}.npy")["writer"] == "latticeqcd-rs"
+
+
+def test_four_files_in_c_order(tmp_path, siblings):
+    part = np.load(tmp_path / "conf_u1.npy")
+    np.save(tmp_path / "conf_u1.npy", np.ascontiguousarray(part))
+    assert read(tmp_path / "conf_u0.npy").links.tobytes() == siblings.tobytes()
+
+
+def test_four_files_that_are_not_four(tmp_path, siblings):
+    part = np.load(tmp_path / "conf_u3.npy")
+    (tmp_path / "conf_u3.npy").unlink()
+    with pytest.raises(FormatError, match=r"conf_u3.npy, direction t, is missing"):
+        read(tmp_path / "conf_u1.npy")
+    np.save(tmp_path / "conf_u3.npy", part[..., :4])
+    with pytest.raises(FormatError, match="not the directions of one field"):
+        read(tmp_path / "conf_u1.npy")
+    np.save(tmp_path / "v.npy", part)
+    with pytest.raises(FormatError, match="does not tell which"):
+        read(tmp_path / "v.npy")
+    part = np.asfortranarray(part)
+    part[1, 2, 1, 3, 5, 7] = np.inf
+    np.save(tmp_path / "conf_u3.npy", part)
+    with pytest.raises(CheckError, match=r"conf_u3.npy: byte .*site \[1,3,5,7\], mu = t"):
+        read(tmp_path / "conf_u0.npy")
 
 
 @pytest.mark.parametrize(
