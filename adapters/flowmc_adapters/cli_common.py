@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import Any
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any, TypeVar, cast
+
+_T = TypeVar("_T")
 
 
 def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,12 +28,58 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layout", metavar="NAME", help="order of the numbers, for files that leave it open"
     )
+    parser.add_argument(
+        "--mpi",
+        action="store_true",
+        help="share the work on every file among the ranks of mpirun (needs mpi4py)",
+    )
 
 
 def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments `dims` and `layout` of the reading functions."""
     dims = None if arguments.dims is None else tuple(arguments.dims)
     return {"dims": dims, "layout": arguments.layout}
+
+
+def communicator(arguments: argparse.Namespace) -> Any:
+    """The mpi4py communicator of all ranks if `--mpi` was given, else None.
+
+    Raises:
+        ValueError: mpi4py or an MPI library is missing.
+    """
+    if not arguments.mpi:
+        return None
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(f"--mpi needs mpi4py and an MPI library: {error}") from error
+    return MPI.COMM_WORLD
+
+
+@contextmanager
+def only_first_rank_prints(comm: Any) -> Iterator[None]:
+    """Silence the other ranks, who do the same as the first one."""
+    if comm is None or comm.rank == 0:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def by_first_rank(comm: Any, function: Callable[[], _T]) -> _T:
+    """What a function gives on the first rank, on all of them; also its ValueError or OSError."""
+    if comm is None:
+        return function()
+    outcome: tuple[Any, ValueError | OSError | None] = (None, None)
+    if comm.rank == 0:
+        try:
+            outcome = function(), None
+        except (ValueError, OSError) as error:
+            outcome = None, error
+    result, refusal = comm.bcast(outcome)
+    if refusal is not None:
+        raise refusal
+    return cast(_T, result)
 
 
 def assignments(texts: Sequence[str], option: str) -> dict[str, str]:

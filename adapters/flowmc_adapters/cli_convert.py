@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -10,7 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .cli_common import add_reading_arguments, assignments, reading_options
+from .cli_common import (
+    add_reading_arguments,
+    assignments,
+    by_first_rank,
+    communicator,
+    only_first_rank_prints,
+    reading_options,
+)
 from .configuration import number_of
 from .conversion import Conversion, convert
 from .ensemble_files import expand
@@ -19,6 +27,7 @@ from .inspection import CHECK_FAILED, FINE, UNUSABLE
 from .naming import converted_name, number_in_name
 from .progress import ProgressLine
 from .registry import format_named, formats, read_header
+from .transfer import Progress
 
 
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +89,16 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
 def run_convert(arguments: argparse.Namespace) -> int:
     """Convert files; returns the exit status, that of the worst file."""
     try:
-        pairs, several = _pairs(arguments)
+        comm = communicator(arguments)
+    except ValueError as error:
+        return _refused(str(error), arguments.json)
+    with only_first_rank_prints(comm):
+        return _convert(arguments, comm)
+
+
+def _convert(arguments: argparse.Namespace, comm: Any) -> int:
+    try:
+        pairs, several = by_first_rank(comm, lambda: _pairs(arguments))
         metadata = assignments(arguments.set, "--set")
         options = assignments(arguments.option, "--option")
         format_named(arguments.format).check_options(options)
@@ -93,7 +111,9 @@ def run_convert(arguments: argparse.Namespace) -> int:
     status = FINE
     for source, destination in pairs:
         progress.begin(source)
-        result, code = _convert_one(arguments, source, destination, metadata, options, progress)
+        result, code = _convert_one(
+            arguments, source, destination, metadata, options, progress, comm
+        )
         progress.end()
         progress.clear()
         status = max(status, code)
@@ -115,13 +135,15 @@ def _convert_one(
     metadata: dict[str, str],
     options: dict[str, str],
     progress: ProgressLine,
+    comm: Any,
 ) -> tuple[dict[str, Any], int]:
     """What became of one file, and the exit status it deserves."""
     paths = {"source": source, "destination": destination}
     try:
         reading = reading_options(arguments)
-        number = _number_from_name(source, metadata, reading)
-        conversion = convert(
+        number = by_first_rank(comm, lambda: _number_from_name(source, metadata, reading))
+        function = convert if comm is None else functools.partial(_parallel_convert, comm)
+        conversion = function(
             source,
             destination,
             arguments.format,
@@ -143,6 +165,12 @@ def _convert_one(
             f"configuration number {number['SEQUENCE_NUMBER']} taken from the file's name"
         )
     return {**paths, **asdict(conversion), "error": None}, FINE
+
+
+def _parallel_convert(comm: Any, *arguments: Any, progress: Progress, **options: Any) -> Conversion:
+    from . import parallel
+
+    return parallel.convert(comm, *arguments, **options)
 
 
 _NOTHING: dict[str, Any] = dict.fromkeys(Conversion.__dataclass_fields__)

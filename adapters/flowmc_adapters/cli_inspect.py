@@ -7,7 +7,13 @@ import json
 import sys
 from typing import Any
 
-from .cli_common import add_reading_arguments, reading_options
+from .cli_common import (
+    add_reading_arguments,
+    by_first_rank,
+    communicator,
+    only_first_rank_prints,
+    reading_options,
+)
 from .ensemble_files import expand, number_gaps
 from .inspection import CHECK_FAILED, FINE, UNUSABLE, Inspection, examine
 from .metadata import DERIVED_KEYS
@@ -33,7 +39,17 @@ def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_inspect(arguments: argparse.Namespace) -> int:
     """Print what the files hold; returns the exit status, that of the worst file."""
-    chosen = expand(arguments.files)
+    try:
+        comm = communicator(arguments)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return UNUSABLE
+    with only_first_rank_prints(comm):
+        return _inspect(arguments, comm)
+
+
+def _inspect(arguments: argparse.Namespace, comm: Any) -> int:
+    chosen = by_first_rank(comm, lambda: expand(arguments.files))
     brief = arguments.brief or chosen.many
     progress = ProgressLine(len(chosen.files))
     found = []
@@ -43,6 +59,7 @@ def run_inspect(arguments: argparse.Namespace) -> int:
             path,
             ignore_checksum=arguments.ignore_checksum,
             progress=progress.part,
+            comm=comm,
             **reading_options(arguments),
         )
         progress.end()

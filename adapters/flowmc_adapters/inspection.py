@@ -61,11 +61,13 @@ def examine(
     layout: str | None = None,
     ignore_checksum: bool = False,
     progress: Progress | None = None,
+    comm: Any = None,
 ) -> Inspection:
     """As `inspect`, with metadata and the exit status of the command.
 
     With `ignore_checksum` disagreements of checksum, plaquette and link trace are reported, but do
-    not count for the status. `progress` is told about the slabs done and of all slabs.
+    not count for the status. `progress` is told about the slabs done and of all slabs. With an
+    mpi4py communicator `comm` the work is shared by its ranks, who all get the result.
     """
     report: dict[str, Any] = {
         "path": os.fspath(path),
@@ -93,7 +95,12 @@ def examine(
             if note is not None:
                 report["warnings"] = [note]
                 return Inspection(report)
-        verdict = verify(path, dims=dims, layout=layout, progress=progress)
+        if comm is None:
+            verdict = verify(path, dims=dims, layout=layout, progress=progress)
+        else:
+            from . import parallel
+
+            verdict = parallel.verify(comm, path, dims=dims, layout=layout)
     except CheckError as error:
         report["error"] = str(error)
         return Inspection(report, status=CHECK_FAILED)

@@ -189,8 +189,8 @@ def require_projectable(path: PathLike, group: GroupErrors, *, stripped: bool) -
         raise CheckError(
             path,
             None,
-            f"links are off SU(N) by {max(group.unitarity, determinant):.1e}: that is damage, not rounding, and "
-            "projecting them onto the group would hide it",
+            f"links are off SU(N) by {max(group.unitarity, determinant):.1e}: that is damage, not "
+            "rounding, and projecting them onto the group would hide it",
         )
     return f"links were projected onto SU(N), as asked; they were off by {group.unitarity:.1e}"
 

@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from flowmc_adapters import CheckError, FormatError, formats, parallel, slab_sums
+from flowmc_adapters import CheckError, FormatError, cli, formats, parallel, slab_sums
 from mpi4py import MPI
 
 COMM = MPI.COMM_WORLD
@@ -50,6 +50,8 @@ def main(folder: Path) -> None:
                 continue
             if getattr(found, "precisions", ())[-1:] != (64,):
                 continue
+            if "nersc" not in (name, target) and name != target:
+                continue  # every reader and every writer once
             parallel.write(COMM, out / f"{name}.written.{target}", slab, target)
             parallel.convert(COMM, source, out / f"{name}.converted.{target}", target)
         parallel.convert(COMM, source, out / f"{name}.converted.milc", "milc", 32)
@@ -70,8 +72,12 @@ def main(folder: Path) -> None:
         pass
     else:
         raise AssertionError("the damage was not noticed")
+    convert = ["convert", "--mpi", str(nersc), str(out / "command"), "--format", "nersc"]
+    assert cli.main(convert) == 0
+    assert cli.main(["inspect", "--mpi", str(out / "command"), str(folder / "damaged.nersc")]) == 1
     if COMM.rank == 0:
         assert not (out / "never").exists()
+        assert not (out / "no").exists()
         assert not list(out.glob(".*"))
         (out / "results.json").write_text(json.dumps(results))
 
