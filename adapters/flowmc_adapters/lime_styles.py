@@ -241,7 +241,8 @@ def _private_record(field: Description, *, ildg: bool) -> str:
     datatype = lime_text.tag_text(old, "datatype") or ""
     # QIO takes a record for ILDG only by these names
     allowed = rf"(QDP|USQCD)_{letter}{nc}_ColorMatrix" if ildg else r"\w+"
-    unchanged = lime_text.tag_text(old, "precision") == letter
-    if unchanged and re.fullmatch(allowed, datatype):
+    same_precision = lime_text.tag_text(old, "precision") == letter
+    same_group = lime_text.tag_integer(old, "colors") == nc
+    if same_precision and same_group and re.fullmatch(allowed, datatype):
         text = re.sub("<datatype>.*</datatype>", f"<datatype>{datatype}</datatype>", text)
     return text

@@ -149,6 +149,15 @@ def scidac_sums(data):
     return sums
 
 
+def links_with_short_sums(make_links, bits):
+    """Links one of whose SciDAC checksums begins with a zero, which only tmLQCD prints."""
+    for seed in range(200):
+        links = make_links(DIMS, precision=bits, seed=seed)
+        if min(scidac_sums(numbers(links, ">", bits))) < 2**28:
+            return links
+    raise AssertionError("none found")
+
+
 def tmlqcd_file(links, bits, plaquette=None, number=12):
     data = numbers(links, ">", bits)
     suma, sumb = scidac_sums(data)
@@ -262,7 +271,7 @@ QIO_VARIANTS = {
 @pytest.mark.parametrize("variant", QIO_VARIANTS.values(), ids=QIO_VARIANTS)
 @pytest.mark.parametrize("bits", [32, 64])
 def test_qio_style(tmp_path, make_links, variant, bits):
-    links = make_links(DIMS, precision=bits)
+    links = links_with_short_sums(make_links, bits)
     user = variant.get("user", MILC_INFO)
     content = qio_file(links, bits, **variant | {"user": user(links) if callable(user) else user})
     format = "ildg" if variant.get("ildg", True) else "scidac"
@@ -272,7 +281,7 @@ def test_qio_style(tmp_path, make_links, variant, bits):
 @pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize("style", ["tmlqcd", "simulateqcd"])
 def test_other_ildg_styles(tmp_path, make_links, style, bits):
-    links = make_links(DIMS, precision=bits)
+    links = links_with_short_sums(make_links, bits)
     make = {"tmlqcd": tmlqcd_file, "simulateqcd": simulateqcd_file}[style]
     again_and_again(tmp_path, make(links, bits), "ildg", style)
 
@@ -321,13 +330,42 @@ def test_qio_numbers_follow_the_links(tmp_path, make_links):
     assert again.metadata["scidac-record-xml"] == expected
 
 
-def test_qio_version_and_precision_of_a_rounded_file(tmp_path, make_links):
+@pytest.mark.parametrize("format", ["ildg", "scidac"])
+def test_qio_version_and_precision_of_a_rounded_file(tmp_path, make_links, format):
     links = make_links(DIMS)
-    (tmp_path / "conf").write_bytes(qio_file(links, 64, old=True))
+    variant = {"old": True, "ildg": format == "ildg"}
+    (tmp_path / "conf").write_bytes(qio_file(links, 64, **variant))
     options = {"style": "qio"}
-    convert(tmp_path / "conf", tmp_path / "single", "ildg", precision=32, options=options)
+    convert(tmp_path / "conf", tmp_path / "single", format, precision=32, options=options)
     rounded = links.astype(np.complex64)
-    assert (tmp_path / "single").read_bytes() == qio_file(rounded, 32, old=True)
+    assert (tmp_path / "single").read_bytes() == qio_file(rounded, 32, **variant)
+
+
+def test_qio_names_of_datatypes(tmp_path, make_links):
+    content = qio_file(make_links(DIMS), 64, spins="<spins>1</spins>", ildg=False)
+    for name in (b"USQCD_D3_ColorMatrix", b"QUDA_DNc3_GaugeField", b"Lattice"):
+        changed = renamed(content, name)
+        (tmp_path / "conf").write_bytes(changed)
+        convert(tmp_path / "conf", tmp_path / "again", "scidac", options={"style": "qio"})
+        assert (tmp_path / "again").read_bytes() == changed
+
+
+def test_qio_names_follow_the_group(tmp_path, make_links):
+    (tmp_path / "conf").write_bytes(renamed(qio_file(make_links(DIMS), 64, ildg=False), b"Lattice"))
+    configuration = read(tmp_path / "conf")
+    configuration.links = make_links(DIMS, nc=2)
+    write(tmp_path / "conf", configuration, "scidac", style="qio")
+    assert b"<datatype>QDP_D2_ColorMatrix</datatype>" in (tmp_path / "conf").read_bytes()
+
+
+def renamed(content, name):
+    """Another datatype in the private record, whose length follows."""
+    start = content.index(b"scidac-private-record-xml") - 16
+    (length,) = struct.unpack_from(">Q", content, start + 8)
+    body = content[start + 144 : start + 144 + length].replace(b"QDP_D3_ColorMatrix", name)
+    end = start + 144 + length + (-length % 8)
+    new = lime_record("scidac-private-record-xml", body, 0x80)
+    return content[:start] + new + content[end:]
 
 
 @pytest.mark.parametrize("style", ["qio", "tmlqcd", "simulateqcd"])
