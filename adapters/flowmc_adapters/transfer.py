@@ -104,7 +104,7 @@ def transfer(
 
     if threads is None:
         serial = math.prod(source.dims) < _SERIAL_VOLUME
-        threads = 1 if serial else min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+        threads = 1 if serial else min(_MOST_THREADS, _cores())
     threads = min(threads, len(chosen))
     if threads < 2:
         for slab in chosen:
@@ -125,6 +125,13 @@ def transfer(
         first, last = chosen[0][0], chosen[-1][0]
         sink.finish(range(first, last + 1))
     return sums
+
+
+def _cores() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not everywhere
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class _Work:

@@ -1,6 +1,8 @@
 """Every example runs, shortened, through the command line; the main one also on real files."""
 
 import json
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -98,3 +100,15 @@ def test_main_example_continues_real_files(name, tmp_path, capsys):
         assert report["dims"] == [4, 4, 4, 8]
         assert report["checksum"]["ok"]
         assert report["unitarity_error"] < 1e-12
+
+
+def test_file_benchmark_runs():
+    script = EXAMPLES / "benchmarks" / "file_throughput.py"
+    result = subprocess.run(
+        [sys.executable, str(script), "--quick", "--rounds", "1"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "16x16x16x16" in result.stdout
