@@ -103,7 +103,7 @@ class SliceAssembly:
         self._storage.write(self._offset + t * self._bytes, raw)
 
     def finish(self, slices: range) -> None:
-        """Raise RuntimeError unless these slices were completed."""
-        missing = set(slices) - self._written
+        """Raise RuntimeError unless these slices were completed, and once only."""
+        missing = [t for t in slices if t not in self._written or t in self._open]
         if missing:
-            raise RuntimeError(f"time slices {sorted(missing)} were not completed")
+            raise RuntimeError(f"time slices {missing} were not completed")

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import struct
-import threading
 
 import numpy as np
 import pytest
@@ -16,13 +15,10 @@ from flowmc_adapters import (
     inspect,
     plaquettes,
     read,
-    read_header,
     slab_sums,
     transfer,
     write,
 )
-from flowmc_adapters.openqcd_links import OpenQcdSource
-from flowmc_adapters.storage import FileStorage
 
 REAL = "openqcd/openQCD_qcd1_pb_L8T8_b6.0_c1.234_k0.13_r0_id4n1"
 TWIN = "hirep/HiRep_qcd1_pb_L8T8_b6.0_c1.234_k0.13_r0_id4n1"
@@ -33,7 +29,7 @@ OTHERS = [DIMS, (2, 4, 8, 6), (6, 2, 4, 2), (2, 2, 2, 2)]
 def reference_links(links):
     """The bytes of the links, by loops over sites in the words of the format's definition."""
     lt, lz, ly, lx = links.shape[:4]
-    content = b""
+    content = bytearray()
     for t in range(lt):
         for x in range(lx):
             for y in range(ly):
@@ -46,11 +42,9 @@ def reference_links(links):
                         forward = links[t, z, y, x, mu]
                         back = links[(t - dt) % lt, (z - dz) % lz, (y - dy) % ly, (x - dx) % lx, mu]
                         for link in (forward, back):
-                            for row in range(3):
-                                for column in range(3):
-                                    number = link[row, column]
-                                    content += struct.pack("<2d", number.real, number.imag)
-    return content
+                            for number in link.ravel().tolist():  # row by row
+                                content += struct.pack("<2d", number.real, number.imag)
+    return bytes(content)
 
 
 def reference_plaquette(links):
@@ -124,86 +118,6 @@ def test_slabs_and_threads(few_sites, path, repetition, make_links):
     convert(path, copy, "nersc")
     convert(copy, path, "openqcd")
     assert path.read_bytes()[24:] == content[24:]
-
-
-def test_every_byte_is_read_once_but_for_the_start(few_sites, path, monkeypatch, make_links):
-    links = make_links((4, 2, 8, 10))
-    path.write_bytes(reference_file(links))
-    asked = []
-    original = FileStorage.read
-    monkeypatch.setattr(
-        FileStorage,
-        "read",
-        lambda self, offset, out: (asked.append((offset, out.size)), original(self, offset, out)),
-    )
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
-    read(path)
-    slices = [offset for offset, size in asked if size == 4 * 2 * 8 * 576]
-    assert len(set(slices)) == 10
-    assert len(slices) <= 12
-
-
-def test_few_slices_are_held_while_writing(few_sites, path, monkeypatch, make_links):
-    from flowmc_adapters.time_slices import SliceAssembly
-
-    most = 0
-    original = SliceAssembly.buffer
-
-    def buffer(self, t):
-        nonlocal most
-        found = original(self, t)
-        most = max(most, len(self._open))
-        return found
-
-    monkeypatch.setattr(SliceAssembly, "buffer", buffer)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
-    write(path, Configuration(make_links((4, 2, 8, 10))), "openqcd")
-    assert most == 3
-
-
-@pytest.mark.parametrize("lost", [0, 7, 11])
-def test_a_missing_slab_is_noticed(path, lost, make_links):
-    from flowmc_adapters.layout import Layout
-    from flowmc_adapters.openqcd_links import OpenQcdSink
-
-    links = make_links((2, 2, 4, 6))
-    path.write_bytes(b"")
-    with FileStorage(path, writable=True) as storage:
-        sink = OpenQcdSink(storage, Layout(24, (2, 2, 4, 6), 3, 3, 64, "<"))
-        slabs = [(t, z, z + 2) for t in range(6) for z in (0, 2)]
-        for slab in slabs[:lost] + slabs[lost + 1 :]:
-            sink.write(slab, links[slab[0], slab[1] : slab[2]])
-        with pytest.raises(RuntimeError, match="not completed"):
-            sink.finish()
-        sink.write(slabs[lost], links[slabs[lost][0], slabs[lost][1] : slabs[lost][2]])
-        sink.finish()
-    assert path.read_bytes()[24:] == reference_links(links)
-
-
-def test_reading_from_many_threads_at_once(few_sites, path, make_links):
-    links = make_links((4, 2, 8, 10))
-    path.write_bytes(reference_file(links))
-    header = read_header(path)
-    wrong = []
-    with FileStorage(path) as storage:
-        source = OpenQcdSource(storage, header.layout)
-
-        def work(seed):
-            rng = np.random.default_rng(seed)
-            for _ in range(40):
-                t, start = int(rng.integers(10)), int(rng.integers(8))
-                stop = int(rng.integers(start + 1, 9))
-                out = np.empty((stop - start, 2, 4, 4, 3, 3), complex)
-                source.read((t, start, stop), out)
-                if not np.array_equal(out, links[t, start:stop]):
-                    wrong.append((t, start, stop))
-
-        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert wrong == []
 
 
 def test_open_boundaries(path, make_links):
@@ -390,5 +304,4 @@ def test_real_file(real_file, tmp_path):
 
 def test_real_file_by_its_definition(real_file):
     path = real_file(REAL)
-    found = read(path)
-    assert reference_links(found.links[:, :, :, :])[: 576 * 8] == path.read_bytes()[24 : 24 + 4608]
+    assert reference_links(read(path).links) == path.read_bytes()[24:]
