@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 
 from . import lime_text
@@ -61,10 +62,10 @@ def record_metadata(
         if kind in texts and texts[kind] not in (lime_text.NO_FILE_XML, lime_text.NO_FILE_NAME)
     }
     private = texts.get(PRIVATE_RECORD, "")
-    date = lime_text.tag_text(private, "date")
-    if date not in (None, lime_text.NO_DATE):
+    date = html.unescape(lime_text.tag_text(private, "date") or lime_text.NO_DATE)
+    if date != lime_text.NO_DATE:
         metadata["scidac-date"] = date
-    ours = lime_text.private_record(nc, precision, date or lime_text.NO_DATE)
+    ours = lime_text.private_record(nc, precision, date)
     if PRIVATE_RECORD in texts and private != ours:
         metadata[PRIVATE_RECORD] = private
     user = lime_text.tag_text(texts.get("scidac-record-xml", ""), "usqcdInfo")

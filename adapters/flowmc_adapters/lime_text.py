@@ -94,8 +94,8 @@ def updated_xlf(text: str, plaquette: float, number: str | None) -> str:
         lambda match: match[1] + renewed(match[2], plaquette, ".12f"),
         text,
     )
-    if number is not None:
-        number = " ".join(number.split())
+    number = " ".join((number or "").split())
+    if number:
         text = re.sub(
             r"(?m)^([ \t]*trajectory nr = )(\S.*)$",
             lambda match: match[0] if match[2].strip() == number else f"{match[1]}{number}",

@@ -340,6 +340,7 @@ def test_a_chain_of_files_keeps_its_metadata(tmp_path, make_configuration, make_
             "scidac-record-xml": "<usqcdInfo><plaq>0.1</plaq><linktr>0</linktr>"
             "<info>kappa = 0.13\n<nested>x</nested></info></usqcdInfo>",
             "ildg-data-lfn": "lfn://x",
+            "scidac-date": "Sun & Mon <UTC>",
             "something-else": "\ud800 unencodable",
         }
     )
@@ -356,6 +357,7 @@ def test_a_chain_of_files_keeps_its_metadata(tmp_path, make_configuration, make_
         assert "kappa = 0.13\n<nested>x</nested>\n" in metadata["scidac-record-xml"]
         assert metadata["scidac-record-xml"].count("SEQUENCE_NUMBER") == 1
         assert metadata["ildg-data-lfn"] == "lfn://x"
+        assert metadata["scidac-date"] == "Sun & Mon <UTC>"
         assert metadata["something-else"] == "\ud800 unencodable"
 
 
@@ -571,3 +573,23 @@ def test_printed_numbers_stay_if_they_are_right(text, value, expected):
     assert updated_xlf(f"\n plaquette = {text}\n beta = 6", value, None) == (
         f"\n plaquette = {expected}\n beta = 6"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "expected"),
+    [
+        ("a = 1\n trajectory nr = 12\n b = 2", "13", "a = 1\n trajectory nr = 13\n b = 2"),
+        (
+            " trajectory nr = \n trajectory nr = 9\n",
+            "13",
+            " trajectory nr = \n trajectory nr = 13\n",
+        ),
+        (" trajectory nr = 12 \n", "12", " trajectory nr = 12 \n"),
+        ("a = 1", "13", "a = 1\n trajectory nr = 13\n"),
+        ("", "13", " trajectory nr = 13\n"),
+        ("a = 1\n", " ", "a = 1\n"),
+        ("a = 1\n", None, "a = 1\n"),
+    ],
+)
+def test_trajectory_numbers_are_brought_up_to_date(text, number, expected):
+    assert updated_xlf(text, 0.5, number) == expected
