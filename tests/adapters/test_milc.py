@@ -1,5 +1,6 @@
 """MILC files built here byte by byte, and those of MILC itself."""
 
+import pickle
 import struct
 
 import numpy as np
@@ -15,6 +16,7 @@ from flowmc_adapters import (
     read_header,
     write,
 )
+from flowmc_adapters.milc import _MilcSums
 
 DIMS = (4, 2, 6, 8)
 STAMP = b"Thu Feb 12 13:40:21 1998"
@@ -337,6 +339,18 @@ def test_the_info_file(path, make_configuration, byte_order):
         for key in ("time_stamp", "gauge.beta11", "action.description", "SEQUENCE_NUMBER")
     }
     assert again.stored_plaquette == pytest.approx(mean.mean, abs=1e-6)
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_sums_are_shared_between_workers(links, order):
+    data = np.frombuffer(b"".join(payload(links, order)), dtype=np.uint8)
+    whole, first, second = (_MilcSums(288, order) for _ in range(3))
+    whole.update(0, data)
+    first.update(0, data[: 288 * 100])
+    second.update(100, data[288 * 100 :])
+    first.absorb(pickle.loads(pickle.dumps(second)))
+    assert first.sums == whole.sums == milc_sums(data.tobytes(), order)
+    assert first.nersc_sum == whole.nersc_sum == nersc_sum(links)
 
 
 @pytest.mark.parametrize("equals", [" = ", " ", "\t", "="])
