@@ -33,7 +33,7 @@ _HEADER = struct.Struct(">5id")
 _MOST_COLOURS = 64
 _LARGEST_EXTENT = 4096
 # A slice, the one after it, and one more for the thread that is ahead
-_SLICES = 3
+_SLICES = 2
 
 
 class HirepFormat(LayoutFormat):
@@ -129,6 +129,8 @@ class _HirepFrame(Frame):
 class _Source(LinkSource):
     """Links of a HiRep file."""
 
+    keeps_slices = True
+
     def __init__(self, storage: Storage, layout: Layout) -> None:
         self._path, self._layout = storage.path, layout
         self._cache = SliceCache(storage, layout, _SLICES)
@@ -162,9 +164,13 @@ class _Sink(LinkSink):
         stored[..., 0, :, :] = links[..., 3, :, :]
         self._assembly.filled(slab[0], stored.nbytes)
 
-    def finish(self, slices: range) -> None:
+    def begin(self, slices: range) -> None:
+        """See `LinkSink.begin`."""
+        self._assembly.slices = slices
+
+    def finish(self) -> None:
         """See `LinkSink.finish`."""
-        self._assembly.finish(slices)
+        self._assembly.finish()
 
 
 def _planes(raw: RawBytes, layout: Layout, slab: Slab) -> npt.NDArray[np.complexfloating]:

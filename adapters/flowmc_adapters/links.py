@@ -34,11 +34,14 @@ class LinkSource(ABC):
         dims: extents (Lx, ..., Lt).
         nc: number of colours N.
         precision: 32 or 64.
+        keeps_slices: the source itself keeps what it has read for slabs of the same and of the next
+            time slice.
     """
 
     dims: tuple[int, ...]
     nc: int
     precision: int
+    keeps_slices = False
 
     @abstractmethod
     def read(self, slab: Slab, out: ComplexArray, checksum: ChecksumSum | None = None) -> None:
@@ -81,11 +84,19 @@ class LinkSink(ABC):
     """Something that takes links.
 
     Attributes:
-        slices_before: how many time slices before its own a rank that writes a part of the field
-            has to hand over as well, for links that are stored with the next time slice.
+        needs_slice_before: some links of a time slice are stored with the next one. The sink is
+            then given those of the (periodically) preceding slice first, by `write_before`.
     """
 
-    slices_before = 0
+    needs_slice_before = False
+
+    def begin(self, slices: range) -> None:  # noqa: B027 - most have nothing to prepare
+        """The time slices that will be written, all of them or the share of a rank."""
+
+    def write_before(  # noqa: B027 - see needs_slice_before
+        self, slab: Slab, links: ComplexArray
+    ) -> None:
+        """Take from a slab of the slice before the first one what is stored with the latter."""
 
     @abstractmethod
     def write(self, slab: Slab, links: ComplexArray, checksum: ChecksumSum | None = None) -> None:
@@ -100,8 +111,8 @@ class LinkSink(ABC):
             OSError: disk full and the like.
         """
 
-    def finish(self, slices: range) -> None:  # noqa: B027 - most have nothing left to do
-        """All slabs of the time slices `slices` were written, and those of the `slices_before`."""
+    def finish(self) -> None:  # noqa: B027 - most have nothing left to do
+        """All slabs were written."""
 
 
 class ArraySource(LinkSource):

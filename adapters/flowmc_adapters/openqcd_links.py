@@ -7,6 +7,8 @@ even sites are therefore with the next time slice.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
 
@@ -20,8 +22,8 @@ from .time_slices import SliceAssembly, SliceCache
 
 _Positions = npt.NDArray[np.intp]
 
-# Two slices make one of the field; the thread that is ahead needs two more
-_SLICES = 4
+# A slab and the one of the next time slice; a thread that is ahead reads one again
+_SLICES = 3
 _LINK_BYTES = 144
 _LINKS_PER_SITE = 8
 # As an openQCD field has it exactly; others may have come through another code
@@ -35,6 +37,8 @@ class OpenQcdSource(LinkSource):
         storage: the open file.
         layout: offset and extents of the links.
     """
+
+    keeps_slices = True
 
     def __init__(self, storage: Storage, layout: Layout) -> None:
         self._path = storage.path
@@ -63,11 +67,10 @@ class OpenQcdSource(LinkSource):
 class OpenQcdSink(LinkSink):
     """Links to an openQCD file; arguments as `OpenQcdSource`.
 
-    A slice goes to the file when its own links and the time links of the one before are there: the
-    first slice last of all.
+    A slice goes to the file when its own links and the time links of the one before are there.
     """
 
-    slices_before = 1
+    needs_slice_before = True
 
     def __init__(self, storage: Storage, layout: Layout) -> None:
         self._dims = layout.dims
@@ -80,13 +83,26 @@ class OpenQcdSink(LinkSink):
         own = _links(self._assembly.buffer(t))
         own[space] = links[..., :3, :, :]
         own[time[odd]] = links[odd, 3]
-        _links(self._assembly.buffer(following))[time[~odd]] = links[~odd, 3]
         self._assembly.filled(t, (space.size + int(odd.sum())) * _LINK_BYTES)
+        slices = self._assembly.slices
+        # The first slice has had these before everything else; others may be another rank's
+        if following in slices and following != slices.start:
+            self.write_before(slab, links)
+
+    def begin(self, slices: range) -> None:
+        """See `LinkSink.begin`."""
+        self._assembly.slices = slices
+
+    def write_before(self, slab: Slab, links: ComplexArray) -> None:
+        """See `LinkSink.write_before`: the time links of even sites."""
+        following = (slab[0] + 1) % self._dims[-1]
+        odd, _, time = _positions(self._dims, slab)
+        _links(self._assembly.buffer(following))[time[~odd]] = links[~odd, 3]
         self._assembly.filled(following, int((~odd).sum()) * _LINK_BYTES)
 
-    def finish(self, slices: range) -> None:
+    def finish(self) -> None:
         """See `LinkSink.finish`."""
-        self._assembly.finish(slices)
+        self._assembly.finish()
 
 
 def has_fixed_start(storage: Storage, layout: Layout) -> bool:
@@ -118,8 +134,15 @@ def _positions(
         `[z, y, x, mu]`; the number of the time links, in their own time slice for odd sites, in the
         next one for even sites, `[z, y, x]`.
     """
-    lx, ly, lz, _ = dims
     t, start, stop = slab
+    return _positions_of_parity(dims, t % 2, start, stop)
+
+
+@lru_cache(maxsize=256)
+def _positions_of_parity(
+    dims: tuple[int, ...], t: int, start: int, stop: int
+) -> tuple[npt.NDArray[np.bool_], _Positions, _Positions]:
+    lx, ly, lz, _ = dims
     z, y, x = np.ogrid[start:stop, :ly, :lx]
 
     def links_of(x: _Positions, y: _Positions, z: _Positions) -> _Positions:

@@ -363,13 +363,6 @@ def _transfer(
     slabs = slabs_of(source.dims)
     if not mine:
         return Sums([], [])
-    if sink is not None:
-        before = {(mine.start - 1 - i) % lt for i in range(sink.slices_before)} - set(mine)
-        for slab in slabs:
-            if slab[0] in before:
-                links = np.empty((slab[2] - slab[1], *source.plane_shape), source.complex_type)
-                source.read(slab, links)
-                sink.write(slab, links if change is None else change.apply(links, slab))
     own = [slab for slab in slabs if slab[0] in mine]
     return transfer(
         source, sink, sink_checksum=sink_checksum, change=change, slabs=own, threads=1, **options

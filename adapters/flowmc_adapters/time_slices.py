@@ -74,6 +74,9 @@ class SliceAssembly:
     Args:
         storage: the open file.
         layout: its links, of which only offset and sizes count.
+
+    Attributes:
+        slices: those that are to be written.
     """
 
     def __init__(self, storage: Storage, layout: Layout) -> None:
@@ -82,6 +85,7 @@ class SliceAssembly:
         self._lock = threading.Lock()
         self._open: dict[int, tuple[RawBytes, int]] = {}
         self._written: set[int] = set()
+        self.slices = range(layout.dims[-1])
 
     def buffer(self, t: int) -> RawBytes:
         """The bytes of slice t, to be filled; several threads may fill different parts."""
@@ -102,8 +106,8 @@ class SliceAssembly:
             self._written.add(t)
         self._storage.write(self._offset + t * self._bytes, raw)
 
-    def finish(self, slices: range) -> None:
-        """Raise RuntimeError unless these slices were completed, and once only."""
-        missing = [t for t in slices if t not in self._written or t in self._open]
+    def finish(self) -> None:
+        """Raise RuntimeError unless the slices were completed, and once only."""
+        missing = [t for t in self.slices if t not in self._written or t in self._open]
         if missing:
             raise RuntimeError(f"time slices {missing} were not completed")

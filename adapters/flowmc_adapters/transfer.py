@@ -102,6 +102,10 @@ def transfer(
         if progress is not None:
             progress(done, len(chosen))
 
+    if sink is not None:
+        sink.begin(range(chosen[0][0], chosen[-1][0] + 1))
+        if sink.needs_slice_before:
+            _write_before(source, sink, (chosen[0][0] - 1) % source.dims[-1], change)
     if threads is None:
         serial = math.prod(source.dims) < _SERIAL_VOLUME
         threads = 1 if serial else min(_MOST_THREADS, _cores())
@@ -122,9 +126,16 @@ def transfer(
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
     if sink is not None:
-        first, last = chosen[0][0], chosen[-1][0]
-        sink.finish(range(first, last + 1))
+        sink.finish()
     return sums
+
+
+def _write_before(source: LinkSource, sink: LinkSink, t: int, change: Change | None) -> None:
+    for slab in slabs_of(source.dims):
+        if slab[0] == t:
+            links = np.empty((slab[2] - slab[1], *source.plane_shape), source.complex_type)
+            source.read(slab, links)
+            sink.write_before(slab, links if change is None else change.apply(links, slab))
 
 
 def _cores() -> int:
@@ -166,7 +177,7 @@ class _Work:
         links, change, dims = self._links, self._change, self._links.dims
         t, start, _ = slab
         beside, upper = _neighbours(slab, dims)
-        following, above = links.slab(beside)[:1], links.slab(upper)
+        following, above = links.first_plane(beside), links.slab(upper)
         sums = slab_sums(here, following[0], above, start, t, dims)
         if change is None:
             return sums, sums
@@ -203,7 +214,8 @@ class _Links:
         self._source, self._checksum = source, checksum
         self.dims = source.dims
         slice_bytes = math.prod(source.plane_shape) * source.dims[-2] * source.complex_type.itemsize
-        self._keep = measure and slice_bytes <= _LARGEST_SLICE_KEPT
+        small = slice_bytes <= _LARGEST_SLICE_KEPT
+        self._keep = measure and small and not source.keeps_slices
         self._lock = threading.Lock()
         self._kept: dict[Slab, Future[ComplexArray]] = {}
         # By planes: the last slab of a time slice may be smaller
@@ -232,6 +244,13 @@ class _Links:
             except BaseException as error:
                 promise.set_exception(error)
         return promise.result()
+
+    def first_plane(self, slab: Slab) -> ComplexArray:
+        """The first plane of a slab, `[1, ..., x, mu, row, col]`."""
+        if self._keep:
+            return self.slab(slab)[:1]
+        t, start, _ = slab
+        return self._read((t, start, start + 1), feed=False)
 
     def release(self, slab: Slab) -> None:
         """A slab has had its turn: forget what nobody needs any more."""
