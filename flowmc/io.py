@@ -2,7 +2,7 @@
 
 Files follow ILDG: ``U[t, z, y, x, mu, row, col]``, the first direction running fastest.  Fields
 have ``(chains, mu, x, y, z, t, row, col)``.  U(1) angles and real fields follow the same rule
-without the axes they do not have: ``theta[..., y, x, mu]`` and ``phi[..., y, x]``, as npy files.
+without the axes they do not have: ``theta[..., y, x, mu]`` and ``phi[..., y, x]``.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ __all__ = [
 
 # Links of 64-bit files that are further from the group than this were computed in single precision.
 _DOUBLE_TOLERANCE = 1e-9
+# What flowmc_adapters calls these fields.
+SCALAR_KIND, U1_KIND = "scalar", "u1"
 # As in flowmc_adapters: beyond this the links are damaged, not rounded.
 _GROUP_TOLERANCE = 1e-5
 
@@ -78,6 +80,7 @@ def load_field(
     *,
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
+    number: int | None = None,
 ) -> StoredField:
     """Read a configuration file of any format and check that it is a field of a theory.
 
@@ -89,23 +92,25 @@ def load_field(
         action: the theory.
         dtype: precision of the real components of the field.
         device: where to put the field.
+        number: which configuration of an HDF5 file of scalar or U(1) fields; None for the only
+            one.
 
     Raises:
         FormatError: an unreadable or damaged file (its child CheckError: checksum, plaquette, or
             numbers that are not finite), another lattice or group, or links outside the group.
         OSError: the file cannot be opened.
     """
+    configuration: flowmc_adapters.Configuration | flowmc_adapters.FieldConfiguration
+    array: np.ndarray
     if isinstance(action.group, SUN):
         configuration = flowmc_adapters.read(path)
-        array, notes = configuration.links, list(configuration.warnings)
+        array = configuration.links
         _require(path, action, configuration.dims, f"SU({configuration.nc})")
-        stored_format, metadata = configuration.format, configuration.metadata
-        number = configuration.number
-        precision = configuration.precision
     else:
-        array, notes = _read_real_array(path, action), []
-        stored_format, metadata, number = "npy", {}, None
-        precision = 32 if array.dtype.itemsize == 4 else 64
+        configuration = _read_real_field(path, action, number)
+        array = configuration.values
+    notes = list(configuration.warnings)
+    precision, stored_number = configuration.precision, configuration.number
 
     # In double precision first: projecting in single would leave the chain 1e-7 off the group.
     double = action.group.field_dtype(torch.float64)
@@ -119,8 +124,16 @@ def load_field(
         notes.append(f"{path}: rounded from 64 to 32 bit, the precision of this run")
     final = loaded.to(dtype=action.group.field_dtype(dtype), device=device).contiguous()
     action.check_field(final)
-    number = number if number is not None else number_in_name(path)
-    return StoredField(final, stored_format, precision, metadata, number, tuple(notes))
+    if stored_number is None:
+        stored_number = number_in_name(path)
+    return StoredField(
+        final,
+        configuration.format,
+        precision,
+        configuration.metadata,
+        stored_number,
+        tuple(notes),
+    )
 
 
 def write_field(
@@ -138,7 +151,8 @@ def write_field(
         path: the file; directories are made.
         chain: ``(...)`` or ``(1, ...)``.
         action: the theory.
-        format: "nersc", "ildg", "scidac" for SU(N) links in four dimensions; "npy" for any field.
+        format: "nersc", "ildg", "scidac" and others for SU(N) links in four dimensions; "hdf5" and
+            "npy" for any field, "ildg" for scalar and U(1) fields, too.
         precision: 32 or 64; None keeps that of the field.
         metadata: see :class:`flowmc_adapters.Configuration`; npy files have no place for it.
 
@@ -154,15 +168,20 @@ def write_field(
         configuration = flowmc_adapters.Configuration(array, dict(metadata or {}))
         flowmc_adapters.write(path, configuration, format, precision)
         return
-    if format != "npy":
+    if format not in flowmc_adapters.FIELD_FORMATS:
+        known = ", ".join(flowmc_adapters.FIELD_FORMATS)
         raise FormatError(
-            path, None, f"{format} files hold SU(N) links, not {action.group.name} fields: use npy"
+            path,
+            None,
+            f"{format} files hold SU(N) links, not {action.group.name} fields: use one of {known}",
         )
-    if not np.isfinite(array).all():
-        raise FormatError(path, None, "refusing to write a field that is not finite")
-    if precision is not None:
-        array = array.astype(np.float32 if precision == 32 else np.float64)
-    flowmc_adapters.write_array(path, array)
+    kind = U1_KIND if action.is_gauge else SCALAR_KIND
+    flowmc_adapters.write_field(
+        path,
+        flowmc_adapters.FieldConfiguration(array, kind, dict(metadata or {})),
+        format,
+        precision,
+    )
 
 
 def file_order_to_field(array: np.ndarray, action: Action) -> np.ndarray:
@@ -187,24 +206,22 @@ def field_to_file_order(array: np.ndarray, action: Action) -> np.ndarray:
     return np.ascontiguousarray(array.transpose((*range(d, 0, -1), 0, *inner)))
 
 
-def _read_real_array(path: str | os.PathLike[str], action: Action) -> np.ndarray:
-    array = flowmc_adapters.read_array(path)
-    if array.dtype.kind == "c":
-        raise FormatError(
-            path, None, f"holds complex numbers, but {action.group.name} fields are stored as real"
-        )
-    if array.dtype not in (np.float32, np.float64):
-        array = array.astype(np.float64)
-    expected = (*reversed(action.lattice), *((action.dimensions,) if action.is_gauge else ()))
-    if array.shape != expected:
+def _read_real_field(
+    path: str | os.PathLike[str], action: Action, number: int | None
+) -> flowmc_adapters.FieldConfiguration:
+    found = flowmc_adapters.read_field(
+        path, number=number, kind=U1_KIND if action.is_gauge else SCALAR_KIND
+    )
+    if found.dims != action.lattice:
         size = "x".join(map(str, action.lattice))
+        expected = (*reversed(action.lattice), *((action.dimensions,) if action.is_gauge else ()))
         raise FormatError(
             path,
             None,
-            f"holds an array of shape {array.shape}, but the {action.group.name} theory on a "
-            f"{size} lattice needs {expected}",
+            f"holds an array of shape {found.values.shape}, but the {action.group.name} theory on "
+            f"a {size} lattice needs {expected}",
         )
-    return array
+    return found
 
 
 def _require(

@@ -18,6 +18,8 @@ from .atomic import atomic_write
 from .configuration import Checksum, Configuration, Header
 from .conversion import Conversion, convert
 from .errors import CheckError, FormatError
+from .field_configuration import FieldConfiguration
+from .fields import FIELD_FORMATS, append_field, field_numbers, read_field, write_field
 from .formats import Format
 from .inspection import Inspection, examine, inspect
 from .npy import read_array, write_array
@@ -25,20 +27,24 @@ from .observables import GroupErrors, Plaquettes, group_errors, link_trace, plaq
 from .registry import detect, format_named, formats, read, read_header, register, write
 
 __all__ = [
+    "FIELD_FORMATS",
     "CheckError",
     "Checksum",
     "Configuration",
     "Conversion",
+    "FieldConfiguration",
     "Format",
     "FormatError",
     "GroupErrors",
     "Header",
     "Inspection",
     "Plaquettes",
+    "append_field",
     "atomic_write",
     "convert",
     "detect",
     "examine",
+    "field_numbers",
     "format_named",
     "formats",
     "group_errors",
@@ -47,8 +53,10 @@ __all__ = [
     "plaquettes",
     "read",
     "read_array",
+    "read_field",
     "read_header",
     "register",
     "write",
     "write_array",
+    "write_field",
 ]

@@ -90,10 +90,12 @@ def _line(inspection: Inspection) -> str:
         return " ".join([*words, "", str(report["error"]).removeprefix(f"{report['path']}: ")])
     words.append(f" {report['format']}")
     if report["dims"] is not None:
-        words += ["x".join(map(str, report["dims"])), f"SU({report['nc']})"]
-        words.append(f"{report['precision']} bit")
+        group = report["kind"] if report["nc"] is None else f"SU({report['nc']})"
+        words += ["x".join(map(str, report["dims"])), group, f"{report['precision']} bit"]
     if report["number"] is not None:
         words.append(f"number {report['number']}")
+    if (report["configurations"] or 1) > 1:
+        words.append(f"{report['configurations']} configurations")
     if report["plaquette"] is not None:
         words.append(f"plaquette {report['plaquette']:.12f}")
     checksum = report["checksum"]
@@ -159,6 +161,10 @@ def _table(inspection: Inspection) -> str:
         add("lattice", " x ".join(map(str, report["dims"])) + "  (x y z t)")
     if report["nc"] is not None:
         add("group", f"SU({report['nc']})")
+    else:
+        add("field", report["kind"])
+        add("configurations", report["configurations"])
+        add("mean", report["mean"], ".12g")
     if report["precision"] is not None:
         add("precision", f"{report['precision']} bit")
     add("number", report["number"])

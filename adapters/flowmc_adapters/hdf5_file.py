@@ -71,10 +71,8 @@ def opened(path: PathLike, driven: Any = None) -> Iterator[Any]:
     with guarded(path):
         import h5py
 
-        if driven is not None:
-            file = h5py.File(driven, "r")
-        else:
-            file = h5py.File(path, "r", locking="best-effort")
+        # Without locks: they fail on many network file systems, and readers need none
+        file = h5py.File(path if driven is None else driven, "r", locking=False)
     try:
         yield file
     finally:
@@ -101,7 +99,7 @@ def _writable(path: PathLike, mode: str) -> Iterator[Any]:
     import h5py
 
     try:
-        with h5py.File(path, mode, libver=VERSIONS, locking="best-effort") as file:
+        with h5py.File(path, mode, libver=VERSIONS, locking=False) as file:
             yield file
     except RuntimeError as error:  # a full disk, where it is noticed on closing only
         text = " ".join(str(error).split())

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .configuration import Checksum, number_of
-from .errors import CheckError, FormatError
+from .errors import CheckError
+from .field_inspection import FieldFindings, examine_fields
 from .formats import PathLike
-from .npy import NumpyFormat, read_array
 from .registry import detect, verify
 from .transfer import Progress
 
@@ -45,7 +45,9 @@ def inspect(
         layout: order of the numbers, for the few files that leave it open.
 
     Returns:
-        `path`, `format`, `writer` (the code that wrote it, if the file tells), `dims`
+        `path`, `format`, `writer` (the code that wrote it, if the file tells), `kind` ("gauge",
+        "scalar", "u1", "array"), `configurations` (how many a file of fields holds), `mean` (of the
+        numbers of scalar and U(1) fields; their `plaquette` is the mean of cos theta_P), `dims`
         [Lx, Ly, Lz, Lt], `nc`, `precision`, `number`, `plaquette`, `plaquette_space`,
         `plaquette_time`, `link_trace` (normalised to 1), `unitarity_error`, `determinant_error`,
         `checksum` {kind, stored, computed, ok} or None, `warnings` (list of texts), `error` (text
@@ -73,10 +75,13 @@ def examine(
         "path": os.fspath(path),
         "format": None,
         "writer": None,
+        "kind": None,
+        "configurations": None,
         "dims": None,
         "nc": None,
         "precision": None,
         "number": None,
+        "mean": None,
         "plaquette": None,
         "plaquette_space": None,
         "plaquette_time": None,
@@ -90,11 +95,9 @@ def examine(
     try:
         found = detect(path)
         report["format"] = found.name
-        if found.name == NumpyFormat.name:
-            note = _plain_array_note(found, path)
-            if note is not None:
-                report["warnings"] = [note]
-                return Inspection(report)
+        fields = examine_fields(path)
+        if fields is not None:
+            return _of_fields(report, fields, ignore_checksum)
         if comm is None:
             verdict = verify(path, dims=dims, layout=layout, progress=progress)
         else:
@@ -110,6 +113,7 @@ def examine(
     header, measurements = verdict.header, verdict.measurements
     report |= {
         "writer": header.writer or None,
+        "kind": "gauge",
         "dims": list(header.dims),
         "nc": header.nc,
         "precision": header.precision,
@@ -130,18 +134,13 @@ def examine(
     return Inspection(report, header.metadata, status, "; ".join(reasons))
 
 
-def _plain_array_note(found: object, path: PathLike) -> str | None:
-    """What to say about an npy file that is sound but no gauge field; None for a gauge field."""
-    assert isinstance(found, NumpyFormat)
-    try:
-        found.read_header(path)
-    except FormatError:
-        array = read_array(path)  # raises for a damaged file
-        return (
-            f"a plain {array.dtype.name} array of shape {array.shape}, no gauge field: only that "
-            "all numbers are finite was checked"
-        )
-    return None
+def _of_fields(report: dict[str, Any], found: FieldFindings, ignore_checksum: bool) -> Inspection:
+    """The inspection of a file of scalar or U(1) fields, or of a plain array."""
+    report |= found.report
+    report |= {"checksum": _checksum(found.checksum), "warnings": found.warnings}
+    reasons = [] if ignore_checksum else found.failures
+    status = CHECK_FAILED if reasons else FINE
+    return Inspection(report, found.metadata, status, "; ".join(reasons))
 
 
 def _checksum(checksum: Checksum | None) -> dict[str, Any] | None:

@@ -39,8 +39,6 @@ __all__ = [
 ]
 
 _TABLES = ("theory", "chains", "update", "ladder", "run", "measure", "ensemble")
-# Formats that hold nothing but SU(N) links in four dimensions.
-_FOUR_DIMENSIONAL = ("nersc", "ildg", "scidac")
 
 
 @dataclass(frozen=True)
@@ -359,20 +357,27 @@ def _check_saving(run: RunTable, ensemble: Ensemble | None) -> None:
 
 def check_format(name: str, action: Action, where: str) -> None:
     """Raise ConfigError unless files of this format can hold fields of this theory."""
-    from flowmc_adapters import format_named
+    from flowmc_adapters import FIELD_FORMATS, format_named
 
+    links = action.group.name.startswith("SU(")
+    if not links and name in FIELD_FORMATS:
+        return
     try:
-        format_named(name)
+        found = format_named(name)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
-    if name == "npy":
-        return
     what = f"{action.group.name} fields in {action.dimensions} dimensions"
-    if not action.group.name.startswith("SU("):
-        raise ConfigError(f'{where}: {name} files hold SU(N) links, not {what}: use format = "npy"')
-    if name in _FOUR_DIMENSIONAL and action.dimensions != 4:
+    if not links:
+        usable = ", ".join(f'"{known}"' for known in FIELD_FORMATS)
         raise ConfigError(
-            f'{where}: {name} files hold four-dimensional lattices, not {what}: use format = "npy"'
+            f"{where}: {name} files hold SU(N) links, not {what}: use one of the formats {usable}"
+        )
+    if not found.writable:
+        raise ConfigError(f"{where}: {name} files are only read: use another format")
+    if getattr(found, "four_dimensions", False) and action.dimensions != 4:
+        raise ConfigError(
+            f"{where}: {name} files hold four-dimensional lattices, not {what}: use format = "
+            '"hdf5" or "npy"'
         )
 
 

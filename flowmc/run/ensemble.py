@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from torch import Tensor
 
 from flowmc import __version__
 from flowmc.actions.base import Action
+from flowmc.groups import SUN
 from flowmc.io import number_in_name, write_field
 from flowmc.run.config import RunConfig
 from flowmc.run.start import StartFiles, base_name
@@ -68,6 +70,10 @@ class ConfigurationWriter:
             "FLOWMC_UPDATE": str(production_update),
             "FLOWMC_SOURCE": origin["source"],
         }
+        if not isinstance(self.config.action.group, SUN):
+            seed = self.config.chains.seed
+            metadata["CHAIN"] = str(chain)
+            metadata["RANDOM_STATE"] = f"seed {seed}, chain {chain}, update {production_update}"
         write_field(
             path,
             chain_field,
@@ -105,6 +111,14 @@ def field_metadata(action: Action, seed: int) -> dict[str, str]:
         "".join(c if c.isalnum() else "_" for c in key).upper(): repr(value)
         for key, value in action.parameters.items()
     }
+    if not isinstance(action.group, SUN):
+        # The key that files of fields have for it; a NERSC header line would be too short
+        couplings["ACTION"] = json.dumps(
+            {"name": action.name or type(action).__name__, "lattice": list(action.lattice)}
+            | dict(action.parameters),
+            sort_keys=True,
+            default=repr,
+        )
     return {
         **couplings,
         "CREATOR": f"flowmc {__version__}",

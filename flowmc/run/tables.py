@@ -110,7 +110,8 @@ class Ensemble:
     """``[ensemble]``: how configurations are saved.
 
     Attributes:
-        format: "nersc", "ildg", "scidac", "npy", or another that flowmc_adapters knows.
+        format: "nersc", "ildg", "scidac", "hdf5", "npy", or another that flowmc_adapters knows; for
+            scalar and U(1) theories "hdf5", "ildg" (the same as "lime") or "npy".
         precision: 32 or 64; that of the chains by default.
         name: files are called ``<name>.<number>``; by default the start file's name, or "conf".
         first_number: number of the first saved configuration; the others follow in steps of

@@ -15,7 +15,8 @@ from flowmc_adapters import FormatError, inspect, plaquettes, read, write
 from flowmc_adapters.cli import main
 
 KEYS = {
-    "path", "format", "writer", "dims", "nc", "precision", "number", "plaquette",
+    "path", "format", "writer", "kind", "configurations", "dims", "nc", "precision", "number",
+    "mean", "plaquette",
     "plaquette_space", "plaquette_time", "link_trace", "unitarity_error", "determinant_error",
     "checksum", "warnings", "error",
 }  # fmt: skip

@@ -9,9 +9,17 @@ import zlib
 
 import numpy as np
 import pytest
-from flowmc_adapters import CheckError, FormatError, convert, inspect, read, slab_sums, write
+from flowmc_adapters import (
+    CheckError,
+    FormatError,
+    convert,
+    inspect,
+    read,
+    slab_sums,
+    write,
+    zip_archive,
+)
 from flowmc_adapters import transfer as transfer_module
-from flowmc_adapters import zip_archive
 from flowmc_adapters.crc32 import Crc32Sum
 
 DIMS = (2, 4, 6, 8)

@@ -110,8 +110,8 @@ BAD = {
         ["nersc", "SU(N)", "npy"],
     ),
     "format for U(1)": (
-        config(theory=U1, run={"save_every": 2}, ensemble={"format": "ildg"}) | {"theory": U1},
-        ["ildg", "U(1)", "npy"],
+        config(theory=U1, run={"save_every": 2}, ensemble={"format": "milc"}) | {"theory": U1},
+        ["milc", "U(1)", "hdf5", "ildg", "npy"],
     ),
     "format in 3 dimensions": (
         config(run={"save_every": 2}, ensemble={"format": "nersc"})

@@ -48,7 +48,7 @@ def test_real_fields_follow_the_same_rule(action):
     np.testing.assert_array_equal(file_order_to_field(array, action), field)
 
 
-@pytest.mark.parametrize("form", ["nersc", "ildg", "scidac", "npy"])
+@pytest.mark.parametrize("form", ["nersc", "ildg", "scidac", "npy", "npz", "hdf5"])
 def test_double_precision_links_come_back_bit_for_bit(tmp_path, form):
     field = SU3.hot(1, stream(1, 0, "io"))
     write_field(tmp_path / "lat.7", field, SU3, format=form, metadata={"SEQUENCE_NUMBER": "7"})
@@ -66,8 +66,58 @@ def test_real_fields_come_back_bit_for_bit(tmp_path, action):
     field = action.hot(1, stream(1, 0, "io"))
     write_field(tmp_path / "conf.npy", field, action, format="npy")
     assert torch.equal(read_field(tmp_path / "conf.npy", action), field)
-    with pytest.raises(FormatError, match="use npy"):
+    with pytest.raises(FormatError, match="use one of hdf5, ildg, lime, npy"):
         write_field(tmp_path / "conf", field, action, format="nersc")
+
+
+@pytest.mark.parametrize("action", [U1, SCALAR], ids=["U(1)", "scalar"])
+@pytest.mark.parametrize("form", ["hdf5", "ildg"])
+def test_real_fields_with_metadata_and_checksum(tmp_path, action, form):
+    field = action.hot(1, stream(1, 0, "io"))
+    path = tmp_path / "conf"
+    metadata = {"SEQUENCE_NUMBER": "40", "ENSEMBLE_ID": "test"}
+    write_field(path, field, action, format=form, metadata=metadata)
+    stored = load_field(path, action)
+    assert torch.equal(stored.field, field)
+    assert (stored.number, stored.precision, stored.metadata) == (40, 64, metadata)
+    assert stored.notes == ()
+    report = flowmc_adapters.inspect(path)
+    assert (report["kind"], report["number"]) == ("u1" if action.is_gauge else "scalar", 40)
+    assert report["dims"] == list(action.lattice)
+    if action.is_gauge:
+        own = float(plaquette(field, action)[0])
+        assert report["plaquette"] == pytest.approx(own, abs=1e-12)
+    with pytest.raises(FormatError, match="kind"):
+        load_field(path, SCALAR if action is U1 else U1)
+    with pytest.raises(FormatError, match="needs"):
+        load_field(path, other_lattice(action))
+    damaged = bytearray(path.read_bytes())
+    start = damaged.index(flowmc_adapters.read_field(path).values.astype(
+        "<f8" if form == "hdf5" else ">f8").tobytes())  # fmt: skip
+    damaged[start + 100] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(FormatError, match="checksum"):
+        load_field(path, action)
+
+
+def other_lattice(action):
+    """A theory of the same kind on another lattice."""
+    if action is U1:
+        return Wilson("U(1)", [6, 4], beta=2.0)
+    return Phi4([4, 2, 6], m2=1.0, lam=0.1)
+
+
+def test_one_configuration_of_an_ensemble_file(tmp_path):
+    fields = [SCALAR.hot(1, stream(seed, 0, "io")) for seed in (1, 2)]
+    for number, field in zip((10, 20), fields, strict=True):
+        values = field_to_file_order(field[0].numpy(), SCALAR)
+        flowmc_adapters.append_field(
+            tmp_path / "e.h5", flowmc_adapters.FieldConfiguration(values), number
+        )
+    stored = load_field(tmp_path / "e.h5", SCALAR, number=20)
+    assert torch.equal(stored.field, fields[1]) and stored.number == 20
+    with pytest.raises(FormatError, match="say which"):
+        load_field(tmp_path / "e.h5", SCALAR)
 
 
 def test_single_precision_links_are_projected_and_said_so(tmp_path):
