@@ -101,7 +101,7 @@ def check_size(path: str | os.PathLike[str], layout: Layout, file_bytes: int | N
         if present < share:
             raise FormatError(
                 path,
-                offset + present,
+                min(offset + present, file_bytes),
                 f"the header announces {share} bytes of links (lattice "
                 f"{'x'.join(map(str, layout.dims))}, N = {layout.nc}, {layout.rows} rows, "
                 f"{layout.precision} bit) but {present} follow: truncated, or the header is wrong",
@@ -155,10 +155,11 @@ def last_row(rows: ComplexArray) -> npt.NDArray[np.complex128]:
     """
     nc = rows.shape[-1]
     double = rows.astype(np.complex128)
-    if nc == 3:
-        return np.asarray(np.cross(double[..., 0, :], double[..., 1, :]).conj())
-    cofactors = [
-        (-1) ** (nc - 1 + column) * np.linalg.det(np.delete(double, column, axis=-1))
-        for column in range(nc)
-    ]
-    return np.asarray(np.stack(cofactors, axis=-1).conj())
+    with np.errstate(all="ignore"):  # numbers of a damaged file, or in the wrong byte order
+        if nc == 3:
+            return np.asarray(np.cross(double[..., 0, :], double[..., 1, :]).conj())
+        cofactors = [
+            (-1) ** (nc - 1 + column) * np.linalg.det(np.delete(double, column, axis=-1))
+            for column in range(nc)
+        ]
+        return np.asarray(np.stack(cofactors, axis=-1).conj())

@@ -184,5 +184,8 @@ def _group_errors(dims: tuple[int, ...], sums: Sequence[SlabSums]) -> GroupError
 
 
 def _sum(parts: list[float]) -> float:
-    # fsum raises on inf - inf, which a damaged field may produce
-    return math.fsum(parts) if all(map(math.isfinite, parts)) else math.nan
+    """The sum; nan where it overflows, which only damaged fields make it do."""
+    try:
+        return math.fsum(parts) if all(map(math.isfinite, parts)) else math.nan
+    except OverflowError:
+        return math.nan
