@@ -38,7 +38,7 @@ from .hdf5_writing import PYQUDA_METADATA, frame_of_style, parse_metadata
 from .layout import Layout, check_size
 from .layout_format import Description, Frame, LayoutFormat
 from .links import LayoutSource, LinkSource
-from .storage import FileStorage
+from .storage import FileStorage, OpenStorage
 
 _WRITERS = {"flowmc": "flowmc", "pyquda": "PyQUDA", "qdp++": "QDP++", "qlua": "QLUA"}
 
@@ -79,7 +79,9 @@ class Hdf5Format(LayoutFormat):
         return header
 
     @contextmanager
-    def open(self, path: PathLike, header: Header) -> Iterator[LinkSource]:
+    def open(
+        self, path: PathLike, header: Header, storage: OpenStorage = FileStorage
+    ) -> Iterator[LinkSource]:
         """See `LayoutFormat.open`."""
         if not isinstance(header, Hdf5Header) or header.found is None:
             raise TypeError(f"{self.name}: the header is of another format")
@@ -92,8 +94,8 @@ class Hdf5Format(LayoutFormat):
 
         found = header.found
         if found.in_place:
-            with FileStorage(path) as storage:
-                yield LayoutSource(storage, found.layout, checksum)
+            with storage(path) as file:
+                yield LayoutSource(file, found.layout, checksum)
             return
         with opened(path) as file:
             yield Hdf5Source(path, file, found.datasets, found.layout, found.time_last, checksum)
