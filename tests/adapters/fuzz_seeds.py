@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flowmc_adapters import Configuration, FormatError, formats, read_header, write
+from flowmc_adapters import (
+    FIELD_FORMATS,
+    Configuration,
+    FieldConfiguration,
+    FormatError,
+    append_field,
+    formats,
+    read_header,
+    write,
+    write_field,
+)
 
 DIMS = (2, 2, 2, 2)
 METADATA = {
@@ -34,6 +44,7 @@ class Seed:
         files: content by file name; the first one is the one to read.
         payload: (first byte, bytes) of the links in the first file, where mutations are dull.
         dims: extents to give to the reader, or None.
+        layout: layout to ask for, or None.
     """
 
     format: str
@@ -41,6 +52,7 @@ class Seed:
     files: dict[str, bytes]
     payload: tuple[int, int] = (0, 0)
     dims: tuple[int, ...] | None = None
+    layout: str | None = None
 
     @property
     def main(self) -> bytes:
@@ -57,12 +69,13 @@ def links_of(dims: tuple[int, ...] = DIMS, nc: int = 3, precision: int = 64) -> 
 
 
 def all_seeds() -> dict[str, list[Seed]]:
-    """Seeds of every format in the table, by its name."""
+    """Seeds of every format in the table, by its name, and of "fields", which are no links."""
     found: dict[str, list[Seed]] = {name: [] for name in formats()}
     for seed in [*_written(), *_nersc(), *_lime(), *_milc(), *_bmw(), *_bridge(), *_numpy()]:
         found.setdefault(seed.format, []).append(seed)
     found["hdf5"] += list(_hdf5(found["hdf5"]))
-    return {name: [_with_payload(seed) for seed in seeds] for name, seeds in found.items()}
+    known = {name: [_with_payload(seed) for seed in seeds] for name, seeds in found.items()}
+    return known | {"fields": list(_fields())}
 
 
 def _with_payload(seed: Seed) -> Seed:
@@ -165,13 +178,38 @@ def _milc() -> Iterator[Seed]:
     if "milc" not in formats():
         return
     words = links_of(precision=32)
+    date = b"Mon Jan  1 00:00:00 2024".ljust(64, b"\0")
     for order in "<>":
         data = words.astype(f"{order}c8").tobytes()
-        date = b"Mon Jan  1 00:00:00 2024".ljust(64, b"\0")
-        version_5 = (
-            struct.pack(f"{order}5i", 20103, *DIMS) + date + struct.pack(f"{order}3i", 0, 0, 0)
-        )
-        yield Seed("milc", f"version 5 {order}", {"conf": version_5 + data})
+        sites = struct.pack(f"{order}16i", *reversed(range(16)))
+        heads = {
+            "version 5": struct.pack(f"{order}5i64s3i", 20103, *DIMS, date, 0, 0, 0),
+            "site list": struct.pack(f"{order}5i64si", 20103, *DIMS, date, 1) + sites + bytes(8),
+            "version 1": struct.pack(f"{order}5i2f", 59354, *DIMS, 0.1, 0.2),
+            "FNAL": struct.pack(f"{order}9i", 0x71626434, 0, 4, 72, *DIMS, 0),
+        }
+        for name, head in heads.items():
+            yield Seed("milc", f"{name} {order}", {"conf": head + data})
+
+
+def _fields() -> Iterator[Seed]:
+    """Scalar and U(1) fields, alone and several in a file."""
+    rng = np.random.default_rng(2)
+    for kind, shape in (("scalar", (2, 2, 2)), ("u1", (2, 2, 2)), ("u1", (2, 2, 2, 2, 4))):
+        for type_ in (np.float32, np.float64):
+            field = FieldConfiguration(
+                rng.normal(size=shape).astype(type_), kind, {"SEQUENCE_NUMBER": "3", "CHAIN": "1"}
+            )
+            for format in FIELD_FORMATS:
+                with tempfile.TemporaryDirectory() as folder:
+                    write_field(Path(folder) / "conf", field, format)
+                    content = (Path(folder) / "conf").read_bytes()
+                yield Seed("fields", f"{kind} {format} {type_.__name__}", {"conf": content})
+            with tempfile.TemporaryDirectory() as folder:
+                for number in (1, 2, 30):
+                    append_field(Path(folder) / "conf", field, number)
+                content = (Path(folder) / "conf").read_bytes()
+            yield Seed("fields", f"{kind} ensemble {type_.__name__}", {"conf": content})
 
 
 def _bmw() -> Iterator[Seed]:

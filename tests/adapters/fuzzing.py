@@ -15,7 +15,6 @@ import argparse
 import json
 import mmap
 import os
-import re
 import resource
 import shutil
 import signal
@@ -23,135 +22,19 @@ import struct
 import sys
 import tempfile
 import time
-import traceback
 import warnings
 from collections import Counter
 from pathlib import Path
-from random import Random
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "adapters")]
 
-import flowmc_adapters  # noqa: E402
-from flowmc_adapters import CheckError, FormatError  # noqa: E402
-from fuzz_mutations import mutated  # noqa: E402
-from fuzz_seeds import Seed, all_seeds  # noqa: E402
+from fuzz_cases import alarm, damaged, examine, run  # noqa: E402
+from fuzz_seeds import Seed, all_seeds, store  # noqa: E402
 
-SECONDS = 2.0
 MEMORY = 256 * 2**20
 _HANG = 20.0  # for a library that does not come back, so that no Python code runs
 _BATCH = 5000
 OUTCOMES = ("refused", "refused in the links", "check failed", "read", "failures")
-
-
-class TooLong(BaseException):
-    """Not an Exception: no reader may catch it."""
-
-
-class Failure(Exception):
-    """What a reader must not do."""
-
-
-def case(format: str, seed: int, number: int, seeds: dict[str, list[Seed]]) -> tuple[Seed, str]:
-    """A damaged file with its companions, and what was done to it."""
-    random = Random(f"{format}/{seed}/{number}")
-    chosen = random.choice(seeds[format])
-    pool = [other.main for others in seeds.values() for other in others[:3]]
-    files = dict(chosen.files)
-    names = list(files)
-    name = names[0] if len(names) == 1 or random.random() < 0.7 else random.choice(names)
-    payload = chosen.payload if name == names[0] else (0, 0)
-    files[name], how = mutated(random, files[name], payload, pool)
-    if len(names) > 1 and random.random() < 0.05:
-        del files[random.choice(names[1:])]
-        how += ", a companion is missing"
-    return Seed(format, chosen.name, files, chosen.payload, chosen.dims), how
-
-
-def examine(path: Path, dims: tuple[int, ...] | None) -> str:
-    """Read a file in all ways; returns the outcome, raises whatever a reader should not."""
-    try:
-        flowmc_adapters.read_header(path, dims=dims)
-    except FormatError as error:
-        _require_good(error, path)
-        _require_refusal(path, dims)
-        return "refused"
-    found = None
-    try:
-        found = flowmc_adapters.read(path, dims=dims)
-        outcome = "read"
-    except FormatError as error:
-        _require_good(error, path)
-        outcome = "check failed" if isinstance(error, CheckError) else "refused in the links"
-    report = flowmc_adapters.inspect(path, dims=dims)
-    json.dumps(report, allow_nan=False)
-    _require_memory(str(report["error"]))
-    if found is not None:
-        if report["error"] is not None:
-            raise Failure(f"read, but inspect says {report['error']}")
-        if report["dims"] != list(found.dims):
-            raise Failure(f"extents {found.dims}, but inspect says {report['dims']}")
-        if found.checksum is not None and found.checksum.binding and not found.checksum.ok:
-            raise Failure("a wrong checksum went unnoticed")
-    else:
-        try:
-            flowmc_adapters.read(path, dims=dims, check_checksum=False)
-        except FormatError as error:
-            _require_good(error, path)
-    return outcome
-
-
-def _require_good(error: FormatError, path: Path) -> None:
-    """The message names the file, the place lies in it, and memory was not the trouble."""
-    if Path(error.path).parent != path.parent or not error.reason:
-        raise Failure(f"no file or reason in {error}") from error
-    place = Path(error.path)
-    size = place.stat().st_size if place.exists() else 0
-    if error.offset is not None and not 0 <= error.offset <= size:
-        raise Failure(f"impossible offset in {error}") from error
-    _require_memory(error.reason)
-
-
-def _require_memory(reason: str) -> None:
-    # The HDF5 library refuses by itself to get memory for a size that it then finds damaged
-    if "HDF5 library" not in reason and re.search("memory|allocate", reason, re.IGNORECASE):
-        raise Failure(f"memory: {reason}")
-
-
-def _require_refusal(path: Path, dims: tuple[int, ...] | None) -> None:
-    """For some of the refused files only: `inspect` agrees and does not raise."""
-    if path.stat().st_size % 8 == 0:
-        report = flowmc_adapters.inspect(path, dims=dims)
-        # A plain array is no gauge field, but a sound file
-        if report["error"] is None and not report["warnings"]:
-            raise Failure("refused, but inspect finds nothing wrong")
-
-
-def run_case(files: dict[str, bytes], dims: tuple[int, ...] | None, folder: Path) -> str:
-    """Outcome of one case, with the reason after a colon if it is a failure."""
-    descriptors = len(os.listdir("/proc/self/fd"))
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    path = folder / next(iter(files))
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    try:
-        outcome = examine(path, dims)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        if len(os.listdir("/proc/self/fd")) > descriptors:
-            raise Failure("a file was left open")
-    except BaseException as error:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        return f"failures: {type(error).__name__}: {error} ({place.filename}:{place.lineno})"
-    finally:
-        for name in files:
-            (folder / name).unlink(missing_ok=True)
-    return outcome
-
-
-def _alarm(*_: object) -> None:
-    raise TooLong
 
 
 def _limit_memory() -> None:
@@ -225,16 +108,16 @@ class Campaign:
             time.sleep(0.01)
 
     def _child(self, first: int, stop: int, into: int) -> None:
-        signal.signal(signal.SIGALRM, _alarm)
+        signal.signal(signal.SIGALRM, alarm)
         warnings.simplefilter("ignore")
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         for seed in self.seeds[self.format]:  # imports, caches: not the fault of any case
-            run_case(seed.files, seed.dims, self._folder)
+            run(seed, self._folder)
         _limit_memory()
         for number in range(first, stop):
             self._progress[:] = struct.pack("q", number)
-            seed, _ = case(self.format, self.seed, number, self.seeds)
-            outcome = run_case(seed.files, seed.dims, self._folder)
+            seed, _ = damaged(self.format, self.seed, number, self.seeds)
+            outcome = run(seed, self._folder)
             kind, _, reason = outcome.partition(": ")
             failed = [(number, reason)] if reason else []
             line = {"counts": {kind: 1}, "failures": failed}
@@ -243,7 +126,7 @@ class Campaign:
 
     def _fail(self, number: int, reason: str) -> None:
         self.failures.append((number, reason))
-        seed, how = case(self.format, self.seed, number, self.seeds)
+        seed, how = damaged(self.format, self.seed, number, self.seeds)
         print(
             f"FAILURE {self.format} --seed {self.seed} --only {number}: {reason}\n"
             f"  from seed file '{seed.name}': {how}",
@@ -252,8 +135,7 @@ class Campaign:
         if self.keep is not None and len(self.failures) <= 100:
             folder = self.keep / f"{self.format}-{self.seed}-{number}"
             folder.mkdir(parents=True, exist_ok=True)
-            for name, content in seed.files.items():
-                (folder / name).write_bytes(content)
+            store(seed, folder)
             print(f"  kept in {folder}")
 
 
@@ -268,15 +150,13 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.simplefilter("ignore")
     seeds = all_seeds()
     if chosen.only is not None:
-        seed, how = case(chosen.format, chosen.seed, chosen.only, seeds)
+        seed, how = damaged(chosen.format, chosen.seed, chosen.only, seeds)
         print(f"seed file '{seed.name}': {how}")
         folder = chosen.keep or Path(tempfile.mkdtemp(prefix="fuzzing"))
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in seed.files.items():
-            (folder / name).write_bytes(content)
-        path = folder / next(iter(seed.files))
-        print(f"written to {path}", flush=True)
-        print(examine(path, seed.dims))
+        path = store(seed, folder)
+        print(f"written to {path}, read with {seed.dims=}, {seed.layout=}", flush=True)
+        print(examine(path, seed))
         return 0
     names = [chosen.format] if chosen.format else [name for name in seeds if seeds[name]]
     share, failed = -(-chosen.cases // len(names)), 0

@@ -30,9 +30,9 @@ def outcomes(text, format):
 
 
 def test_a_few_cases_of_every_format(tmp_path):
-    text, status = fuzz(tmp_path, "--cases", "3300", "--seed", "1")
+    text, status = fuzz(tmp_path, "--cases", "3600", "--seed", "1")
     assert status == 0, text
-    for name in formats():
+    for name in (*formats(), "fields"):
         refused, _, check_failed, read, failures = outcomes(text, name)
         assert failures == 0
         # Neither only garbage nor only harmless scratches
@@ -43,9 +43,9 @@ def test_a_few_cases_of_every_format(tmp_path):
 
 @pytest.mark.slow
 def test_many_cases_of_every_format(tmp_path):
-    text, status = fuzz(tmp_path, "--cases", "220000", "--seed", "7")
+    text, status = fuzz(tmp_path, "--cases", "240000", "--seed", "7")
     assert status == 0, text
-    assert sum(sum(outcomes(text, name)) for name in formats()) >= 220_000
+    assert sum(sum(outcomes(text, name)) for name in (*formats(), "fields")) >= 240_000
 
 
 def test_the_same_cases_again(tmp_path):
@@ -80,10 +80,10 @@ def test_faults_are_seen(tmp_path, fault):
     )
     program = (
         f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(FUZZER.parent)!r}]\n"
-        "import fuzzing, sitecustomize\n"
+        "import fuzz_cases, fuzzing, sitecustomize\n"
         "from flowmc_adapters import nersc\n"
         "nersc.check_size = sitecustomize.plant(nersc.check_size)\n"
-        "fuzzing.SECONDS = 0.2\n"
+        "fuzz_cases.SECONDS = 0.2\n"
         f"arguments = ['--cases', '400', '--format', 'nersc', '--keep', {kept!r}]\n"
         "sys.exit(fuzzing.main(arguments))\n"
     )
