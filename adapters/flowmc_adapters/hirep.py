@@ -154,6 +154,8 @@ class _Source(LinkSource):
 class _Sink(LinkSink):
     """Links to a HiRep file."""
 
+    keeps_slices = True
+
     def __init__(self, storage: Storage, layout: Layout) -> None:
         self._layout, self._assembly = layout, SliceAssembly(storage, layout)
 

@@ -86,9 +86,12 @@ class LinkSink(ABC):
     Attributes:
         needs_slice_before: some links of a time slice are stored with the next one. The sink is
             then given those of the (periodically) preceding slice first, by `write_before`.
+        keeps_slices: the sink keeps whole time slices until they are complete, so that memory is
+            better not spent on others.
     """
 
     needs_slice_before = False
+    keeps_slices = False
 
     def begin(self, slices: range) -> None:  # noqa: B027 - most have nothing to prepare
         """The time slices that will be written, all of them or the share of a rank."""

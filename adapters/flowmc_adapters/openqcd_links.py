@@ -71,6 +71,7 @@ class OpenQcdSink(LinkSink):
     """
 
     needs_slice_before = True
+    keeps_slices = True
 
     def __init__(self, storage: Storage, layout: Layout) -> None:
         self._dims = layout.dims

@@ -88,7 +88,9 @@ def transfer(
         FormatError, OSError: from source and sink.
     """
     chosen = slabs_of(source.dims) if slabs is None else slabs
-    links = _Links(source, source_checksum, chosen, measure=measure)
+    # Whole time slices are held in one place, or not at all
+    elsewhere = source.keeps_slices or (sink is not None and sink.keeps_slices)
+    links = _Links(source, source_checksum, chosen, keep=measure and not elsewhere)
     work = _Work(links, sink, sink_checksum, change, measure)
     sums = Sums([], [])
     done = 0
@@ -209,13 +211,12 @@ class _Links:
         checksum: ChecksumSum | None,
         slabs: Sequence[Slab],
         *,
-        measure: bool,
+        keep: bool,
     ) -> None:
         self._source, self._checksum = source, checksum
         self.dims = source.dims
         slice_bytes = math.prod(source.plane_shape) * source.dims[-2] * source.complex_type.itemsize
-        small = slice_bytes <= _LARGEST_SLICE_KEPT
-        self._keep = measure and small and not source.keeps_slices
+        self._keep = keep and slice_bytes <= _LARGEST_SLICE_KEPT
         self._lock = threading.Lock()
         self._kept: dict[Slab, Future[ComplexArray]] = {}
         # By planes: the last slab of a time slice may be smaller
