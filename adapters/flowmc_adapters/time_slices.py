@@ -84,6 +84,7 @@ class SliceAssembly:
         self._bytes = layout.total_bytes // layout.dims[-1]
         self._lock = threading.Lock()
         self._open: dict[int, tuple[RawBytes, int]] = {}
+        self._spare: list[RawBytes] = []
         self._written: set[int] = set()
         self.slices = range(layout.dims[-1])
 
@@ -91,7 +92,10 @@ class SliceAssembly:
         """The bytes of slice t, to be filled; several threads may fill different parts."""
         with self._lock:
             if t not in self._open:
-                self._open[t] = (np.empty(self._bytes, dtype=np.uint8), self._bytes)
+                # Memory that was used before is already there
+                spare = self._spare.pop() if self._spare else None
+                raw = np.empty(self._bytes, dtype=np.uint8) if spare is None else spare
+                self._open[t] = (raw, self._bytes)
             return self._open[t][0]
 
     def filled(self, t: int, count: int) -> None:
@@ -105,6 +109,8 @@ class SliceAssembly:
             del self._open[t]
             self._written.add(t)
         self._storage.write(self._offset + t * self._bytes, raw)
+        with self._lock:
+            self._spare.append(raw)
 
     def finish(self) -> None:
         """Raise RuntimeError unless the slices were completed, and once only."""
