@@ -181,7 +181,8 @@ def _table(inspection: Inspection) -> str:
     for key, value in inspection.metadata.items():
         if key in DERIVED_KEYS or key == "SEQUENCE_NUMBER":
             continue
-        text = " ".join(value.split())
+        # What no terminal can show, and what would steer it, becomes a question mark
+        text = "".join(c if c.isprintable() else "?" for c in " ".join(value.split()))
         add(f"  {key}", text if len(text) <= 100 else f"{text[:97]}...")
     for warning in report["warnings"]:
         add("warning", warning)

@@ -6,6 +6,7 @@ import shutil
 import time
 import tomllib
 
+import flowmc_adapters
 import h5py
 import numpy as np
 import pytest
@@ -175,12 +176,13 @@ def test_saved_configurations_are_numbered(tmp_path):
         np.testing.assert_array_equal(np.load(file).T, field)
 
 
-def test_saved_files_continue_a_run_exactly(tmp_path):
+@pytest.mark.parametrize("form", ["npy", "hdf5", "ildg"])
+def test_saved_files_continue_a_run_exactly(tmp_path, form):
     """A field saved by one run is the start of the next, without a changed bit."""
     tables = config(
         chains={"count": 1, "block": 1, "start": "cold"},
         run={"save_every": 20},
-        ensemble={"format": "npy"},
+        ensemble={"format": form},
     )
     assert run(tmp_path, tables, name="a") == 0
     tables["chains"].update(start="file", file="a/ensemble/conf.20")
@@ -191,6 +193,11 @@ def test_saved_files_continue_a_run_exactly(tmp_path):
         with h5py.File(tmp_path / name / "checkpoint.h5") as file:
             fields.append(file["blocks/0000/replicas/0/field"][()])
     np.testing.assert_array_equal(*fields)
+    if form != "npy":
+        saved = flowmc_adapters.read_field(tmp_path / "a/ensemble/conf.20")
+        assert (saved.kind, saved.number, saved.metadata["CHAIN"]) == ("scalar", 20, "0")
+        assert json.loads(saved.metadata["ACTION"])["lattice"] == [4, 4]
+        assert saved.metadata["RANDOM_STATE"].endswith("update 20")
 
 
 def test_single_precision_and_mixture(tmp_path):
