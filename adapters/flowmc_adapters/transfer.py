@@ -221,6 +221,7 @@ class _Links:
         self._kept: dict[Slab, Future[ComplexArray]] = {}
         # By planes: the last slab of a time slice may be smaller
         self._free: dict[int, list[ComplexArray]] = {}
+        self._lent = threading.local()
         self._unfed = set(slabs)
         # How many slabs still have to come for which a slab must be there
         self._uses: Counter[Slab] = Counter()
@@ -231,7 +232,7 @@ class _Links:
     def slab(self, slab: Slab, *, own: bool = False) -> ComplexArray:
         """The links of a slab; `own` where they are not wanted for a neighbour only."""
         if not self._keep:
-            return self._read(slab, feed=own)
+            return self._lend(slab, feed=own)
         with self._lock:
             promise = self._kept.get(slab)
             mine = promise is None
@@ -251,11 +252,15 @@ class _Links:
         if self._keep:
             return self.slab(slab)[:1]
         t, start, _ = slab
-        return self._read((t, start, start + 1), feed=False)
+        return self._lend((t, start, start + 1), feed=False)
 
     def release(self, slab: Slab) -> None:
         """A slab has had its turn: forget what nobody needs any more."""
         if not self._keep:
+            with self._lock:
+                for links in self._lent.arrays:
+                    self._free.setdefault(len(links), []).append(links)
+            self._lent.arrays.clear()
             return
         with self._lock:
             self._uses.subtract(self._needed(slab))
@@ -277,6 +282,14 @@ class _Links:
         keeping that one to the end would double the memory."""
         beside, upper = _neighbours(slab, self.dims)
         return [slab, beside] if upper[0] == 0 else [slab, beside, upper]
+
+    def _lend(self, slab: Slab, *, feed: bool) -> ComplexArray:
+        """Read a slab for the present turn of this thread."""
+        links = self._read(slab, feed=feed)
+        if not hasattr(self._lent, "arrays"):
+            self._lent.arrays = []
+        self._lent.arrays.append(links)
+        return links
 
     def _read(self, slab: Slab, *, feed: bool) -> ComplexArray:
         _, start, stop = slab
