@@ -418,7 +418,7 @@ def test_inspect_on_the_command_line(tmp_path, capsys):
     assert main(["inspect", str(tmp_path / "u.h5")]) == 0
     shown = capsys.readouterr().out
     assert "u1" in shown and "2 x 4 x 6 x 8" in shown and "ACTION" in shown
-    assert main(["inspect", str(tmp_path / "u.h5"), str(tmp_path / "s.lime")]) == 0
+    assert main(["inspect", "--brief", str(tmp_path / "u.h5"), str(tmp_path / "s.lime")]) == 0
     shown = capsys.readouterr().out
     assert "2x4x6x8 u1 64 bit" in shown and "2x4x6x8 scalar 64 bit" in shown
 
