@@ -93,9 +93,10 @@ def examine(
         "error": None,
     }
     try:
-        found = detect(path)
+        found = detect(path, layout)
         report["format"] = found.name
-        fields = examine_fields(path)
+        # Layouts are of links only
+        fields = examine_fields(path) if layout is None else None
         if fields is not None:
             return _of_fields(report, fields, ignore_checksum)
         if comm is None:

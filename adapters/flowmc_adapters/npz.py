@@ -10,12 +10,15 @@ description of the format, and PKWARE's of zip archives.
 from __future__ import annotations
 
 import io
+import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .checksums import ChecksumSum, RawBytes
 from .configuration import Checksum, ComplexArray, Header, is_gauge_shape
@@ -214,6 +217,16 @@ def _unpacked_source(path: PathLike, member: Member) -> LinkSource:
     return _MemorySource(links, path, zlib.crc32(data))
 
 
+def _one_text(array: npt.NDArray[Any]) -> str | None:
+    """The text that an array holds, or None. Checked here: numpy makes a string of any numbers, and
+    one of numbers that are no characters brings the interpreter down."""
+    if array.dtype.kind != "U" or array.size != 1:
+        return None
+    native = array.astype(array.dtype.newbyteorder("="))
+    codes = np.frombuffer(native.tobytes(), np.uint32)
+    return str(array.item()) if codes.max(initial=0) <= sys.maxunicode else None
+
+
 def _read_metadata(path: PathLike, member: Member | None) -> tuple[dict[str, str], list[str]]:
     if member is None:
         return {}, []
@@ -223,7 +236,7 @@ def _read_metadata(path: PathLike, member: Member | None) -> tuple[dict[str, str
         array = np.lib.format.read_array(
             io.BytesIO(unpacked(path, member, member.size)), allow_pickle=False
         )
-        text = str(array.item()) if array.dtype.kind == "U" and array.size == 1 else None
+        text = _one_text(array)
     except Exception:  # damage shows as almost any exception
         text = None
     found = None if text is None else parse_metadata(text)
