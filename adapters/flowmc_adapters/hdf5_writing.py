@@ -146,7 +146,7 @@ class PyQudaFrame(Hdf5Frame):
         """See `Hdf5Frame.complete`."""
         field, group = self._field, file[PYQUDA_GROUP]
         rest = dict(field.metadata)
-        group.attrs["Annotation"] = rest.pop("Annotation", "")
+        group.attrs["Annotation"] = storable(rest.pop("Annotation", ""))
         group.attrs["Lattice"] = " ".join(map(str, field.dims))
         group.attrs["Color"] = str(field.nc)
         if rest:
@@ -188,10 +188,9 @@ class QdpFrame(Hdf5Frame):
             lime_text.split_info(info)[0], carried_keys(self._field.metadata)
         )
         dataset = file[GROUP]
-        dataset.attrs["file_xml"] = self._file_xml
-        dataset.attrs["record_xml"] = lime_text.usqcd_info(
-            measured.plaquettes.mean, measured.link_trace, info
-        )
+        dataset.attrs["file_xml"] = storable(self._file_xml)
+        user = lime_text.usqcd_info(measured.plaquettes.mean, measured.link_trace, info)
+        dataset.attrs["record_xml"] = storable(user)
 
 
 def frame_of_style(path: PathLike, field: Description, style: str) -> Frame:
@@ -210,6 +209,12 @@ def frame_of_style(path: PathLike, field: Description, style: str) -> Frame:
             f"{len(field.dims)} dimensions: leave out style={style!r}",
         )
     return PyQudaFrame(field) if style == "pyquda" else QdpFrame(field)
+
+
+def storable(text: str) -> str:
+    """A text as HDF5 can hold it: without NUL, and without the halves of characters that a JSON
+    text may contain."""
+    return text.replace("\0", " ").encode("utf-8", errors="replace").decode("utf-8")
 
 
 def metadata_text(metadata: dict[str, str]) -> str:
