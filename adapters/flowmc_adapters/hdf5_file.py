@@ -158,7 +158,7 @@ def walk(file: Any, path: PathLike) -> tuple[list[tuple[str, Any]], list[str]]:
 
     objects: list[tuple[str, Any]] = [("/", file["/"])]
     skipped: list[str] = []
-    seen = {h5py.h5o.get_info(file["/"].id).addr}
+    seen: set[int] = set()
     with guarded(path):
         # Grows on the way: breadth first, and no recursion that a damaged file could deepen
         for place, group in objects:
@@ -166,16 +166,16 @@ def walk(file: Any, path: PathLike) -> tuple[list[tuple[str, Any]], list[str]]:
                 continue
             for name in group:
                 inner = f"{place.rstrip('/')}/{name}"
-                if group.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+                link = group.id.links.get_info(name.encode())
+                if link.type != h5py.h5l.TYPE_HARD:
                     skipped.append(inner)
-                    continue
-                found = group[name]
-                if not isinstance(found, h5py.Group | h5py.Dataset):
-                    continue
-                address = h5py.h5o.get_info(found.id).addr
-                if address not in seen:
-                    seen.add(address)
-                    objects.append((inner, found))
+                # The address is that in the link: to ask the object for it makes the library look
+                # through indices that may be damaged, in which it crashes (HDF5 2.0)
+                elif link.u not in seen:
+                    seen.add(link.u)
+                    found = group[name]
+                    if isinstance(found, h5py.Group | h5py.Dataset):
+                        objects.append((inner, found))
                 if len(objects) + len(skipped) > _MOST_OBJECTS:
                     raise FormatError(path, None, f"more than {_MOST_OBJECTS} objects")
     return objects, skipped

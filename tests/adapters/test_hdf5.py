@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import zlib
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -26,6 +27,7 @@ from flowmc_adapters import transfer as transfer_module
 from flowmc_adapters.hdf5_checksum import PyQudaChecksum
 
 DIMS = (2, 4, 6, 8)
+PACKAGE = str(Path(hdf5_source.__file__).parents[1])
 STYLES = ("flowmc", "pyquda", "qdp++")
 
 
@@ -394,6 +396,49 @@ def test_a_heap_of_texts_that_never_ends(tmp_path, make_links):
         read(tmp_path / "u.h5")
 
 
+def test_damaged_indices_do_not_crash_the_library(tmp_path, make_links):
+    """In another process: the library once did not raise, but crashed."""
+    with h5py.File(tmp_path / "u.h5", "w", libver="latest") as file:
+        options = {"chunks": (1, 1, 1, 2, 4, 3, 3), "maxshape": (None,) * 7}
+        file.create_dataset("a/u", data=make_links((2, 2, 2, 2)), **options)
+        for i in range(20):
+            file["a/u"].attrs[f"n{i}"] = f"text {i}"
+            file.create_group(f"g{i}")
+    content = (tmp_path / "u.h5").read_bytes()
+    places = [i for i in range(len(content)) if content[i : i + 4] in (b"BTHD", b"FRHP", b"OHDR")]
+    assert len(places) > 20
+    for i, place in enumerate(places):
+        damaged = bytearray(content)
+        damaged[place + 24 : place + 32] = b"damaged!"
+        (tmp_path / f"{i}.h5").write_bytes(damaged)
+    program = (
+        "import sys\nfrom flowmc_adapters import FormatError, inspect, read\n"
+        "for path in sys.argv[1:]:\n"
+        "    inspect(path)\n"
+        "    try: read(path)\n"
+        "    except FormatError: print('refused')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *(str(tmp_path / f"{i}.h5") for i in range(len(places)))],
+        env={**os.environ, "PYTHONPATH": PACKAGE},
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert done.stdout.count(b"refused") > 1
+
+
+def test_links_in_circles(tmp_path, make_links):
+    links = make_links(DIMS)
+    with h5py.File(tmp_path / "u.h5", "w") as file:
+        group = file.create_group("a/b")
+        group["up"], group["root"], group["same"] = file["a"], file["/"], group
+        group["u"] = links
+    again = read(tmp_path / "u.h5")
+    assert again.links.tobytes() == links.tobytes()
+    assert again.warnings == []
+
+
 def test_checksum_of_pieces_in_any_order_and_of_several_ranks(make_links):
     links = make_links(DIMS)
     parts = np.ascontiguousarray(np.moveaxis(links, 4, 0)).reshape(4, -1, 9)
@@ -423,12 +468,9 @@ def test_h5py_is_imported_for_hdf5_files_only(tmp_path, make_configuration):
         "import sys, flowmc_adapters as f; f.inspect(sys.argv[1]); f.read(sys.argv[1]); "
         "sys.exit('h5py' in sys.modules)"
     )
-    import flowmc_adapters
-
-    where = os.path.dirname(os.path.dirname(flowmc_adapters.__file__))
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "lat")],
-        env={**os.environ, "PYTHONPATH": where},
+        env={**os.environ, "PYTHONPATH": PACKAGE},
         check=False,
     )
     assert done.returncode == 0
