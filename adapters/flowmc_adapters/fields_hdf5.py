@@ -28,18 +28,8 @@ from .field_configuration import (
     site_checksum,
 )
 from .hdf5_append import Overlay, appending, pending
-from .hdf5_file import (
-    attribute,
-    created,
-    guarded,
-    member,
-    new_dataset,
-    number_type,
-    opened,
-    place_of,
-    set_attributes,
-    text_attribute,
-)
+from .hdf5_attributes import attribute, set_attributes, text_attribute
+from .hdf5_file import created, guarded, member, new_dataset, number_type, opened, place_of
 from .hdf5_writing import CHECKSUM_DEFINITION, metadata_text, parse_metadata
 
 FIELD_FORMAT = "flowmc field"

@@ -22,16 +22,9 @@ from . import lime_text
 from .checksums import ChecksumSum, ScidacChecksum, parse_hexadecimal
 from .configuration import Checksum, Header, PathLike
 from .errors import FormatError
+from .hdf5_attributes import attribute, real_attribute, text_attribute, vet_heaps
 from .hdf5_checksum import PyQudaChecksum
-from .hdf5_file import (
-    MAGIC,
-    attribute,
-    guarded,
-    opened,
-    real_attribute,
-    text_attribute,
-    vet_heaps,
-)
+from .hdf5_file import MAGIC, guarded, opened
 from .hdf5_layouts import STYLES, Found, find_links
 from .hdf5_source import Hdf5Source
 from .hdf5_writing import PYQUDA_METADATA, frame_of_style, parse_metadata

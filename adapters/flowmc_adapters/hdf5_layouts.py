@@ -7,7 +7,8 @@ from typing import Any
 
 from .configuration import PathLike, is_gauge_shape
 from .errors import FormatError
-from .hdf5_file import NumberType, member, number_type, place_of, text_attribute, walk
+from .hdf5_attributes import text_attribute
+from .hdf5_file import NumberType, member, number_type, place_of, walk
 from .layout import Layout
 
 GAUGE_FORMAT = "flowmc gauge field"

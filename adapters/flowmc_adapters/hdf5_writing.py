@@ -13,8 +13,9 @@ from . import lime_text
 from .checksums import ChecksumSum, ScidacChecksum
 from .configuration import PathLike
 from .errors import FormatError
+from .hdf5_attributes import set_attributes
 from .hdf5_checksum import PyQudaChecksum
-from .hdf5_file import completed, created, new_dataset, set_attributes
+from .hdf5_file import completed, created, new_dataset
 from .hdf5_layouts import GAUGE_FORMAT, LINKS
 from .layout import Layout
 from .layout_format import Description, Frame, Written
