@@ -7,6 +7,7 @@ writing them, in memory or slab by slab, is done here for all of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from .changes import Change, precision_change
 from .checks import Verdict, judge
 from .checksums import ChecksumSum
 from .configuration import Configuration, Header
-from .errors import FormatError
+from .errors import CheckError, FormatError
 from .formats import Format, PathLike
 from .layout import Layout
 from .links import (
@@ -84,6 +85,7 @@ class Frame:
     def __init__(self, layout: Layout, warnings: list[str] | None = None) -> None:
         self.layout = layout
         self.warnings = warnings or []
+        self._prefix_bytes = 0
 
     def new_checksum(self) -> ChecksumSum | None:
         """An accumulator for the bytes of the links, or None."""
@@ -103,7 +105,8 @@ class Frame:
 
     def begin(self, path: Path, written: Written | None) -> Layout:
         """Prepare the empty file; returns where in it the links go."""
-        return self.layout.moved(len(self.prefix(written)))
+        self._prefix_bytes = len(self.prefix(written))
+        return self.layout.moved(self._prefix_bytes)
 
     def sink(self, storage: Storage, layout: Layout) -> LinkSink:
         """What takes the links."""
@@ -112,6 +115,11 @@ class Frame:
     def finish(self, path: Path, written: Written) -> None:
         """Complete the file after the links."""
         prefix = self.prefix(written)
+        if len(prefix) != self._prefix_bytes:
+            raise RuntimeError(
+                f"{path}: {self._prefix_bytes} bytes were left for a header of {len(prefix)}: this "
+                "is an error of the format's writer; nothing was written"
+            )
         with open(path, "r+b") as file:
             file.write(prefix)
             file.seek(len(prefix) + self.layout.total_bytes)
@@ -287,6 +295,24 @@ def verdict_of(
     return judge(header, None if checksum is None else checksum.text, measurements)
 
 
+def written_of(
+    path: PathLike, source: LinkSource, sums: Sums, checksum: ChecksumSum | None
+) -> Written:
+    """What a frame needs to know after the links.
+
+    Raises:
+        CheckError: they are so large that no header can state their plaquette.
+    """
+    measurements = summarize(source.dims, source.nc, sums.sink)
+    if not math.isfinite(measurements.plaquettes.mean + measurements.link_trace):
+        raise CheckError(
+            path,
+            None,
+            "refusing to write links so large that their plaquette overflows; nothing was written",
+        )
+    return Written(measurements, checksum)
+
+
 def save(
     path: PathLike,
     source: LinkSource,
@@ -309,7 +335,7 @@ def save(
         progress: told about each slab.
 
     Raises:
-        CheckError: a link is not finite.
+        CheckError: a link is not finite, or the plaquette overflows.
         OSError: disk full and the like; `path` is then as before.
     """
     written: Written | None = None
@@ -324,7 +350,7 @@ def save(
         )
         if accept is not None:
             accept(sums)
-        written = Written(summarize(source.dims, source.nc, sums.sink), checksum)
+        written = written_of(path, source, sums, checksum)
     with atomic_path(path) as temporary:
         layout = frame.begin(temporary, written)
         checksum = None if written is not None else frame.new_checksum()
@@ -341,7 +367,7 @@ def save(
         if written is None:
             if accept is not None:
                 accept(sums)
-            written = Written(summarize(source.dims, source.nc, sums.sink), checksum)
+            written = written_of(path, source, sums, checksum)
         frame.finish(temporary, written)
         # Before the file gets its name: without room for them the old files stay
         for ending, content in frame.companions(written).items():

@@ -204,9 +204,14 @@ def usqcd_info(plaquette: float, link_trace: float, info: str) -> str:
     Equally long whatever the numbers are, with a blank in place of a plus sign, so that it can be
     written after the links.
     """
+    plaq, linktr = (
+        # Links outside the group may need the exponent
+        f"{value: .15f}" if abs(value) < 10 else f"{value: .10e}".rjust(18)
+        for value in (plaquette, link_trace)
+    )
     return (
-        f"{XML_PROLOGUE}<usqcdInfo><version>1.0</version><plaq>{plaquette: .15f}</plaq>"
-        f"<linktr>{link_trace: .15f}</linktr><info>{info}</info></usqcdInfo>"
+        f"{XML_PROLOGUE}<usqcdInfo><version>1.0</version><plaq>{plaq}</plaq>"
+        f"<linktr>{linktr}</linktr><info>{info}</info></usqcdInfo>"
     )
 
 

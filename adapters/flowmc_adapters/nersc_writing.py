@@ -292,8 +292,11 @@ def decimal_text(value: float) -> str:
     """A plaquette or link trace with 12 significant digits, never fewer than 12 decimals.
 
     GPT looks for a decimal point and takes the number of decimals for the accuracy, PyQUDA compares
-    to a relative 1e-9. At most 15 decimals: a double-precision mean is not known any better.
+    to a relative 1e-9. At most 15 decimals: a double-precision mean is not known any better. Never
+    more than 18 characters, for which links far outside the group need an exponent.
     """
+    if abs(value) >= 1e4:
+        return f"{value:.10e}"
     decimals = 12
     if value != 0 and math.isfinite(value):
         decimals = min(15, max(12, 11 - math.floor(math.log10(abs(value)))))

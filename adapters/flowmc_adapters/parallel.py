@@ -31,10 +31,9 @@ from .checksums import ChecksumSum
 from .configuration import ComplexArray, Header, PathLike, number_of
 from .conversion import Conversion
 from .errors import CheckError, FormatError
-from .layout_format import Frame, LayoutFormat, Written, verdict_of
+from .layout_format import Frame, LayoutFormat, Written, verdict_of, written_of
 from .links import ArraySink, ChecksumSink, LinkSink, LinkSource, Slab
 from .mpi_storage import MpiStorage
-from .observables import summarize
 from .registry import (
     detect,
     format_named,
@@ -303,8 +302,7 @@ def _save(
     def conclude(checksum: ChecksumSum | None, sums: Sums) -> Written:
         everything = _gathered(comm, sums)
         accept(_merged(comm, source_checksum), everything)
-        measurements = summarize(source.dims, source.nc, everything.sink)
-        return Written(measurements, _merged(comm, checksum))
+        return written_of(path, source, everything, _merged(comm, checksum))
 
     written: Written | None = None
     if frame.measured_first:

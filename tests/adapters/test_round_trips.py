@@ -7,7 +7,16 @@ import re
 
 import numpy as np
 import pytest
-from flowmc_adapters import Configuration, FormatError, convert, formats, read, read_header, write
+from flowmc_adapters import (
+    CheckError,
+    Configuration,
+    FormatError,
+    convert,
+    formats,
+    read,
+    read_header,
+    write,
+)
 from flowmc_adapters.layout import last_row
 
 # All different, all even: openQCD stores even and odd sites. Lx is not 4, which could be taken for
@@ -275,3 +284,26 @@ def test_arrays_that_are_no_gauge_field(links):
 def test_unknown_precision(tmp_path, make_configuration, writable):
     with pytest.raises(ValueError, match="precision must be 32 or 64"):
         write(tmp_path / "a", make_configuration(), writable, precision=16)
+
+
+@pytest.mark.parametrize("scale", [1.9, 12.0, 1e8, 1e60])
+def test_links_far_outside_the_group_come_back(tmp_path, writable_at, scale):
+    """Their plaquettes have more digits than others: headers must not grow into the links."""
+    format, precision = writable_at
+    if scale > 1e10 and precision == 32:
+        pytest.skip("too large for 32 bit")
+    unit = np.broadcast_to(np.eye(3), (4, 2, 2, 2, 4, 3, 3))
+    links = (scale * unit).astype(np.complex64 if precision == 32 else np.complex128)
+    write(tmp_path / "a", Configuration(links), format)
+    again = read(tmp_path / "a", check_checksum=False)
+    assert again.links.tobytes() == links.tobytes()
+    assert again.checksum is None or again.checksum.ok
+
+
+def test_links_whose_plaquette_overflows_are_refused(tmp_path, make_configuration, writable):
+    configuration = make_configuration(DIMS)
+    configuration.links[...] = 1e200 * np.eye(3)
+    for precision in (None, 64):
+        with pytest.raises((CheckError, FormatError)):
+            write(tmp_path / "a", configuration, writable, precision)
+    assert list(tmp_path.iterdir()) == []
