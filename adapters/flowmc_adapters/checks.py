@@ -59,8 +59,9 @@ def judge(header: Header, computed: str | None, measurements: Measurements) -> V
         ("plaquette", header.plaquette, plaquette),
         ("link_trace", header.link_trace, measurements.link_trace),
     ):
-        # Written so that a nan on either side fails
-        if stored is not None and not abs(stored - present) <= HEADER_TOLERANCE:
+        # Relative for links far outside the group; written so that a nan on either side fails
+        tolerance = HEADER_TOLERANCE * max(1.0, abs(present))
+        if stored is not None and not abs(stored - present) <= tolerance:
             failed[name] = (
                 f"the header's {name.replace('_', ' ')} is {stored:.12g}, that of the links "
                 f"{present:.12g}"
