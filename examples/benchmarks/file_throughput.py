@@ -54,8 +54,10 @@ class Random(LinkSource):
         self.pool = (unitary / roots).astype(self.complex_type)
 
     def read(self, slab, out, checksum=None):
-        rng = np.random.default_rng(slab)
-        out[...] = self.pool[rng.integers(len(self.pool), size=out.shape[:-2])]
+        t, start, stop = slab
+        for z, plane in zip(range(start, stop), out, strict=True):
+            rng = np.random.default_rng((t, z))  # the same, whatever the slab
+            plane[...] = self.pool[rng.integers(len(self.pool), size=plane.shape[:-2])]
 
     def _not_finite(self, slab, site):
         raise AssertionError
