@@ -19,7 +19,7 @@ from .atomic import atomic_path, atomic_write
 from .changes import Change, precision_change
 from .checks import Verdict, judge
 from .checksums import ChecksumSum
-from .configuration import Configuration, Header
+from .configuration import ComplexArray, Configuration, Header
 from .errors import CheckError, FormatError
 from .formats import Format, PathLike
 from .layout import Layout
@@ -220,6 +220,25 @@ class LayoutFormat(Format):
         frame, change = self.plan(path, source, configuration.metadata, precision, options)
         save(path, source, frame, change=change)
         return frame.warnings
+
+    def require_holds(
+        self, dims: tuple[int, ...], nc: int, present: int, precision: int | None = None
+    ) -> None:
+        """Find out before there is a field whether it could be written.
+
+        Args:
+            dims: extents (Lx, ..., Lt).
+            nc: number of colours N.
+            present: precision of the links, 32 or 64.
+            precision: as in `write`.
+
+        Raises:
+            FormatError: it could not; the reason says why.
+        """
+        shape = (*reversed(dims), len(dims), nc, nc)
+        imagined: ComplexArray = np.zeros((), np.complex64 if present == 32 else np.complex128)
+        imagined = np.broadcast_to(imagined, shape)  # takes no memory
+        self.plan("", ArraySource(imagined), {}, precision, {})
 
     def plan(
         self,

@@ -17,6 +17,7 @@ from typing import Any
 
 from flowmc.actions.base import Action
 from flowmc.actions.theory import build_action, check_couplings
+from flowmc.groups import SUN
 from flowmc.registry import (
     BUILTIN,
     ConfigError,
@@ -160,7 +161,13 @@ def read_config(table: Mapping[str, Any], base: Path, *, for_step: bool = False)
     if not for_step:
         _check_saving(run, ensemble)
     if ensemble is not None:
-        check_format(ensemble.format, action, "[ensemble]")
+        check_format(
+            ensemble.format,
+            action,
+            "[ensemble]",
+            present=chains.precision,
+            precision=ensemble.precision,
+        )
 
     resolved: dict[str, Any] = {
         "theory": dict(table["theory"]),
@@ -355,30 +362,41 @@ def _check_saving(run: RunTable, ensemble: Ensemble | None) -> None:
         raise ConfigError("[ensemble]: nothing would be saved without save_every in [run]")
 
 
-def check_format(name: str, action: Action, where: str) -> None:
-    """Raise ConfigError unless files of this format can hold fields of this theory."""
-    from flowmc_adapters import FIELD_FORMATS, format_named
+def check_format(
+    name: str, action: Action, where: str, *, present: int = 64, precision: int | None = None
+) -> None:
+    """Raise ConfigError unless files of this format can hold fields of this theory.
 
-    links = action.group.name.startswith("SU(")
-    if not links and name in FIELD_FORMATS:
+    Args:
+        name: of the format.
+        action: the theory.
+        where: what to blame in the message.
+        present: precision of the fields, 32 or 64.
+        precision: asked of the files; None for that of the fields.
+    """
+    from flowmc_adapters import FIELD_FORMATS, FormatError, format_named
+    from flowmc_adapters.layout_format import LayoutFormat
+
+    group = action.group
+    if not isinstance(group, SUN) and name in FIELD_FORMATS:
         return
     try:
         found = format_named(name)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
-    what = f"{action.group.name} fields in {action.dimensions} dimensions"
-    if not links:
+    if not isinstance(group, SUN):
+        what = f"{group.name} fields in {action.dimensions} dimensions"
         usable = ", ".join(f'"{known}"' for known in FIELD_FORMATS)
         raise ConfigError(
             f"{where}: {name} files hold SU(N) links, not {what}: use one of the formats {usable}"
         )
     if not found.writable:
         raise ConfigError(f"{where}: {name} files are only read: use another format")
-    if getattr(found, "four_dimensions", False) and action.dimensions != 4:
-        raise ConfigError(
-            f"{where}: {name} files hold four-dimensional lattices, not {what}: use format = "
-            '"hdf5" or "npy"'
-        )
+    if isinstance(found, LayoutFormat):
+        try:
+            found.require_holds(action.lattice, group.n, present, precision)
+        except FormatError as error:
+            raise ConfigError(f"{where}: {error.reason}") from error
 
 
 def _table(kind: type, table: Mapping[str, Any], where: str) -> Any:

@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     form, precision = stored.format, stored.precision
     if config.ensemble is not None:
         form, precision = config.ensemble.format, config.ensemble.precision or precision
-    check_format(form, config.action, args.destination)
+    present = config.chains.precision
+    check_format(form, config.action, args.destination, present=present, precision=precision)
 
     state = first_state(assembly, [stored.field], 0)
     observable_shapes(config.observables, assembly.actions, state)

@@ -24,6 +24,7 @@ FITTING = [
     "nersc/qlua-random-gauge.nersc",
     "ildg/nissa-L4T8conf",
     "scidac/weak_field.lime",
+    "milc/lat.sample.l4448",
 ]
 
 

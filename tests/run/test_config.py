@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from flowmc.actions.theory import build_action
 from flowmc.registry import ConfigError
-from flowmc.run.config import changed_keys, read_config
+from flowmc.run.config import changed_keys, check_format, read_config
 from flowmc.run.tables import seconds_of
 from flowmc.run.toml_text import toml_text
 from tests.run.small_runs import config
@@ -178,3 +179,25 @@ def test_toml_text():
     back = tomllib.loads(toml_text(table))
     del table["b"]["none"]
     assert back == table
+
+
+@pytest.mark.parametrize(
+    ("format", "precision", "lattice", "reason"),
+    [
+        ("milc", None, [4, 4, 4, 4], "precision=32"),
+        ("milc", 64, [4, 4, 4, 4], "32-bit numbers only"),
+        ("openqcd", None, [4, 4, 4, 3], "3"),
+        ("openqcd", None, [4, 4], "four-dimensional"),
+        ("bmw", None, [4, 4, 4, 4], "only read"),
+        ("milc", 32, [4, 4, 4, 4], None),
+        ("openqcd", None, [4, 4, 4, 4], None),
+        ("hdf5", None, [4, 4], None),
+    ],
+)
+def test_a_format_that_cannot_hold_the_field_is_refused_at_once(format, precision, lattice, reason):
+    action = build_action({"action": "wilson", "group": "SU(3)", "lattice": lattice, "beta": 6.0})
+    if reason is None:
+        check_format(format, action, "[ensemble]", precision=precision)
+        return
+    with pytest.raises(ConfigError, match=reason):
+        check_format(format, action, "[ensemble]", precision=precision)
