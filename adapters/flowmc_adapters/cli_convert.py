@@ -23,6 +23,7 @@ from .configuration import number_of
 from .conversion import Conversion, convert
 from .ensemble_files import expand
 from .errors import CheckError, FormatError
+from .fields import field_format, field_numbers, is_field, read_field
 from .inspection import CHECK_FAILED, FINE, UNUSABLE
 from .naming import converted_name, number_in_name
 from .progress import ProgressLine
@@ -75,6 +76,9 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY=VALUE",
         help="metadata to write, e.g. SEQUENCE_NUMBER=400 (may be repeated)",
+    )
+    parser.add_argument(
+        "--number", type=int, help="which configuration of an HDF5 file of scalar or U(1) fields"
     )
     parser.add_argument(
         "--existing",
@@ -149,6 +153,7 @@ def _convert_one(
             arguments.format,
             arguments.precision,
             check_checksum=not arguments.ignore_checksum,
+            number=arguments.number,
             strip_signs=arguments.strip_signs,
             reunitarize=arguments.reunitarize,
             metadata=metadata | number,
@@ -167,7 +172,9 @@ def _convert_one(
     return {**paths, **asdict(conversion), "error": None}, FINE
 
 
-def _parallel_convert(comm: Any, *arguments: Any, progress: Progress, **options: Any) -> Conversion:
+def _parallel_convert(
+    comm: Any, *arguments: Any, progress: Progress, number: int | None, **options: Any
+) -> Conversion:
     from . import parallel
 
     return parallel.convert(comm, *arguments, **options)
@@ -183,7 +190,11 @@ def _number_from_name(
     number = number_in_name(source)
     if number is None or "SEQUENCE_NUMBER" in metadata:
         return {}
-    if number_of(read_header(source, **reading).metadata) is not None:
+    if is_field(source):
+        stored = field_numbers(source) if field_format(source) == "hdf5" else []
+        if stored or read_field(source, check_checksum=False).number is not None:
+            return {}
+    elif number_of(read_header(source, **reading).metadata) is not None:
         return {}
     return {"SEQUENCE_NUMBER": str(number)}
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .changes import Reunitarize, StripSigns, chain
 from .configuration import Header, PathLike, number_of
+from .fields import is_field, read_field, write_field
 from .layout_format import LayoutFormat, save, scan, verdict_of
 from .links import LinkSource
 from .registry import (
@@ -51,6 +53,7 @@ def convert(
     check_checksum: bool = True,
     dims: tuple[int, ...] | None = None,
     layout: str | None = None,
+    number: int | None = None,
     strip_signs: bool = False,
     reunitarize: bool = False,
     metadata: Mapping[str, str] | None = None,
@@ -63,7 +66,7 @@ def convert(
     asks for a change. Metadata and configuration number are carried over where the format has a
     place for them. Source and destination may be the same file. The field passes through slab by
     slab: memory does not grow with the lattice (formats that are no `LayoutFormat` are held in
-    memory).
+    memory). Scalar and U(1) fields are converted among the formats of `write_field`.
 
     Args:
         source: file of any format.
@@ -73,6 +76,7 @@ def convert(
         check_checksum: as in `read`.
         dims: as in `read`.
         layout: as in `read`.
+        number: which configuration of an HDF5 file of scalar or U(1) fields.
         strip_signs: as in `read`.
         reunitarize: as in `read`.
         metadata: entries that replace those of the source.
@@ -82,6 +86,15 @@ def convert(
     Raises:
         As `read` and `write`.
     """
+    if layout is None and not os.path.isdir(source) and is_field(source):
+        if strip_signs or reunitarize or options or dims is not None:
+            raise ValueError(
+                f"{os.fspath(source)} holds a scalar or U(1) field, which has no links: dims, "
+                "options, strip_signs and reunitarize do not apply"
+            )
+        return _convert_field(
+            source, destination, format, precision, number, check_checksum, metadata or {}
+        )
     reader, writer = detect(source, layout), format_named(format)
     if not writer.writable:
         raise writer.read_only(destination)
@@ -141,6 +154,28 @@ def convert(
         precision=frame.layout.precision,
         number=number_of(carried),
         warnings=[*warnings, *frame.warnings],
+    )
+
+
+def _convert_field(
+    source: PathLike,
+    destination: PathLike,
+    format: str,
+    precision: int | None,
+    number: int | None,
+    check_checksum: bool,
+    metadata: Mapping[str, str],
+) -> Conversion:
+    field = read_field(source, number=number, check_checksum=check_checksum)
+    field.metadata |= metadata
+    lost = write_field(destination, field, format, precision)
+    return Conversion(
+        field.format,
+        format,
+        field.precision,
+        precision or field.precision,
+        field.number,
+        [*field.warnings, *lost],
     )
 
 

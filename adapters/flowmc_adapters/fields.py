@@ -17,7 +17,7 @@ from .errors import CheckError, FormatError
 from .field_configuration import SCALAR, U1, FieldConfiguration, is_field_shape
 from .finite import first_non_finite
 from .hdf5_file import MAGIC
-from .npy import read_array, write_array
+from .npy import array_type, read_array, write_array
 from .registry import detect
 
 FIELD_FORMATS = ("hdf5", "ildg", "lime", "npy")
@@ -41,6 +41,17 @@ def field_format(path: PathLike) -> str | None:
     if head[:4] == struct.pack(">I", lime.MAGIC) and fields_lime.is_field_file(path):
         return "lime"
     return None
+
+
+def is_field(path: PathLike) -> bool:
+    """Whether a file holds a scalar or U(1) field: an npy file does if its numbers are real.
+
+    Raises:
+        FormatError: a damaged npy file.
+        OSError: the file cannot be opened.
+    """
+    found = field_format(path)
+    return found is not None and (found != "npy" or array_type(path).kind != "c")
 
 
 def field_numbers(path: PathLike) -> list[int]:

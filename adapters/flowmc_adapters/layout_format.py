@@ -389,7 +389,12 @@ def save(
             written = written_of(path, source, sums, checksum)
         frame.finish(temporary, written)
         # Before the file gets its name: without room for them the old files stay
-        for ending, content in frame.companions(written).items():
-            with atomic_write(f"{path}{ending}") as file:
-                file.write(content)
+        write_companions(path, frame, written)
     return written
+
+
+def write_companions(path: PathLike, frame: Frame, written: Written) -> None:
+    """Write the further files of a format, see `Frame.companions`."""
+    for ending, content in frame.companions(written).items():
+        with atomic_write(f"{path}{ending}") as file:
+            file.write(content)

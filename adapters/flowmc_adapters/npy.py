@@ -212,6 +212,15 @@ def read_array(path: PathLike) -> npt.NDArray[Any]:
     return array
 
 
+def array_type(path: PathLike) -> np.dtype[Any]:
+    """Type of the numbers in an npy file, from its header alone.
+
+    Raises:
+        FormatError: not an npy file, truncated, or it holds objects.
+    """
+    return array_header(path)[2]
+
+
 def write_array(path: PathLike, array: npt.NDArray[Any]) -> None:
     """Write an array of numbers atomically, little-endian and in C order on every machine.
 

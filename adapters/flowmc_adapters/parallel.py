@@ -24,14 +24,14 @@ from typing import Any
 
 import numpy as np
 
-from .atomic import atomic_path, atomic_write
+from .atomic import atomic_path
 from .changes import Change, Reunitarize, StripSigns, chain
 from .checks import Verdict
 from .checksums import ChecksumSum
 from .configuration import ComplexArray, Header, PathLike, number_of
 from .conversion import Conversion
 from .errors import CheckError, FormatError
-from .layout_format import Frame, LayoutFormat, Written, verdict_of, written_of
+from .layout_format import Frame, LayoutFormat, Written, verdict_of, write_companions, written_of
 from .links import ArraySink, ChecksumSink, LinkSink, LinkSource, Slab
 from .mpi_storage import MpiStorage
 from .registry import (
@@ -339,11 +339,7 @@ def _save(
         with _together(comm):
             if comm.rank == 0:
                 frame.finish(temporary, written)
-    with _together(comm):
-        if comm.rank == 0:
-            for ending, content in frame.companions(written).items():
-                with atomic_write(f"{path}{ending}") as file:
-                    file.write(content)
+                write_companions(path, frame, written)
 
 
 def _transfer(

@@ -11,7 +11,16 @@ from pathlib import Path
 import flowmc_adapters
 import numpy as np
 import pytest
-from flowmc_adapters import FormatError, inspect, plaquettes, read, write
+from flowmc_adapters import (
+    FieldConfiguration,
+    FormatError,
+    append_field,
+    inspect,
+    plaquettes,
+    read,
+    read_field,
+    write,
+)
 from flowmc_adapters.cli import main
 
 KEYS = {
@@ -266,3 +275,27 @@ def test_options_are_checked_before_anything_is_read(conf, tmp_path, capsys):
     convert = ["convert", str(conf), str(tmp_path / "x"), "--format", "npy"]
     assert main([*convert, "--option", "colour=red"]) == 2
     assert "no option 'colour'" in capsys.readouterr().err
+
+
+def test_converting_scalar_fields(tmp_path, capsys):
+    field = FieldConfiguration(
+        np.random.default_rng(1).normal(size=(4, 6)), "scalar", {"ACTION": "x"}
+    )
+    source = tmp_path / "phi.h5"
+    for number in (10, 20):
+        append_field(source, field, number)
+    convert = ["convert", str(source), str(tmp_path / "phi.lime"), "--format", "ildg"]
+    assert main(convert) == 2
+    assert "10" in capsys.readouterr().err
+    assert main([*convert, "--number", "20"]) == 0
+    copy = read_field(tmp_path / "phi.lime")
+    assert np.array_equal(copy.values, field.values)
+    assert (copy.number, copy.metadata["ACTION"]) == (20, "x")
+    assert (
+        main(["convert", str(tmp_path / "phi.lime"), str(tmp_path / "p.npy"), "--format", "npy"])
+        == 0
+    )
+    assert np.array_equal(np.load(tmp_path / "p.npy"), field.values)
+    nersc = ["convert", str(tmp_path / "phi.lime"), str(tmp_path / "p"), "--format", "nersc"]
+    assert main(nersc) == 2
+    assert "scalar and U(1) fields are written as" in capsys.readouterr().err
