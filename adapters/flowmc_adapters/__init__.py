@@ -18,11 +18,11 @@ from .atomic import atomic_write
 from .configuration import Checksum, Configuration, Header
 from .conversion import Conversion, convert
 from .errors import CheckError, FormatError
-from .field_configuration import FieldConfiguration
-from .fields import FIELD_FORMATS, append_field, field_numbers, read_field, write_field
+from .fields.configuration import FieldConfiguration
+from .fields.files import FIELD_FORMATS, append_field, field_numbers, read_field, write_field
 from .formats import Format
 from .inspection import Inspection, examine, inspect
-from .npy import read_array, write_array
+from .numpy_files.npy import read_array, write_array
 from .observables import GroupErrors, Plaquettes, group_errors, link_trace, plaquettes
 from .registry import detect, format_named, formats, read, read_header, register, write
 

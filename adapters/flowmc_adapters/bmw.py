@@ -19,7 +19,7 @@ from .errors import FormatError
 from .formats import PathLike
 from .layout import Layout, check_size
 from .layout_format import LayoutFormat
-from .lime_text import parse_integer
+from .lime.text import parse_integer
 
 _HEADER_BYTES = 4096
 _LARGEST_EXTENT = 2**16

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from .configuration import DIRECTIONS, Checksum, Header
-from .lime_text import parse_real, xlf_values
+from .lime.text import parse_real, xlf_values
 from .observables import GroupErrors, Measurements
 
 # As QDP++ and Grid ask for. Headers are printed with 6 to 15 digits, often from sums in single

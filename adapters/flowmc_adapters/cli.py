@@ -11,8 +11,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .cli_convert import add_convert_arguments, run_convert
-from .cli_inspect import add_inspect_arguments, run_inspect
+from .commands.convert import add_convert_arguments, run_convert
+from .commands.inspect import add_inspect_arguments, run_inspect
 
 __all__ = [
     "add_convert_arguments",

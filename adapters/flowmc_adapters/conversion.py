@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .changes import Reunitarize, StripSigns, chain
 from .configuration import Header, PathLike, number_of
-from .fields import is_field, read_field, write_field
+from .fields.files import is_field, read_field, write_field
 from .layout_format import LayoutFormat, save, scan, verdict_of
 from .links import LinkSource
 from .registry import (

@@ -9,7 +9,7 @@ from typing import Any
 
 from .configuration import Checksum, number_of
 from .errors import CheckError
-from .field_inspection import FieldFindings, examine_fields
+from .fields.inspection import FieldFindings, examine_fields
 from .formats import PathLike
 from .registry import detect, verify
 from .transfer import Progress

@@ -19,17 +19,17 @@ from .checks import Verdict, judge
 from .configuration import DIRECTIONS, Configuration, Header
 from .errors import CheckError, FormatError
 from .formats import Format, PathLike
-from .hdf5 import Hdf5Format
-from .hirep import HirepFormat
-from .ildg import IldgFormat
+from .hdf5.gauge import Hdf5Format
 from .layout_format import LayoutFormat, scan
-from .milc import MilcFormat
-from .nersc import NerscFormat
-from .npy import NumpyFormat
-from .npz import NpzFormat
+from .lime.ildg import IldgFormat
+from .lime.scidac import ScidacFormat
+from .milc.binary import MilcFormat
+from .nersc.archive import NerscFormat
+from .numpy_files.npy import NumpyFormat
+from .numpy_files.npz import NpzFormat
 from .observables import GroupErrors, measure_links
-from .openqcd import OpenQcdFormat
-from .scidac import ScidacFormat
+from .openqcd.export import OpenQcdFormat
+from .openqcd.hirep import HirepFormat
 from .transfer import Progress
 from .unsupported import refuse
 

@@ -179,7 +179,7 @@ class _Work:
         links, change, dims = self._links, self._change, self._links.dims
         t, start, _ = slab
         beside, upper = _neighbours(slab, dims)
-        following, above = links.first_plane(beside), links.slab(upper)
+        following, above = links.first_plane(beside), links.space(upper)
         sums = slab_sums(here, following[0], above, start, t, dims)
         if change is None:
             return sums, sums
@@ -247,6 +247,10 @@ class _Links:
                 promise.set_exception(error)
         return promise.result()
 
+    def space(self, slab: Slab) -> ComplexArray:
+        """The links of a slab, of which those in time need not be right."""
+        return self.slab(slab) if self._keep else self._lend(slab, feed=False, space=True)
+
     def first_plane(self, slab: Slab) -> ComplexArray:
         """The first plane of a slab, `[1, ..., x, mu, row, col]`."""
         if self._keep:
@@ -283,15 +287,15 @@ class _Links:
         beside, upper = _neighbours(slab, self.dims)
         return [slab, beside] if upper[0] == 0 else [slab, beside, upper]
 
-    def _lend(self, slab: Slab, *, feed: bool) -> ComplexArray:
+    def _lend(self, slab: Slab, *, feed: bool, space: bool = False) -> ComplexArray:
         """Read a slab for the present turn of this thread."""
-        links = self._read(slab, feed=feed)
+        links = self._read(slab, feed=feed, space=space)
         if not hasattr(self._lent, "arrays"):
             self._lent.arrays = []
         self._lent.arrays.append(links)
         return links
 
-    def _read(self, slab: Slab, *, feed: bool) -> ComplexArray:
+    def _read(self, slab: Slab, *, feed: bool, space: bool = False) -> ComplexArray:
         _, start, stop = slab
         shape = (stop - start, *self._source.plane_shape)
         links = None
@@ -301,6 +305,9 @@ class _Links:
                 links = free.pop()
         if links is None:
             links = np.empty(shape, self._source.complex_type)
-        self._source.read(slab, links, self._checksum if feed else None)
+        if space:
+            self._source.read_space(slab, links)
+        else:
+            self._source.read(slab, links, self._checksum if feed else None)
         self.require_finite(slab, links)
         return links

@@ -13,7 +13,7 @@ from pathlib import Path
 import flowmc_adapters
 import pytest
 from flowmc_adapters import Configuration, atomic_write, read, write
-from flowmc_adapters.nersc import NerscFormat
+from flowmc_adapters.nersc.archive import NerscFormat
 
 
 class FailingDisk:

@@ -18,14 +18,14 @@ from flowmc_adapters import (
     append_field,
     examine,
     field_numbers,
-    hdf5_append,
     inspect,
     read,
     read_field,
     write_field,
 )
 from flowmc_adapters.cli import main
-from flowmc_adapters.field_configuration import compact_plaquette, site_checksum
+from flowmc_adapters.fields.configuration import compact_plaquette, site_checksum
+from flowmc_adapters.hdf5 import append as hdf5_append
 
 METADATA = {
     "ACTION": '{"name": "phi4", "lam": 0.1}',

@@ -68,7 +68,7 @@ from pathlib import Path
 
 sys.path.insert(0, os.environ["FUZZER"])
 import fuzz_cases, fuzzing
-from flowmc_adapters import nersc
+from flowmc_adapters.nersc import archive as nersc
 
 fuzz_cases.SECONDS = 0.2
 sound, seeds, leaked = nersc.check_size, fuzzing.all_seeds(), []

@@ -15,7 +15,6 @@ from flowmc_adapters import (
     CheckError,
     FormatError,
     convert,
-    hdf5_source,
     inspect,
     plaquettes,
     read,
@@ -24,7 +23,8 @@ from flowmc_adapters import (
     write,
 )
 from flowmc_adapters import transfer as transfer_module
-from flowmc_adapters.hdf5_checksum import PyQudaChecksum
+from flowmc_adapters.hdf5 import source as hdf5_source
+from flowmc_adapters.hdf5.checksum import PyQudaChecksum
 
 DIMS = (2, 4, 6, 8)
 PACKAGE = str(Path(hdf5_source.__file__).parents[1])

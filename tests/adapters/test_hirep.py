@@ -72,7 +72,7 @@ def few_sites(monkeypatch):
     """Several slabs per time slice, on several threads, and few slices kept."""
     monkeypatch.setattr(slab_sums, "_SITES", 16)
     monkeypatch.setattr(transfer, "_SERIAL_VOLUME", 1)
-    monkeypatch.setattr("flowmc_adapters.time_slices._KEPT_BYTES", 1)
+    monkeypatch.setattr("flowmc_adapters.openqcd.time_slices._KEPT_BYTES", 1)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)))
 
 

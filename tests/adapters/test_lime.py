@@ -16,7 +16,7 @@ from flowmc_adapters import (
     read_header,
     write,
 )
-from flowmc_adapters.lime_text import renewed, updated_xlf
+from flowmc_adapters.lime.text import renewed, updated_xlf
 
 
 def record(kind, data, flags=0xC0, pad=True, reserved=0):

@@ -88,7 +88,7 @@ def test_converting_200_megabytes_to_any_format(tmp_path, require_room, writable
 
 def convert_200_megabytes(tmp_path, require_room, format, precision):
     # 40 planes: each time slice is a slab of 32 and one of 8
-    dims = (16, 16, 40, 66 if precision == 32 else 33)
+    dims = (16, 16, 40, 66 if precision == 32 else 34)
     size = sparse_nersc(tmp_path / "conf", dims, precision)
     require_room(size)
     target = tmp_path / "copy"

@@ -16,7 +16,7 @@ from flowmc_adapters import (
     read_header,
     write,
 )
-from flowmc_adapters.milc import _MilcSums
+from flowmc_adapters.milc.binary import _MilcSums
 
 DIMS = (4, 2, 6, 8)
 STAMP = b"Thu Feb 12 13:40:21 1998"

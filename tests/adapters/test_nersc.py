@@ -15,7 +15,7 @@ from flowmc_adapters import (
     read_header,
     write,
 )
-from flowmc_adapters.nersc_writing import decimal_text
+from flowmc_adapters.nersc.writing import decimal_text
 
 
 def payload(links, order=">", bits=64, rows=None):

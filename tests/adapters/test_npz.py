@@ -17,10 +17,10 @@ from flowmc_adapters import (
     read,
     slab_sums,
     write,
-    zip_archive,
 )
 from flowmc_adapters import transfer as transfer_module
-from flowmc_adapters.crc32 import Crc32Sum
+from flowmc_adapters.numpy_files import zip_archive
+from flowmc_adapters.numpy_files.crc32 import Crc32Sum
 
 DIMS = (2, 4, 6, 8)
 

@@ -15,11 +15,11 @@ from flowmc_adapters import (
     transfer,
     write,
 )
-from flowmc_adapters.hirep import _Sink as HirepSink
 from flowmc_adapters.layout import Layout
-from flowmc_adapters.openqcd_links import OpenQcdSink
+from flowmc_adapters.openqcd.hirep import _Sink as HirepSink
+from flowmc_adapters.openqcd.links import OpenQcdSink
+from flowmc_adapters.openqcd.time_slices import SliceAssembly
 from flowmc_adapters.storage import FileStorage
-from flowmc_adapters.time_slices import SliceAssembly
 
 DIMS = (4, 2, 8, 10)
 SLICE_BYTES = 4 * 2 * 8 * 576
@@ -33,7 +33,7 @@ def few_sites(monkeypatch):
     """Several slabs per time slice, few slices kept, one thread."""
     monkeypatch.setattr(slab_sums, "_SITES", 16)
     monkeypatch.setattr(transfer, "_SERIAL_VOLUME", 1)
-    monkeypatch.setattr("flowmc_adapters.time_slices._KEPT_BYTES", 1)
+    monkeypatch.setattr("flowmc_adapters.openqcd.time_slices._KEPT_BYTES", 1)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
 
 

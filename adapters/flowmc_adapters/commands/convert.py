@@ -1,0 +1,260 @@
+"""The command `convert`: configuration files from one format to another, one or an ensemble."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..configuration import number_of
+from ..conversion import Conversion, convert
+from ..errors import CheckError, FormatError
+from ..fields.files import field_format, field_numbers, is_field, read_field
+from ..inspection import CHECK_FAILED, FINE, UNUSABLE
+from ..naming import converted_name, number_in_name
+from ..registry import format_named, formats, read_header
+from ..transfer import Progress
+from .common import (
+    add_reading_arguments,
+    assignments,
+    by_first_rank,
+    communicator,
+    only_first_rank_prints,
+    reading_options,
+)
+from .files import expand
+from .progress import ProgressLine
+
+
+def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `run_convert`."""
+    known = formats()
+    writable = [name for name, found in known.items() if found.writable]
+    options = [
+        f"{name}: {key} = {', '.join(values)}"
+        for name, found in known.items()
+        for key, values in found.options.items()
+    ]
+    parser.add_argument(
+        "source",
+        nargs="+",
+        metavar="SRC",
+        help="configuration files of any format; directories and patterns for whole ensembles",
+    )
+    parser.add_argument(
+        "destination", metavar="DST", help="file to write; a directory for several files"
+    )
+    parser.add_argument(
+        "--format", required=True, metavar="F", help=f"one of {', '.join(writable)}"
+    )
+    parser.add_argument(
+        "--precision", type=int, choices=(32, 64), help="default: that of the source"
+    )
+    parser.add_argument(
+        "--strip-signs",
+        action="store_true",
+        help="multiply links with the fermions' antiperiodic sign by -1",
+    )
+    parser.add_argument(
+        "--reunitarize", action="store_true", help="project links that were rounded onto SU(N)"
+    )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"option of the format written (may be repeated); {'; '.join(options)}",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="metadata to write, e.g. SEQUENCE_NUMBER=400 (may be repeated)",
+    )
+    parser.add_argument(
+        "--number", type=int, help="which configuration of an HDF5 file of scalar or U(1) fields"
+    )
+    parser.add_argument(
+        "--existing",
+        choices=("refuse", "skip", "replace"),
+        help="what to do about files that are there already; default: replace a single file, "
+        "refuse for several",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    add_reading_arguments(parser)
+
+
+def run_convert(arguments: argparse.Namespace) -> int:
+    """Convert files; returns the exit status, that of the worst file."""
+    try:
+        comm = communicator(arguments)
+    except ValueError as error:
+        return _refused(str(error), arguments.json)
+    with only_first_rank_prints(comm):
+        return _convert(arguments, comm)
+
+
+def _convert(arguments: argparse.Namespace, comm: Any) -> int:
+    try:
+        pairs, several = by_first_rank(comm, lambda: _pairs(arguments))
+        metadata = assignments(arguments.set, "--set")
+        options = assignments(arguments.option, "--option")
+        format_named(arguments.format).check_options(options)
+        if several and "SEQUENCE_NUMBER" in metadata:
+            raise ValueError("--set SEQUENCE_NUMBER would give all files the same number")
+    except (ValueError, OSError) as error:
+        return _refused(str(error), arguments.json)
+    progress = ProgressLine(len(pairs))
+    results: list[dict[str, Any]] = []
+    status = FINE
+    for source, destination in pairs:
+        progress.begin(source)
+        result, code = _convert_one(
+            arguments, source, destination, metadata, options, progress, comm
+        )
+        progress.end()
+        progress.clear()
+        status = max(status, code)
+        results.append(result)
+        if not arguments.json:
+            _report(result)
+    if arguments.json:
+        print(json.dumps(results if several else results[0], indent=2))
+    elif several:
+        failed = sum(result["error"] is not None for result in results)
+        print(f"{len(results)} files: {len(results) - failed} converted, {failed} failed")
+    return status
+
+
+def _convert_one(
+    arguments: argparse.Namespace,
+    source: str,
+    destination: str,
+    metadata: dict[str, str],
+    options: dict[str, str],
+    progress: ProgressLine,
+    comm: Any,
+) -> tuple[dict[str, Any], int]:
+    """What became of one file, and the exit status it deserves."""
+    paths = {"source": source, "destination": destination}
+    try:
+        reading = reading_options(arguments)
+        number = by_first_rank(comm, lambda: _number_from_name(source, metadata, reading))
+        function = convert if comm is None else functools.partial(_parallel_convert, comm)
+        conversion = function(
+            source,
+            destination,
+            arguments.format,
+            arguments.precision,
+            check_checksum=not arguments.ignore_checksum,
+            number=arguments.number,
+            strip_signs=arguments.strip_signs,
+            reunitarize=arguments.reunitarize,
+            metadata=metadata | number,
+            options=options,
+            progress=progress.part,
+            **reading,
+        )
+    except (FormatError, ValueError, OSError, MemoryError) as error:
+        code = CHECK_FAILED if isinstance(error, CheckError) else UNUSABLE
+        message = str(error) or type(error).__name__
+        return {**paths, **_NOTHING, "error": message}, code
+    if number:
+        conversion.warnings.append(
+            f"configuration number {number['SEQUENCE_NUMBER']} taken from the file's name"
+        )
+    return {**paths, **asdict(conversion), "error": None}, FINE
+
+
+def _parallel_convert(
+    comm: Any, *arguments: Any, progress: Progress, number: int | None, **options: Any
+) -> Conversion:
+    from .. import parallel
+
+    return parallel.convert(comm, *arguments, **options)
+
+
+_NOTHING: dict[str, Any] = dict.fromkeys(Conversion.__dataclass_fields__)
+
+
+def _number_from_name(
+    source: str, metadata: dict[str, str], reading: dict[str, Any]
+) -> dict[str, str]:
+    """The configuration number in the name, for files that do not hold one."""
+    number = number_in_name(source)
+    if number is None or "SEQUENCE_NUMBER" in metadata:
+        return {}
+    if is_field(source):
+        stored = field_numbers(source) if field_format(source) == "hdf5" else []
+        if stored or read_field(source, check_checksum=False).number is not None:
+            return {}
+    elif number_of(read_header(source, **reading).metadata) is not None:
+        return {}
+    return {"SEQUENCE_NUMBER": str(number)}
+
+
+def _pairs(arguments: argparse.Namespace) -> tuple[list[tuple[str, str]], bool]:
+    """(source, destination) of every file, and whether the destination is a directory.
+
+    Raises:
+        ValueError: two files would get the same name, or files are there already.
+    """
+    chosen = expand(arguments.source)
+    destination = arguments.destination
+    several = chosen.many or len(chosen.files) > 1 or os.path.isdir(destination)
+    if not chosen.files:
+        raise ValueError(f"no configuration file in {', '.join(arguments.source)}")
+    if not several:
+        pairs = [(chosen.files[0], destination)]
+    else:
+        Path(destination).mkdir(parents=True, exist_ok=True)
+        suffix = format_named(arguments.format).suffix or f".{arguments.format}"
+        names = [converted_name(path, suffix) for path in chosen.files]
+        doubles = sorted({name for name in names if names.count(name) > 1})
+        if doubles:
+            raise ValueError(
+                f"several sources would be written to {', '.join(doubles[:3])}: convert them to "
+                "different directories"
+            )
+        pairs = [
+            (path, os.path.join(destination, name))
+            for path, name in zip(chosen.files, names, strict=True)
+        ]
+    existing = arguments.existing or ("refuse" if several else "replace")
+    there = [path for _, path in pairs if os.path.lexists(path)]
+    if there and existing == "refuse":
+        raise ValueError(
+            f"{there[0]} is there already{f' (and {len(there) - 1} more)' if there[1:] else ''}: "
+            "choose another directory, or --existing skip or replace"
+        )
+    if existing == "skip":
+        pairs = [(source, path) for source, path in pairs if not os.path.lexists(path)]
+        if not pairs:
+            raise ValueError("nothing to do: all files are there already")
+    return pairs, several
+
+
+def _report(result: dict[str, Any]) -> None:
+    if result["error"] is not None:
+        print(f"error: {result['error']}", file=sys.stderr)
+        return
+    for warning in result["warnings"]:
+        print(f"warning: {result['source']}: {warning}", file=sys.stderr)
+    print(
+        f"{result['source']} ({result['source_format']}, {result['source_precision']} bit) -> "
+        f"{result['destination']} ({result['format']}, {result['precision']} bit)"
+    )
+
+
+def _refused(message: str, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps({"error": message}, indent=2))
+    else:
+        print(f"error: {message}", file=sys.stderr)
+    return UNUSABLE

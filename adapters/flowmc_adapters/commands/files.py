@@ -1,0 +1,106 @@
+"""The files of an ensemble: which a command line means, and what is missing among them."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from ..errors import FormatError
+from ..naming import natural_key, number_in_name
+from ..registry import detect
+
+
+@dataclass(frozen=True)
+class FileList:
+    """What was found.
+
+    Attributes:
+        files: in the order of the arguments, those of a directory by the numbers in their names.
+        skipped: files of directories that are no configurations, with the reason.
+        many: whether a directory or a pattern was among the arguments.
+    """
+
+    files: list[str]
+    skipped: list[tuple[str, str]]
+    many: bool
+
+
+def expand(arguments: Sequence[str]) -> FileList:
+    """Files, directories and patterns (for shells that leave them alone) as a list of files.
+
+    Of a directory, hidden files, `.info` companions, random-number states and files that no format
+    knows are left out. A file that is named like a configuration, with a number at the end, or is
+    empty, stays: it may be what is left of one.
+    """
+    files: list[str] = []
+    skipped: list[tuple[str, str]] = []
+    many = False
+    for argument in arguments:
+        if os.path.isdir(argument) and not os.path.exists(os.path.join(argument, "index.crc32")):
+            many = True
+            for path in sorted(Path(argument).iterdir(), key=natural_key):
+                reason = _reason_to_skip(path)
+                if reason is None:
+                    files.append(str(path))
+                elif reason:
+                    skipped.append((str(path), reason))
+        elif not os.path.lexists(argument) and glob.has_magic(argument):
+            many = True
+            found = sorted(glob.glob(argument), key=natural_key)
+            files += [path for path in found if os.path.isfile(path)] or [argument]
+        else:
+            files.append(argument)
+    return FileList(files, skipped, many)
+
+
+def number_gaps(numbers: Sequence[int]) -> tuple[int, list[int]]:
+    """The usual distance of configuration numbers, and the numbers missing at that distance.
+
+    Args:
+        numbers: in any order.
+
+    Returns:
+        (0, []) for fewer than three numbers.
+    """
+    ordered = sorted(set(numbers))
+    if len(ordered) < 3:
+        return 0, []
+    steps = Counter(after - before for before, after in pairwise(ordered))
+    step = max(steps, key=lambda distance: (steps[distance], -distance))
+    missing: list[int] = []
+    for before, after in pairwise(ordered):
+        if (after - before) % step == 0 and after - before < 1000 * step:
+            missing += range(before + step, after, step)
+    return step, missing
+
+
+def _reason_to_skip(path: Path) -> str | None:
+    """None for a configuration, "" for a file not worth a word, else the reason."""
+    if path.name.startswith(".") or not path.is_file():
+        return ""
+    if path.suffix == ".info" and path.with_suffix("").exists():
+        return ""
+    try:
+        found = detect(path)
+        found.read_header(path)
+    except FormatError as error:
+        if "random-number state" in error.reason:
+            return "a random-number state"
+        if _is_unknown(path) and path.stat().st_size and number_in_name(path) is None:
+            return "no configuration"
+    except OSError:
+        pass
+    return None
+
+
+def _is_unknown(path: Path) -> bool:
+    try:
+        detect(path)
+    except FormatError:
+        return True
+    return False

@@ -1,0 +1,191 @@
+"""The command `inspect`: what configuration files hold, and whether they are sound."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from ..inspection import CHECK_FAILED, FINE, UNUSABLE, Inspection, examine
+from ..metadata import DERIVED_KEYS
+from ..naming import number_in_name
+from .common import (
+    add_reading_arguments,
+    by_first_rank,
+    communicator,
+    only_first_rank_prints,
+    reading_options,
+)
+from .files import expand, number_gaps
+from .progress import ProgressLine
+
+_VERDICTS = {FINE: "ok", CHECK_FAILED: "FAILED", UNUSABLE: "UNUSABLE"}
+
+
+def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `run_inspect`."""
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="configuration files, directories, patterns"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument(
+        "--brief",
+        action="store_true",
+        help="one line for each file and a summary (the default for directories and patterns)",
+    )
+    add_reading_arguments(parser)
+
+
+def run_inspect(arguments: argparse.Namespace) -> int:
+    """Print what the files hold; returns the exit status, that of the worst file."""
+    try:
+        comm = communicator(arguments)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return UNUSABLE
+    with only_first_rank_prints(comm):
+        return _inspect(arguments, comm)
+
+
+def _inspect(arguments: argparse.Namespace, comm: Any) -> int:
+    chosen = by_first_rank(comm, lambda: expand(arguments.files))
+    brief = arguments.brief or chosen.many
+    progress = ProgressLine(len(chosen.files))
+    found = []
+    for i, path in enumerate(chosen.files):
+        progress.begin(path)
+        inspection = examine(
+            path,
+            ignore_checksum=arguments.ignore_checksum,
+            progress=progress.part,
+            comm=comm,
+            **reading_options(arguments),
+        )
+        progress.end()
+        found.append(inspection)
+        if not arguments.json:
+            progress.clear()
+            print(_line(inspection) if brief else ("\n" if i else "") + _table(inspection))
+            sys.stdout.flush()
+    progress.clear()
+    if arguments.json:
+        print(json.dumps([inspection.report for inspection in found], indent=2))
+    elif brief:
+        for path, reason in chosen.skipped:
+            print(f"skipped   {path}: {reason}")
+        print(_summary(found))
+    if not found:
+        print("error: no configuration file among these", file=sys.stderr)
+        return UNUSABLE
+    return max(inspection.status for inspection in found)
+
+
+def _line(inspection: Inspection) -> str:
+    """One line: verdict, file, what it holds, or why not."""
+    report = inspection.report
+    words = [f"{_VERDICTS[inspection.status]:<9}", str(report["path"])]
+    if report["error"] is not None:
+        # The path stands at the front already
+        return " ".join([*words, "", str(report["error"]).removeprefix(f"{report['path']}: ")])
+    words.append(f" {report['format']}")
+    if report["dims"] is not None:
+        group = report["kind"] if report["nc"] is None else f"SU({report['nc']})"
+        words += ["x".join(map(str, report["dims"])), group, f"{report['precision']} bit"]
+    if report["number"] is not None:
+        words.append(f"number {report['number']}")
+    if (report["configurations"] or 1) > 1:
+        words.append(f"{report['configurations']} configurations")
+    if report["plaquette"] is not None:
+        words.append(f"plaquette {report['plaquette']:.12f}")
+    checksum = report["checksum"]
+    words.append("no checksum" if checksum is None else f"checksum {_checksum_word(checksum)}")
+    warnings = report["warnings"]
+    if inspection.status != FINE:
+        words.append(f"- {inspection.reason}")
+    elif warnings:
+        words.append(f"({len(warnings)} warning{'s' if len(warnings) > 1 else ''})")
+    return " ".join(words)
+
+
+def _summary(found: list[Inspection]) -> str:
+    """Counts, and what an ensemble should have in common."""
+    counts = [
+        f"{sum(inspection.status == status for inspection in found)} {word}"
+        for status, word in _VERDICTS.items()
+    ]
+    lines = [f"{len(found)} files: {', '.join(counts)}"]
+    kinds = {
+        (tuple(report["dims"]), report["nc"], report["precision"])
+        for report in (inspection.report for inspection in found)
+        if report["dims"] is not None and report["nc"] is not None
+    }
+    if len(kinds) > 1:
+        texts = sorted(
+            f"{'x'.join(map(str, dims))} SU({nc}) {precision} bit" for dims, nc, precision in kinds
+        )
+        lines.append(f"different lattices: {', '.join(texts)}")
+    numbers = [number for inspection in found if (number := _number(inspection.report)) is not None]
+    step, missing = number_gaps(numbers)
+    if step:
+        lines.append(f"numbers {min(numbers)} to {max(numbers)} in steps of {step}")
+    if missing:
+        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
+        lines.append(f"missing numbers: {', '.join(map(str, missing[:10]))}{more}")
+    twice = sorted({number for number in numbers if numbers.count(number) > 1})
+    if twice:
+        lines.append(f"numbers that occur twice: {', '.join(map(str, twice[:10]))}")
+    return "\n".join(lines)
+
+
+def _number(report: dict[str, Any]) -> int | None:
+    number: int | None = report["number"]
+    return number_in_name(report["path"]) if number is None else number
+
+
+def _checksum_word(checksum: dict[str, Any]) -> str:
+    return "ok" if checksum["ok"] else "WRONG"
+
+
+def _table(inspection: Inspection) -> str:
+    report = inspection.report
+    rows: list[tuple[str, str]] = []
+
+    def add(name: str, value: Any, form: str = "") -> None:
+        if value is not None:
+            rows.append((name, format(value, form)))
+
+    add("format", report["format"])
+    add("writer", report["writer"])
+    if report["dims"] is not None:
+        add("lattice", " x ".join(map(str, report["dims"])) + "  (x y z t)")
+    if report["nc"] is not None:
+        add("group", f"SU({report['nc']})")
+    else:
+        add("field", report["kind"])
+        add("configurations", report["configurations"])
+        add("mean", report["mean"], ".12g")
+    if report["precision"] is not None:
+        add("precision", f"{report['precision']} bit")
+    add("number", report["number"])
+    add("plaquette", report["plaquette"], ".12f")
+    add("  space-space", report["plaquette_space"], ".12f")
+    add("  space-time", report["plaquette_time"], ".12f")
+    add("link trace", report["link_trace"], ".12f")
+    add("|U U^+ - 1|", report["unitarity_error"], ".1e")
+    add("|det U - 1|", report["determinant_error"], ".1e")
+    checksum = report["checksum"]
+    if checksum is not None:
+        verdict = "ok" if checksum["ok"] else f"WRONG, computed {checksum['computed']}"
+        add("checksum", f"{checksum['kind']} {checksum['stored']} {verdict}")
+    for key, value in inspection.metadata.items():
+        if key in DERIVED_KEYS or key == "SEQUENCE_NUMBER":
+            continue
+        # What no terminal can show, and what would steer it, becomes a question mark
+        text = "".join(c if c.isprintable() else "?" for c in " ".join(value.split()))
+        add(f"  {key}", text if len(text) <= 100 else f"{text[:97]}...")
+    for warning in report["warnings"]:
+        add("warning", warning)
+    add("error", report["error"])
+    width = max([14, *(len(name) for name, _ in rows)])
+    return "\n".join([str(report["path"]), *(f"  {name:<{width}} {value}" for name, value in rows)])

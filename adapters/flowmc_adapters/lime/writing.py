@@ -1,0 +1,143 @@
+"""Writing gauge fields to LIME files, in the layout that all the common readers accept.
+
+QIO's record order with the ILDG records in it satisfies Chroma, MILC, QUDA, Grid, GPT, tmLQCD,
+SIMULATeQCD and PyQUDA alike. Records of ours come last: QIO wants its own first, and every reader
+skips types that it does not know.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+
+from ..checksums import ScidacChecksum
+from ..layout import Layout
+from ..layout_format import Description, Frame, Written
+from ..metadata import carried_keys, is_capital_key
+from . import container as lime
+from . import text as lime_text
+from .gauge import ILDG_PAYLOAD, SCIDAC_PAYLOAD
+from .metadata import (
+    CONTAINER_KEYS,
+    EXTRA_RECORD,
+    SIMULATEQCD_THRESHOLD,
+    TEXT_RECORDS,
+)
+
+_SOURCE_RECORD = "source-record-xml"
+
+
+class LimeFrame(Frame):
+    """QIO's layout around the links.
+
+    Two messages, as QIO writes them: `scidac-private-file-xml scidac-file-xml`, and
+    `scidac-private-record-xml scidac-record-xml [ildg-format ildg-data-lfn] payload
+    scidac-checksum`; then one message each for `xlf-info` and for metadata of ours, if there are
+    any. With `ildg` the bracketed records are there and the payload is `ildg-binary-data`, else
+    `scidac-binary-data`.
+
+    Args:
+        field: what is written.
+        ildg: with ILDG records.
+    """
+
+    def __init__(self, field: Description, *, ildg: bool) -> None:
+        super().__init__(Layout(0, field.dims, field.nc, field.nc, field.precision, ">"))
+        self._field, self._ildg = field, ildg
+        metadata = field.metadata
+        file_xml = metadata.get("scidac-file-xml", lime_text.NO_FILE_XML)
+        if "<usqcdInfo" in file_xml:  # Grid keeps the plaquette of the old links there
+            file_xml = lime_text.NO_FILE_XML
+        self._file_xml = file_xml
+        self._extra, _ = _user_record(metadata, 0.0, 0.0)
+        if not ildg and "ildg-data-lfn" in metadata:
+            self._extra["ildg-data-lfn"] = metadata["ildg-data-lfn"]
+        if len(lime_text.encode_text(self._extra_text)) >= SIMULATEQCD_THRESHOLD:
+            self.warnings.append(
+                f"metadata too long for the file, dropped: {', '.join(sorted(self._extra))}"
+            )
+            self._extra = {}
+
+    @property
+    def _extra_text(self) -> str:
+        return json.dumps(self._extra, sort_keys=True)
+
+    def new_checksum(self) -> ScidacChecksum:
+        """See `Frame.new_checksum`."""
+        return ScidacChecksum(self.layout.site_bytes)
+
+    def prefix(self, written: Written | None) -> bytes:
+        """See `Frame.prefix`."""
+        dims, nc, precision = self._field.dims, self._field.nc, self._field.precision
+        metadata = self._field.metadata
+        plaquette, trace = (0.0, 0.0) if written is None else _observables(written)
+        texts = [
+            ("scidac-private-file-xml", lime_text.private_file(dims)),
+            ("scidac-file-xml", self._file_xml),
+            (
+                "scidac-private-record-xml",
+                lime_text.private_record(
+                    nc, precision, metadata.get("scidac-date", lime_text.NO_DATE)
+                ),
+            ),
+            ("scidac-record-xml", _user_record(metadata, plaquette, trace)[1]),
+        ]
+        if self._ildg:
+            texts += [
+                ("ildg-format", lime_text.ildg_format(dims, nc, precision)),
+                ("ildg-data-lfn", metadata.get("ildg-data-lfn", lime_text.NO_FILE_NAME)),
+            ]
+        file = io.BytesIO()
+        for i, (record, text) in enumerate(texts):
+            data = lime_text.encode_text(text) + b"\0"  # QIO counts the NUL in the length
+            lime.write_record(file, record, data, begin=i in (0, 2), end=i == 1)
+        kind = ILDG_PAYLOAD if self._ildg else SCIDAC_PAYLOAD
+        file.write(lime.record_header(kind, self.layout.total_bytes, begin=False, end=False))
+        return file.getvalue()
+
+    def suffix(self, written: Written) -> bytes:
+        """See `Frame.suffix`."""
+        assert isinstance(written.checksum, ScidacChecksum)
+        metadata = self._field.metadata
+        file = io.BytesIO()
+        file.write(bytes(lime.padding(self.layout.total_bytes)))
+        text = lime_text.scidac_checksum(*written.checksum.sums)
+        lime.write_record(
+            file, "scidac-checksum", lime_text.encode_text(text) + b"\0", begin=False, end=True
+        )
+        after = []
+        if "xlf-info" in metadata:
+            plaquette, number = _observables(written)[0], metadata.get("SEQUENCE_NUMBER")
+            text = lime_text.updated_xlf(metadata["xlf-info"], plaquette, number)
+            after.append(("xlf-info", text))
+        if self._extra:
+            after.append((EXTRA_RECORD, self._extra_text))
+        for record, text in after:
+            lime.write_record(file, record, lime_text.encode_text(text), begin=True, end=True)
+        return file.getvalue()
+
+
+def _observables(written: Written) -> tuple[float, float]:
+    return written.measurements.plaquettes.mean, written.measurements.link_trace
+
+
+def _user_record(
+    metadata: dict[str, str], plaquette: float, trace: float
+) -> tuple[dict[str, str], str]:
+    """Metadata left for the record of ours, and the usqcdInfo record."""
+    standard = {*TEXT_RECORDS, *CONTAINER_KEYS}
+    extra = {
+        key: value
+        for key, value in metadata.items()
+        if key not in standard and not is_capital_key(key)
+    }
+    info = ""
+    old = metadata.get("scidac-record-xml")
+    if old is not None:
+        usqcd = lime_text.tag_text(old, "usqcdInfo")
+        if usqcd is not None:
+            info = lime_text.split_info(lime_text.tag_text(usqcd, "info") or "")[0]
+        else:
+            extra[_SOURCE_RECORD] = old
+    info = lime_text.join_info(info, carried_keys(metadata))
+    return extra, lime_text.usqcd_info(plaquette, trace, info)

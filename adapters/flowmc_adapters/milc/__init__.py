@@ -1,0 +1,1 @@
+"""MILC's binary files and the info files beside them."""

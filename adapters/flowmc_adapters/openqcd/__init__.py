@@ -1,0 +1,1 @@
+"""Exported files of openQCD and those of HiRep, whose sites run over z fastest."""
