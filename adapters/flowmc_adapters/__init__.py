@@ -15,6 +15,7 @@ check). A format of your own: subclass `Format`, then `register` it.
 """
 
 from .atomic import atomic_write
+from .changes import reunitarize
 from .configuration import Checksum, Configuration, Header
 from .conversion import Conversion, convert
 from .errors import CheckError, FormatError
@@ -56,6 +57,7 @@ __all__ = [
     "read_field",
     "read_header",
     "register",
+    "reunitarize",
     "write",
     "write_array",
     "write_field",

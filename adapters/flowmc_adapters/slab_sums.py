@@ -25,6 +25,8 @@ from .configuration import ComplexArray
 
 # Sites per slab: large enough for numpy's cost per call, small enough for the second-level caches.
 _SITES = 8192
+# Products of larger matrices are numpy's: their elements outnumber the sites of a slab.
+_LARGEST_WRITTEN_OUT = 8
 _REAL, _COMPLEX = np.dtype(np.float64), np.dtype(np.complex128)
 # Importing numba takes as long as numpy needs for this many sites.
 _COMPILED_VOLUME = 2**20
@@ -172,6 +174,11 @@ def _sites_last(links: ComplexArray) -> ComplexArray:
     return np.moveaxis(links, (-3, -2, -1), (0, 1, 2))
 
 
+def _sites_first(matrices: ComplexArray) -> ComplexArray:
+    """`[sites..., row, col]` of `[row, col, sites...]`, a view."""
+    return np.moveaxis(matrices, (0, 1), (-2, -1))
+
+
 def _plaquette_sums(here: ComplexArray, above: ComplexArray) -> tuple[float, ...]:
     """Sum of Re Tr P for each plane; `here[mu, row, col, planes + 1, ...]`, `above` without + 1."""
     directions = here.shape[0]
@@ -204,6 +211,9 @@ def _neighbours(here: ComplexArray, above: ComplexArray, direction: int, mu: int
 
 def _multiply(a: ComplexArray, b: ComplexArray, out: ComplexArray) -> None:
     """Matrix products `[row, col, sites...]`, one call for all columns of one term of the sum."""
+    if len(a) > _LARGEST_WRITTEN_OUT:
+        np.copyto(out, np.moveaxis(_sites_first(a) @ _sites_first(b), (-2, -1), (0, 1)))
+        return
     term = _scratch.array("term", out.shape[1:], out.dtype)
     for row, result in zip(a, out, strict=True):
         np.multiply(row[0], b[0], out=result)
@@ -272,6 +282,10 @@ def _last_slice(
 def _unitarity(own: ComplexArray) -> npt.NDArray[np.float64]:
     """Largest squared modulus of an element of U U^dagger - 1, `[mu, sites...]`."""
     nc = own.shape[1]
+    if nc > _LARGEST_WRITTEN_OUT:
+        links = np.moveaxis(own, (1, 2), (-2, -1))
+        departure = links @ links.conj().swapaxes(-1, -2) - np.eye(nc)
+        return np.asarray(_squared_modulus(departure).max(axis=(-2, -1)))
     conjugate = _scratch.array("conjugate", own.shape, own.dtype)
     np.conjugate(own, out=conjugate)
     terms = _scratch.array("terms", (own.shape[0], nc, *own.shape[3:]), own.dtype)

@@ -21,6 +21,7 @@ import numpy as np
 from .changes import Change
 from .checksums import ChecksumSum
 from .configuration import ComplexArray
+from .errors import CheckError
 from .finite import first_non_finite
 from .links import LinkSink, LinkSource, Slab
 from .slab_sums import SlabSums, planes_per_slab, slab_sums
@@ -166,7 +167,7 @@ class _Work:
         here = links.slab(slab, own=True)
         changed = here if change is None else change.apply(here, slab)
         if change is not None:
-            links.require_finite(slab, changed)
+            links.require_still_finite(slab, changed)
         result = self._sums(slab, here, changed) if self._measure else None
         if self._sink is not None:
             self._sink.write(slab, changed, self._sink_checksum)
@@ -280,6 +281,15 @@ class _Links:
         bad = first_non_finite(links)
         if bad is not None:
             raise self._source.not_finite(slab, bad)
+
+    def require_still_finite(self, slab: Slab, changed: ComplexArray) -> None:
+        """Raise an error if a link that was finite is no more."""
+        bad = first_non_finite(changed)
+        if bad is not None:
+            path = self._source.not_finite(slab, bad).path
+            raise CheckError(
+                path, None, "links too large for 32 bit: rounded, they are not finite any more"
+            )
 
     def _needed(self, slab: Slab) -> list[Slab]:
         """The slabs that one slab needs, but for the first time slice when the last one needs it:

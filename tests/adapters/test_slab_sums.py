@@ -106,7 +106,7 @@ def test_fewer_dimensions(make_links, monkeypatch, dims, sites, nc):
     assert_close(sums_of(links), by_loops(links))
 
 
-@pytest.mark.parametrize("nc", [1, 2, 4, 5])
+@pytest.mark.parametrize("nc", [1, 2, 4, 5, 9])
 @pytest.mark.parametrize("dims", [(2, 3, 4, 2), (2, 1, 2, 1)])
 def test_other_groups(make_links, monkeypatch, nc, dims):
     monkeypatch.setattr(slab_sums, "_SITES", 6)
