@@ -288,7 +288,10 @@ class _Links:
         if bad is not None:
             path = self._source.not_finite(slab, bad).path
             raise CheckError(
-                path, None, "links too large for 32 bit: rounded, they are not finite any more"
+                path,
+                None,
+                "refusing to round links that are too large for 32 bit: they would not be finite "
+                "any more; nothing was written",
             )
 
     def _needed(self, slab: Slab) -> list[Slab]:
