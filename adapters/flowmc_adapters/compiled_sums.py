@@ -78,12 +78,16 @@ def slab_fields(
 def _regroup(links: npt.NDArray[np.complexfloating], row: npt.NDArray[np.float64]) -> None:
     """`row[mu, i, j, re/im, x]` of `links[x, mu, i, j]`, the first site repeated at the end."""
     width = links.shape[0]
+    # Sites outside: what is read comes from far away, what is written stays in the cache
+    for x in range(width):
+        for mu in range(4):
+            for i in range(3):
+                for j in range(3):
+                    row[mu, i, j, 0, x] = links[x, mu, i, j].real
+                    row[mu, i, j, 1, x] = links[x, mu, i, j].imag
     for mu in range(4):
         for i in range(3):
             for j in range(3):
-                for x in range(width):
-                    row[mu, i, j, 0, x] = links[x, mu, i, j].real
-                    row[mu, i, j, 1, x] = links[x, mu, i, j].imag
                 row[mu, i, j, 0, width] = row[mu, i, j, 0, 0]
                 row[mu, i, j, 1, width] = row[mu, i, j, 1, 0]
 
