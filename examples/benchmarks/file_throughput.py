@@ -5,7 +5,10 @@
 Every contender is a process of its own, as a user would start it, and they take turns: a plain
 sequential copy (read 8 MiB, write 8 MiB, flush at the end), ``inspect`` (checksum, plaquettes, link
 trace, group membership of every link) and ``convert`` (the same, and the file written in another
-format, flushed).  Peak resident memory comes from the operating system.  Files are removed again.
+format, flushed).  Peak resident memory comes from the operating system.  Files are removed again.  Before
+each turn there is a pause, so that the memory of the file just removed is given up by all alike: on
+a virtual machine new pages cost several times as much as pages in use, and whoever comes right
+after a removal has the advantage.
 """
 
 import argparse
@@ -79,7 +82,7 @@ def run(words):
     return time.perf_counter() - start, peak
 
 
-def measure(folder, dims, precision, name, target, rounds):
+def measure(folder, dims, precision, name, target, rounds, pause):
     path, other = folder / "conf", folder / "other"
     source = Random(dims, precision)
     frame, _ = format_named(name).plan(path, source, {}, None, {})
@@ -96,6 +99,7 @@ def measure(folder, dims, precision, name, target, rounds):
     for _ in range(rounds):
         for contender, words in contenders.items():
             other.unlink(missing_ok=True)
+            time.sleep(pause)
             elapsed, resident = run(words)
             seconds[contender].append(elapsed)
             memory[contender] = max(memory[contender], resident)
@@ -116,8 +120,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a small file, to see that it works")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pause", type=float, help="seconds before each turn (default: 6)")
     parser.add_argument("--directory", help="where to put the files (default: the system's)")
     arguments = parser.parse_args()
+    pause = arguments.pause if arguments.pause is not None else 0.0 if arguments.quick else 6.0
     print(
         f"{processor()}; seconds of wall clock, median (best); copy = 1 in the ratios; MB resident"
     )
@@ -138,7 +144,7 @@ def main():
     )
     with tempfile.TemporaryDirectory(dir=arguments.directory) as folder:
         for case in QUICK if arguments.quick else CASES:
-            print_row(measure(Path(folder), *case, arguments.rounds))
+            print_row(measure(Path(folder), *case, arguments.rounds, pause))
 
 
 if __name__ == "__main__":
