@@ -5,10 +5,10 @@
 Every contender is a process of its own, as a user would start it, and they take turns: a plain
 sequential copy (read 8 MiB, write 8 MiB, flush at the end), ``inspect`` (checksum, plaquettes, link
 trace, group membership of every link) and ``convert`` (the same, and the file written in another
-format, flushed).  Peak resident memory comes from the operating system.  Files are removed again.  Before
-each turn there is a pause, so that the memory of the file just removed is given up by all alike: on
-a virtual machine new pages cost several times as much as pages in use, and whoever comes right
-after a removal has the advantage.
+format, flushed).  Peak resident memory comes from the operating system.  Files are removed again.
+Before each turn there is a pause, so that the memory of the file just removed is given up by all
+alike: on a virtual machine new pages cost several times as much as pages in use, and whoever comes
+right after a removal has the advantage.
 """
 
 import argparse
