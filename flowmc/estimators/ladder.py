@@ -11,12 +11,19 @@ Walkers are followed from one recorded row to the next: with rows far apart, tri
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import erfc
+from scipy.interpolate import PchipInterpolator
+from scipy.special import erfc, erfinv
 
-__all__ = ["acceptance_from_work", "positions", "round_trips", "up_fraction"]
+__all__ = ["acceptance_from_work", "equalised", "positions", "round_trips", "up_fraction"]
+
+# A rejection rate this close to 1 is as good as 1: a few hundred tries tell no more.
+MAXIMAL_REJECTION = 1 - 1e-3
+# Share of the mean distance that a pair has at least, however seldom it rejected.
+DISTANCE_FLOOR = 0.05
 
 
 def positions(walkers: ArrayLike) -> NDArray[np.int64]:
@@ -61,6 +68,59 @@ def acceptance_from_work(mean_work: float) -> float:
     which is the Jeffreys divergence of the mapped distributions.
     """
     return float(erfc(math.sqrt(max(mean_work, 0.0)) / 2))
+
+
+def equalised(couplings: Sequence[float], rejection: Sequence[float]) -> list[float]:
+    r"""Return couplings between the same ends for which all pairs reject about equally often.
+
+    Equal rejection rates maximise the rate of round trips (S. Syed, A. Bouchard-Cote,
+    G. Deligiannidis, A. Doucet, J. R. Stat. Soc. B 84 (2022) 321, arXiv:1905.02939, section 5).
+    As there, a barrier that adds up along the ladder is interpolated monotonically as a function
+    of the coupling and cut into equal pieces.  Rejection rates add up only while they are small;
+    here a pair has the length :math:`d = \mathrm{erf}^{-1}(r)`, which agrees with
+    :math:`\tfrac{\sqrt\pi}{2} r` there and stays proportional to the distance of two Gaussian
+    replicas, whose rejection rate is :math:`\mathrm{erf}(d)`.  At a fixed point all rates are
+    equal whatever the distributions; elsewhere a few repetitions with new rates lead to it.
+
+    Rates may be 0 or 1: a pair counts as at least 5 per cent of the mean length, so that none grows
+    beyond proportion because nothing was rejected by chance.
+
+    Args:
+        couplings: ``(replicas,)``, strictly monotone.
+        rejection: ``(replicas - 1,)``, share of rejected exchanges of each neighbouring pair.
+
+    Returns:
+        ``(replicas,)``, strictly monotone in the same sense; the first and last are unchanged.
+
+    Raises:
+        ValueError: for other lengths, couplings that are not strictly monotone, or rates that are
+            not between 0 and 1.
+    """
+    old = np.asarray(couplings, dtype=np.float64)
+    rates = np.asarray(rejection, dtype=np.float64)
+    if old.ndim != 1 or rates.shape != (max(old.size - 1, 0),) or old.size < 2:
+        raise ValueError(
+            "a ladder has at least two couplings and one rejection rate per neighbouring pair, "
+            f"got the shapes {old.shape} and {rates.shape}"
+        )
+    steps = np.diff(old)
+    if not (np.isfinite(old).all() and ((steps > 0).all() or (steps < 0).all())):
+        raise ValueError(
+            f"the couplings of a ladder must rise or fall from one replica to the next, "
+            f"not {old.tolist()}"
+        )
+    if not ((rates >= 0) & (rates <= 1)).all():
+        raise ValueError(f"rejection rates lie between 0 and 1, got {rates.tolist()}")
+    length = erfinv(np.minimum(rates, MAXIMAL_REJECTION))
+    if old.size == 2 or length.sum() == 0:
+        return old.tolist()
+    length = np.maximum(length, DISTANCE_FLOOR * length.mean())
+    # In units of the first step the data rise whatever the direction of the ladder.
+    barrier = np.concatenate([[0.0], np.cumsum(length)])
+    curve = PchipInterpolator(barrier, np.abs(old - old[0]))
+    new = old[0] + np.sign(steps[0]) * curve(np.linspace(0, barrier[-1], old.size))
+    new[[0, -1]] = old[[0, -1]]
+    return new.tolist()
 
 
 def _last_end(position: NDArray[np.int64]) -> NDArray[np.int8]:
