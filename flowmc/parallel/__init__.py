@@ -1,0 +1,9 @@
+"""Work over MPI ranks: who owns which chains and replicas, and how they talk.
+
+Everything runs on one rank through the same code; MPI is touched only in processes that a launcher
+(``mpirun``, ``srun``) has started.
+"""
+
+from flowmc.parallel.communicator import CollectiveError, Communicator, world
+
+__all__ = ["CollectiveError", "Communicator", "world"]
