@@ -25,6 +25,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "phi4": "flowmc.actions:Phi4",
         "free": "flowmc.actions:FreeScalar",
         "wilson": "flowmc.actions:Wilson",
+        "wilson_defect": "flowmc.actions:DefectWilson",
     },
     "kernels": {
         "hmc": "flowmc.kernels:HMC",

@@ -1,7 +1,17 @@
 """Targets: actions S(field) with their forces in the group's algebra."""
 
 from flowmc.actions.base import Action, ScaledAction, SumAction, check_force
+from flowmc.actions.defect import DefectWilson
 from flowmc.actions.gauge import Wilson
 from flowmc.actions.scalar import FreeScalar, Phi4
 
-__all__ = ["Action", "FreeScalar", "Phi4", "ScaledAction", "SumAction", "Wilson", "check_force"]
+__all__ = [
+    "Action",
+    "DefectWilson",
+    "FreeScalar",
+    "Phi4",
+    "ScaledAction",
+    "SumAction",
+    "Wilson",
+    "check_force",
+]

@@ -3,7 +3,8 @@ r"""The contract of an action: the target density is :math:`p(\phi) = e^{-S(\phi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,12 +28,15 @@ class Action(ABC):
         group: where the degrees of freedom live.
         lattice: extents ``(L_0, ..., L_{d-1})``, x first.
         parameters: the couplings, as given; :meth:`at` returns a copy with some replaced.
+        settings: further keys of the constructor that tell theories apart and that no ladder
+            varies, such as the place of a defect; plain values, as in a configuration file.
     """
 
     name: str = ""
     group: Group = Real()
     lattice: tuple[int, ...]
     parameters: dict[str, float]
+    settings: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def __call__(self, field: Tensor) -> Tensor:
@@ -155,7 +159,7 @@ class ScaledAction(Action):
     def __init__(self, action: Action, factor: float) -> None:
         self.action, self.factor = action, float(factor)
         self.group, self.lattice = action.group, action.lattice
-        self.parameters = action.parameters
+        self.parameters, self.settings = action.parameters, action.settings
 
     def __call__(self, field: Tensor) -> Tensor:
         return self.factor * self.action(field)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from flowmc.actions.defect import DefectWilson
 from flowmc.actions.gauge import Wilson
 from flowmc.actions.scalar import FreeScalar, Phi4
 from flowmc.groups import SUN, Group
@@ -25,12 +26,13 @@ def sample_wilson_2d(action: Wilson, chains: int, rng: torch.Generator) -> Tenso
     In a gauge where the links along a maximal tree are 1, every plaquette but one can be chosen
     freely, together with the holonomies A, B of the two cycles; these variables are related to the
     remaining links by translations, under which the Haar measure is invariant.  So the V - 1
-    plaquettes are drawn from :math:`e^{(\beta/N) \mathrm{Re\,tr} P}`, A and B from Haar, and the
-    draw is kept with probability :math:`e^{(\beta/N)(\mathrm{Re\,tr} P_V - N)}` for the last
+    plaquettes are drawn from :math:`e^{(\beta w/N) \mathrm{Re\,tr} P}`, A and B from Haar, and the
+    draw is kept with probability :math:`e^{(\beta w/N)(\mathrm{Re\,tr} P_V - N)}` for the last
     plaquette, which is then determined.  A random gauge transformation restores the full measure.
+    The weights w are those of a defect, else 1.
 
     Args:
-        action: the Wilson action in two dimensions, beta >= 0.
+        action: the Wilson action in two dimensions, with or without a defect, beta >= 0.
         chains: number of draws.
         rng: random stream.
 
@@ -39,13 +41,15 @@ def sample_wilson_2d(action: Wilson, chains: int, rng: torch.Generator) -> Tenso
     """
     if action.dimensions != 2 or action.beta < 0:
         raise ValueError("exact gauge draws need two dimensions and beta >= 0")
-    group, beta = action.group, action.beta
+    group = action.group
+    betas = torch.full(action.lattice, action.beta, dtype=torch.float64)
+    if isinstance(action, DefectWilson):
+        betas = betas * action.plaquette_weights()[0]
 
     def attempt(count: int) -> tuple[Tensor, Tensor]:
-        sites = (count, *action.lattice)
-        free = _single_plaquettes(group, beta, sites, rng)
+        free = _single_plaquettes(group, betas, count, rng)
         links, last = _links_from_plaquettes(group, free, rng)
-        return links, _log_weight(group, beta, last)
+        return links, _log_weight(group, float(betas[-1, -1]), last)
 
     return _random_gauge(group, _reject(attempt, chains, rng), rng)
 
@@ -104,19 +108,22 @@ def _log_weight(group: Group, beta: float, plaquette: Tensor) -> Tensor:
     return beta * (torch.cos(plaquette) - 1)
 
 
-def _single_plaquettes(
-    group: Group, beta: float, sites: tuple[int, ...], rng: torch.Generator
-) -> Tensor:
+def _single_plaquettes(group: Group, betas: Tensor, count: int, rng: torch.Generator) -> Tensor:
+    """Draw independent plaquettes ``(count, *L, *element)`` with a coupling per site."""
     dtype = group.field_dtype(torch.float64)
+    shape = (count, *betas.shape, *group.element_shape)
+    result = torch.empty(shape, dtype=dtype, device=rng.device)
+    for beta in betas.unique().tolist():
 
-    def attempt(count: int) -> tuple[Tensor, Tensor]:
-        draws = group.haar((count,), dtype, rng)
-        return draws, _log_weight(group, beta, draws)
+        def attempt(size: int, beta: float = beta) -> tuple[Tensor, Tensor]:
+            draws = group.haar((size,), dtype, rng)
+            return draws, _log_weight(group, beta, draws)
 
-    total = 1
-    for extent in sites:
-        total *= extent
-    return _reject(attempt, total, rng).reshape(*sites, *group.element_shape)
+        where = betas == beta
+        sites = int(where.sum())
+        drawn = _reject(attempt, count * sites, rng)
+        result[:, where] = drawn.reshape(count, sites, *group.element_shape)
+    return result
 
 
 def _links_from_plaquettes(

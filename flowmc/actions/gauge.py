@@ -99,6 +99,9 @@ class Wilson(Action):
                 # Re tr(A B^dagger) is the real scalar product of the entries.
                 trace = (torch.view_as_real(left) * torch.view_as_real(right)).sum((-3, -2, -1))
                 trace = trace / self.group.n
+            weights = self._plane_weights(mu, nu, field)
+            if weights is not None:
+                trace = trace * weights
             total = total + trace.reshape(field.shape[0], -1).sum(1, dtype=torch.float64)
         return -self.beta * total
 
@@ -117,6 +120,10 @@ class Wilson(Action):
         for mu, nu in planes(self.dimensions):
             for first, second in ((mu, nu), (nu, mu)):
                 upper, lower = staples(field, first, second)
+                weights = self._plane_weights(mu, nu, field)
+                if weights is not None:
+                    upper = upper * weights[..., None, None]
+                    lower = lower * shift(weights[None], second, -1)[..., None, None]
                 total[:, first] += upper
                 total[:, first] += lower
         return (self.beta / (2 * self.group.n)) * traceless_antihermitian(field @ total)
@@ -125,6 +132,13 @@ class Wilson(Action):
         total = torch.zeros_like(field)
         for mu, nu in planes(self.dimensions):
             sine = torch.sin(plaquette_angles(field, mu, nu))
+            weights = self._plane_weights(mu, nu, field)
+            if weights is not None:
+                sine = sine * weights
             total[:, mu] += sine - shift(sine, nu, -1)
             total[:, nu] += shift(sine, mu, -1) - sine
         return self.beta * total
+
+    def _plane_weights(self, mu: int, nu: int, like: Tensor) -> Tensor | None:
+        """Return weights of the plaquettes of a plane, ``(*L)`` like a field; None: all are 1."""
+        return None

@@ -96,16 +96,21 @@ def check_couplings(action: Action, couplings: Mapping[str, Any], where: str) ->
 def describe_theory(action: Action, name: str | None = None) -> dict[str, Any]:
     """Return ``{action, group, lattice, couplings}`` of an action: what a flow's card records.
 
+    An action with :attr:`~flowmc.actions.base.Action.settings` has the key ``settings`` as well.
+
     Args:
         action: the target.
         name: the name it was configured by, if not the action's own.
     """
-    return {
+    theory: dict[str, Any] = {
         "action": name or action.name or type(action).__name__,
         "group": action.group.name,
         "lattice": list(action.lattice),
         "couplings": dict(action.parameters),
     }
+    if action.settings:
+        theory["settings"] = dict(action.settings)
+    return theory
 
 
 def _lattice(value: Any, where: str) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ format     1
 kind       "sampler" (a prior and a flow) or "exchange" (a flow between two theories)
 flow       ``{name, parameters}`` as in a training configuration
 prior      ``{name, parameters}``; samplers only
-theory     ``{action, group, lattice, couplings}``
+theory     ``{action, group, lattice, couplings}``, and ``settings`` of actions that have any
 from, to   all couplings of both ends; exchange flows only
 precision  32 or 64, of the weights
 parameters number of weights
@@ -383,7 +383,12 @@ def _transfers(card: Mapping[str, Any]) -> bool:
 
 def _card_action(card: Mapping[str, Any], path: Path) -> Action:
     theory = dict(card["theory"])
-    table = {"action": theory["action"], "lattice": theory["lattice"], **theory["couplings"]}
+    table = {
+        "action": theory["action"],
+        "lattice": theory["lattice"],
+        **theory.get("settings", {}),
+        **theory["couplings"],
+    }
     if theory.get("group", "R") != "R":
         table["group"] = theory["group"]
     return build_action(table, f"the card of {path}: theory")
@@ -399,7 +404,8 @@ def _same_theory(card: Mapping[str, Any], action: Action) -> bool:
     same_lattice = lattice == action.lattice or (
         len(lattice) == len(action.lattice) and _transfers(card)
     )
-    known = theory["group"] == action.group.name and same_lattice
+    same_settings = dict(theory.get("settings", {})) == dict(action.settings)
+    known = theory["group"] == action.group.name and same_lattice and same_settings
     return known and _same_action(theory["action"], action)
 
 
@@ -421,7 +427,12 @@ def _same_couplings(couplings: Mapping[str, float], action: Action) -> bool:
 
 
 def _describe(theory: Mapping[str, Any]) -> str:
-    couplings = ", ".join(f"{key} = {value:g}" for key, value in theory["couplings"].items())
+    couplings = ", ".join(
+        [
+            *(f"{key} = {value:g}" for key, value in theory["couplings"].items()),
+            *(f"{key} = {value}" for key, value in theory.get("settings", {}).items()),
+        ]
+    )
     group = "" if theory["group"] == "R" else f" {theory['group']}"
     size = "x".join(map(str, theory["lattice"]))
     return f"{theory['action']}{group} on {size} with {couplings or 'fixed couplings'}"
@@ -434,6 +445,7 @@ def _describe_action(action: Action) -> str:
             "group": action.group.name,
             "lattice": action.lattice,
             "couplings": action.parameters,
+            "settings": action.settings,
         }
     )
 

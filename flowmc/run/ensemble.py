@@ -109,13 +109,13 @@ def field_metadata(action: Action, seed: int) -> dict[str, str]:
     """Return what every file of an ensemble says about theory and seed, as NERSC header keys."""
     couplings = {
         "".join(c if c.isalnum() else "_" for c in key).upper(): repr(value)
-        for key, value in action.parameters.items()
+        for key, value in {**action.parameters, **action.settings}.items()
     }
     if not isinstance(action.group, SUN):
         # The key that files of fields have for it; a NERSC header line would be too short
         couplings["ACTION"] = json.dumps(
             {"name": action.name or type(action).__name__, "lattice": list(action.lattice)}
-            | dict(action.parameters),
+            | {**action.parameters, **action.settings},
             sort_keys=True,
             default=repr,
         )

@@ -79,7 +79,12 @@ def page(analysis: Analysis) -> str:
 def _theory(table: Mapping[str, Any]) -> str:
     words = []
     action = str(table.get("action", ""))
-    known = {"wilson": "Wilson action", "phi4": "φ⁴ theory", "free": "free scalar field"}
+    known = {
+        "wilson": "Wilson action",
+        "wilson_defect": "Wilson action with a defect",
+        "phi4": "φ⁴ theory",
+        "free": "free scalar field",
+    }
     if "group" in table:
         words.append(str(table["group"]))
     if action:
