@@ -1,7 +1,7 @@
 """Native CPU kernels for the built-in actions: whole trajectories in compiled code.
 
 Torch stays the general path (any action, GPU, autograd).  For the phi^4, free and Wilson actions
-on a CPU, :func:`find_trajectory`, :func:`find_force`, :func:`find_action` and
+(also with a defect) on a CPU, :func:`find_trajectory`, :func:`find_force`, :func:`find_action` and
 :func:`find_projection` return compiled versions that agree with it to rounding, are the same bit
 for bit for any number of threads, and run on ``torch.get_num_threads()`` of them.  They return
 None where there is none, also for subclasses of those actions and for fields that require
@@ -131,14 +131,14 @@ def _module(action: Action, field: Tensor) -> Any:
         return None
     if tuple(field.shape) != action.field_shape(field.shape[0]):
         return None
-    from flowmc.actions import FreeScalar, Phi4, Wilson
+    from flowmc.actions import DefectWilson, FreeScalar, Phi4, Wilson
 
     # Exact classes: a subclass may have changed the density or the force.
     if type(action) in (Phi4, FreeScalar):
         from flowmc.native import scalar
 
         return scalar
-    if type(action) is Wilson and action.group.name in _GROUPS:
+    if type(action) in (Wilson, DefectWilson) and action.group.name in _GROUPS:
         from flowmc.native import gauge
 
         return gauge

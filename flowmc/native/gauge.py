@@ -1,5 +1,9 @@
 r"""Native HMC of the Wilson action for U(1), SU(2) and SU(3) in any dimension >= 2.
 
+With a defect the plaquettes near it have weights w: there :math:`w H` takes the place of H, and
+:math:`(w - 1)\,\mathrm{Re\,tr}\,P` is added to the sum over all plaquettes.  A short list names
+these plaquettes, so that the rest of the lattice takes the time that it takes without one.
+
 The force of link (x, mu) is, with :math:`H_{\mu\nu} = (P_{\mu\nu})_{TA}` and signs for mu < nu,
 
 .. math:: \frac{\beta}{2N} \sum_\nu \big[ H_{\mu\nu}(x)
@@ -25,7 +29,8 @@ from numba import njit
 from numba.extending import overload
 from torch import Tensor
 
-from flowmc.actions import Wilson
+from flowmc.actions import DefectWilson, Wilson
+from flowmc.actions.gauge import planes as all_planes
 from flowmc.groups import SUN
 from flowmc.native.compiled import compiled
 from flowmc.native.lanes import (
@@ -38,7 +43,7 @@ from flowmc.native.lanes import (
     splat,
     store,
 )
-from flowmc.native.layout import FLIP_BITS, aligned, lanes_of, layout_for, sum_lanes
+from flowmc.native.layout import FLIP_BITS, Layout, aligned, lanes_of, layout_for, sum_lanes
 from flowmc.native.layout import splat as constant_lanes
 from flowmc.native.matrices import (
     COMPONENTS,
@@ -150,6 +155,22 @@ def _plaquettes(links, neighbours, plaquettes, base, plane_base, start, stop, di
 
 
 @compiled
+def _weigh(plaquettes, listed, weights, plane_base, planes, start, stop, dimensions, tag):
+    """Multiply the listed plaquettes of a range of blocks by their weights.
+
+    ``listed`` holds ``block * planes + plane`` in ascending order.
+    """
+    width = lanes(plaquettes)
+    stride = _components(tag, 1) * width
+    first = np.searchsorted(listed, start * planes)
+    last = np.searchsorted(listed, stop * planes)
+    for index in range(first, last):
+        position = plane_base * planes + listed[index]
+        h = scaled(_load_algebra(plaquettes, position, tag), load(weights, index * width, 1))
+        store(plaquettes, position * stride, h)
+
+
+@compiled
 def _kicks(
     links, momenta, neighbours, plaquettes, base, plane_base, start, stop, dimensions, tag, sizes,
     size, steps, step,
@@ -210,10 +231,11 @@ def _drifts(links, momenta, base, start, stop, dimensions, tag, sizes, size, ste
 
 @compiled
 def _trajectories(
-    links, momenta, neighbours, plaquettes, start, stop, blocks, dimensions, tag, is_drift, sizes,
-    steps,
+    links, momenta, neighbours, plaquettes, listed, weights, start, stop, blocks, dimensions, tag,
+    is_drift, sizes, steps,
 ):  # fmt: skip
     """Run all operations for a range of groups, which share the memory for plaquettes."""
+    planes = dimensions * (dimensions - 1) // 2
     for group in range(start, stop):
         base = group * blocks
         for index in range(is_drift.shape[0]):
@@ -223,6 +245,7 @@ def _trajectories(
                 )
             else:
                 _plaquettes(links, neighbours, plaquettes, base, 0, 0, blocks, dimensions, tag)
+                _weigh(plaquettes, listed, weights, 0, planes, 0, blocks, dimensions, tag)
                 _kicks(
                     links, momenta, neighbours, plaquettes, base, 0, 0, blocks, dimensions, tag,
                     sizes, index, steps, group,
@@ -249,6 +272,36 @@ def _traces(links, neighbours, start, stop, blocks, dimensions, tag, partial):
                         _ahead(links, neighbours, base, block, 2 * nu, mu, dimensions, tag),
                     )
                     accumulate(partial, task * width, plaquette_trace(a, b))
+
+
+@compiled
+def _weighted_traces(
+    links, neighbours, listed, planes, weights, start, stop, blocks, dimensions, tag, partial
+):  # fmt: skip
+    """Add up weight times trace of chunks of the listed plaquettes.
+
+    ``planes`` holds (mu, nu) of every plane, flat.
+    """
+    width = lanes(links)
+    count = listed.shape[0]
+    chunks = -(-count // _CHUNK)
+    number = planes.shape[0] // 2
+    for task in range(start, stop):
+        group, chunk = task // chunks, task % chunks
+        base = group * blocks
+        for index in range(chunk * _CHUNK, min(count, (chunk + 1) * _CHUNK)):
+            block, plane = listed[index] // number, listed[index] % number
+            mu, nu = planes[2 * plane], planes[2 * plane + 1]
+            a = multiply(
+                _load_link(links, (base + block) * dimensions + mu, tag),
+                _ahead(links, neighbours, base, block, 2 * mu, nu, dimensions, tag),
+            )
+            b = multiply(
+                _load_link(links, (base + block) * dimensions + nu, tag),
+                _ahead(links, neighbours, base, block, 2 * nu, mu, dimensions, tag),
+            )
+            trace = scaled(plaquette_trace(a, b), load(weights, index * width, 1))
+            accumulate(partial, task * width, trace)
 
 
 @compiled
@@ -337,6 +390,33 @@ _RESTORED = {
 }
 
 
+@functools.lru_cache(maxsize=64)
+def _weighted_plaquettes(
+    lattice: tuple[int, ...],
+    defect: float,
+    place: tuple[int, tuple[int, ...]],
+    layout: Layout,
+    dtype: np.dtype,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which plaquettes have weights, and these, as ``_weigh`` takes them.
+
+    A plaquette is listed if its weight is not 1 in any of the sublattices.
+    """
+    axis, extents = place
+    # The weights do not depend on the group.
+    action = DefectWilson(
+        "U(1)", lattice, beta=1.0, defect=defect, defect_axis=axis, defect_extents=extents
+    )
+    table = action.plaquette_weights().numpy()
+    table = table.reshape(len(table), -1)[:, layout.sites].swapaxes(0, 1)
+    table = table.reshape(-1, layout.sites.shape[1])
+    listed = np.flatnonzero((table != 1).any(1))
+    weights = aligned(len(listed) * layout.width, dtype)
+    # Lanes are sublattices, each with the chains of a group side by side.
+    weights[:] = np.repeat(table[listed], layout.chains_per_group, axis=1).reshape(-1)
+    return listed, weights
+
+
 class _Setting:
     """Everything a native call needs besides the fields: layout and group."""
 
@@ -353,6 +433,12 @@ class _Setting:
         # Nanoseconds: about what a block takes in one phase; it only decides when a thread pays.
         self.block_time = self.width * self.dimensions * {1: 1.0, 2: 4.0, 3: 25.0}[self.n]
         self.shape = field.shape
+        self.listed, self.weights = np.empty(0, dtype=np.int64), np.empty(0, dtype=self.dtype)
+        if isinstance(action, DefectWilson) and action.defect != 1:
+            place = action.defect_axis, action.defect_extents
+            self.listed, self.weights = _weighted_plaquettes(
+                action.lattice, action.defect, place, self.layout, self.dtype
+            )
 
     def empty(self, components: int, axis: int, groups: int) -> np.ndarray:
         return aligned(groups * self.layout.blocks * axis * components * self.width, self.dtype)
@@ -411,14 +497,15 @@ class _Setting:
         sizes = constant_lanes(scales, self.width, self.dtype)
         steps = lanes_of(layout, step_size, self.dtype)
         planes = dimensions * (dimensions - 1) // 2
+        listed, weights = self.listed, self.weights
 
         def plaquette_memory(count: int) -> np.ndarray:
             return self.empty(COMPONENTS[self.n][1], planes, count)
 
         def whole(start: int, stop: int) -> None:
             _trajectories(
-                links, momenta, neighbours, plaquette_memory(1), start, stop, blocks, dimensions,
-                tag, is_drift, sizes, steps,
+                links, momenta, neighbours, plaquette_memory(1), listed, weights, start, stop,
+                blocks, dimensions, tag, is_drift, sizes, steps,
             )  # fmt: skip
 
         # Untouched pages of it cost nothing where each thread has its own instead.
@@ -427,6 +514,7 @@ class _Setting:
         def project(start: int, stop: int) -> None:
             for base in range(0, groups * blocks, blocks):
                 _plaquettes(links, neighbours, shared, base, base, start, stop, dimensions, tag)
+                _weigh(shared, listed, weights, base, planes, start, stop, dimensions, tag)
 
         def kick_all(index: int, start: int, stop: int) -> None:
             for group in range(groups):
@@ -450,6 +538,26 @@ class _Setting:
             else:
                 phases += [project, functools.partial(kick_all, index)]
         run_operations(whole, phases, groups, blocks, self.block_time)
+
+    def sum_of_weighted(self, links: np.ndarray) -> np.ndarray:
+        """Return the sum of (w - 1) times the normalised plaquette trace, per chain."""
+        layout, count = self.layout, len(self.listed)
+        chunks = -(-count // _CHUNK)
+        if not chunks:
+            return np.zeros(layout.chains)
+        partial = np.zeros(layout.groups * chunks * self.width)
+        excess = aligned(self.weights.size, self.dtype)
+        excess[:] = self.weights - 1
+        planes = np.array(list(all_planes(self.dimensions))).reshape(-1)
+        run_slices(
+            lambda start, stop: _weighted_traces(
+                links, layout.neighbours, self.listed, planes, excess, start, stop, layout.blocks,
+                self.dimensions, self.tag, partial,
+            ),
+            layout.groups * chunks,
+            min(count, _CHUNK) * self.block_time / self.dimensions,
+        )  # fmt: skip
+        return sum_lanes(layout, partial)
 
 
 def make_trajectory(action: Wilson, integrator: Integrator) -> Trajectory:
@@ -500,7 +608,8 @@ def make_action(action: Wilson) -> Callable[[Tensor], Tensor]:
             layout.groups * chunks,
             min(layout.blocks, _CHUNK) * setting.block_time,
         )  # fmt: skip
-        return torch.from_numpy(-action.beta * sum_lanes(layout, partial))
+        total = sum_lanes(layout, partial) + setting.sum_of_weighted(packed)
+        return torch.from_numpy(-action.beta * total)
 
     return run
 

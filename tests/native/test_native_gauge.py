@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flowmc.actions import Wilson, check_force
+from flowmc.actions import DefectWilson, Wilson, check_force
 from flowmc.kernels.integrators import INTEGRATORS, trajectory
 from flowmc.native import find_action, find_force, find_projection, find_trajectory
 
@@ -22,6 +22,19 @@ CASES = [
 GROUPS = ["U(1)", "SU(2)", "SU(3)"]
 PLAIN = [name for name in INTEGRATORS if name != "force_gradient"]
 TOLERANCE = {torch.float64: 2e-14, torch.float32: 2e-5}
+
+
+# As the cases above: (axis, extents of the box), inside and at the rim of the sublattices.
+PLACES = {
+    (4, 4, 4, 4): (3, (3, 2, 4)),
+    (2, 3, 4, 2): (0, (2, 4, 1)),
+    (3, 3): (1, (3,)),
+    (2, 2): (0, (1,)),
+    (5, 4): (1, (4,)),
+    (4, 2, 6): (2, (3, 2)),
+    (3, 2, 5): (1, (2, 3)),
+    (2, 2, 2, 3, 2): (4, (1, 2, 2, 2)),
+}
 
 
 def draw(action, chains, dtype, seed=0):
@@ -43,7 +56,28 @@ def in_torch(action, field, momentum, integrator, step_size, steps):
 @pytest.mark.parametrize("lattice,chains", CASES)
 @pytest.mark.parametrize("group", GROUPS)
 def test_agrees_with_torch(group, lattice, chains, dtype):
-    action = Wilson(group, lattice, beta=2.3)
+    check_agreement(Wilson(group, lattice, beta=2.3), chains, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("lattice,chains", CASES)
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("defect", [0.0, 0.7])
+def test_agrees_with_torch_with_a_defect(group, lattice, chains, dtype, defect):
+    axis, extents = PLACES[lattice]
+    action = DefectWilson(
+        group, lattice, beta=2.3, defect=defect, defect_axis=axis, defect_extents=extents
+    )
+    check_agreement(action, chains, dtype)
+    # A defect elsewhere is caught.
+    field, _, _ = draw(action, chains, dtype)
+    expected = action.force(field)
+    other = action.at(defect=defect + 0.1)
+    assert (find_force(other, field)(field) - expected).abs().max() > 1e-4
+    assert (find_action(other, field)(field) - action(field)).abs().max() > 1e-4
+
+
+def check_agreement(action, chains, dtype):
     field, momentum, step_size = draw(action, chains, dtype)
     for integrator in map(INTEGRATORS.get, PLAIN):
         run = find_trajectory(action, field, integrator)
@@ -58,6 +92,19 @@ def test_agrees_with_torch(group, lattice, chains, dtype):
     value = find_action(action, field)(field)
     assert value.dtype == torch.float64 and value.shape == (chains,)
     assert (value - action(field)).abs().max() < TOLERANCE[dtype] * action.beta * 10 * action.volume
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_without_a_defect_it_is_the_wilson_action(group):
+    action = DefectWilson(group, (4, 3, 4), beta=2.3, defect=1.0, defect_extents=(2, 2))
+    plain = Wilson(group, (4, 3, 4), beta=2.3)
+    field, momentum, step_size = draw(action, 3, torch.float64)
+    leapfrog = INTEGRATORS["leapfrog"]
+    ours, theirs = (
+        find_trajectory(a, field, leapfrog)(field, momentum, step_size, 3) for a in (action, plain)
+    )
+    assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])
+    assert torch.equal(find_action(action, field)(field), find_action(plain, field)(field))
 
 
 @pytest.mark.parametrize("group", GROUPS)

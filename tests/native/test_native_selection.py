@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from flowmc.actions import Phi4, Wilson
+from flowmc.actions import DefectWilson, Phi4, Wilson
 from flowmc.kernels.integrators import INTEGRATORS
 from flowmc.native import (
     compiled,
@@ -26,8 +26,9 @@ ACTIONS = [
     Wilson("U(1)", (4, 6), beta=2.0),
     Wilson("SU(2)", (4, 3, 2), beta=2.0),
     Wilson("SU(3)", (4, 4, 2), beta=5.0),
+    DefectWilson("SU(3)", (3, 4, 6), beta=5.0, defect=0.3, defect_extents=(2, 3)),
 ]
-NAMES = ["phi4", "U(1)", "SU(2)", "SU(3)"]
+NAMES = ["phi4", "U(1)", "SU(2)", "SU(3)", "defect"]
 
 
 def draw(action, chains, dtype=torch.float64):
