@@ -24,7 +24,17 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-__all__ = ["SUN", "U1", "Group", "Real", "parse_group", "traceless_antihermitian"]
+from flowmc.lattice import sum_over_sites
+
+__all__ = [
+    "SUN",
+    "U1",
+    "Group",
+    "Real",
+    "complex_product",
+    "parse_group",
+    "traceless_antihermitian",
+]
 
 
 class Group(ABC):
@@ -106,8 +116,7 @@ class Group(ABC):
 
     def kinetic_energy(self, algebra: Tensor) -> Tensor:
         """Return ``K = 1/2 sum p_a^2`` per chain (axis 0), accumulated in float64."""
-        flat = algebra.reshape(algebra.shape[0], -1)
-        return 0.5 * flat.to(torch.float64).square().sum(1)
+        return 0.5 * sum_over_sites(algebra.to(torch.float64).square())
 
     def distance(self, left: Tensor, right: Tensor) -> Tensor:
         """Return the largest componentwise distance per chain (axis 0), ``(chains,)``."""
@@ -226,8 +235,15 @@ class SUN(Group):
         for _ in range(2):
             field = 0.5 * (3 * identity - field @ field.mH) @ field
         determinant = _determinant(field)
-        phase = torch.angle(determinant) / self.n
-        return field * torch.polar(torch.ones_like(phase), -phase)[..., None, None]
+        return complex_product(field, self._root(determinant)[..., None, None])
+
+    def _root(self, determinant: Tensor) -> Tensor:
+        """Return the N-th root of the inverse of a phase that is closest to 1."""
+        # Not torch.angle, whose rounding depends on the place of an element in memory.
+        angle = torch.atan(determinant.imag / determinant.real)
+        half_turn = torch.copysign(torch.full_like(angle, math.pi), determinant.imag)
+        angle = torch.where(determinant.real < 0, angle + half_turn, angle)
+        return torch.polar(torch.ones_like(angle), -angle / self.n)
 
     def haar(self, shape, dtype, rng):
         """Draw by orthonormalising complex Gaussian vectors.
@@ -247,16 +263,17 @@ class SUN(Group):
             return torch.stack([first, second], -2).to(dtype)
         if self.n == 3:
             first = _normalised(gaussian[..., 0, :])
-            overlap = (first.conj() * gaussian[..., 1, :]).sum(-1, keepdim=True)
-            second = _normalised(gaussian[..., 1, :] - overlap * first)
+            other = gaussian[..., 1, :]
+            overlap = complex_product(first.conj(), other).sum(-1, keepdim=True)
+            second = _normalised(other - complex_product(overlap, first))
             third = torch.linalg.cross(first, second, dim=-1).conj()
             return torch.stack([first, second, third], -2).to(dtype)
         q, r = torch.linalg.qr(gaussian)
         diagonal = torch.diagonal(r, dim1=-2, dim2=-1)
-        q = q * (diagonal / diagonal.abs())[..., None, :]
+        phases = _normalised(diagonal[..., None]).squeeze(-1)
+        q = complex_product(q, phases[..., None, :])
         # Dividing a fixed N-th root of det out of a U(N) Haar matrix leaves SU(N) Haar.
-        phase = torch.angle(_determinant(q)) / self.n
-        return (q * torch.polar(torch.ones_like(phase), -phase)[..., None, None]).to(dtype)
+        return complex_product(q, self._root(_determinant(q))[..., None, None]).to(dtype)
 
     def gradient_from_euclidean(self, field, euclidean):
         # torch returns G with df = Re tr(G^dagger dU); with dU = T_a U this is
@@ -270,13 +287,12 @@ class SUN(Group):
 
     def coordinates_to_algebra(self, coordinates):
         dtype = torch.complex128 if coordinates.dtype == torch.float64 else torch.complex64
-        generators = self.generators(dtype, coordinates.device)
-        flat = coordinates.to(dtype) @ generators.reshape(self.algebra_dimension, -1)
-        return flat.reshape(*coordinates.shape[:-1], self.n, self.n)
+        generators = torch.view_as_real(self.generators(dtype, coordinates.device))
+        flat = coordinates @ generators.reshape(self.algebra_dimension, -1)
+        return torch.view_as_complex(flat.reshape(*coordinates.shape[:-1], self.n, self.n, 2))
 
     def kinetic_energy(self, algebra):
-        parts = torch.view_as_real(algebra).reshape(algebra.shape[0], -1)
-        return parts.to(torch.float64).square().sum(1)
+        return sum_over_sites(torch.view_as_real(algebra).to(torch.float64).square())
 
     def generators(self, dtype: torch.dtype, device: object = "cpu") -> Tensor:
         r"""Return :math:`T_a = -\tfrac{i}{2}\lambda_a`, shape ``(N^2 - 1, N, N)``.
@@ -304,6 +320,16 @@ def _generators(n: int, dtype: torch.dtype, device: str) -> Tensor:
         diagonal[k, k] = -k
         matrices.append(diagonal * math.sqrt(2 / (k * (k + 1))))
     return (-0.5j * torch.stack(matrices)).to(dtype=dtype, device=device)
+
+
+def complex_product(left: Tensor, right: Tensor) -> Tensor:
+    """Return the elementwise product of complex tensors, rounded alike wherever an element lies.
+
+    torch multiplies with other instructions at the ends of the parts that its threads work on, so
+    that the last digits of ``left * right`` depend on the number of threads.
+    """
+    a, b, c, d = left.real, left.imag, right.real, right.imag
+    return torch.complex(a * c - b * d, a * d + b * c)
 
 
 def traceless_antihermitian(matrix: Tensor) -> Tensor:
@@ -362,16 +388,18 @@ def _exp_su2(algebra: Tensor) -> Tensor:
 
 
 def _normalised(vector: Tensor) -> Tensor:
-    return vector / torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
+    square = vector.real.square() + vector.imag.square()
+    return vector / square.sum(-1, keepdim=True).sqrt()
 
 
 def _determinant(matrix: Tensor) -> Tensor:
     n = matrix.shape[-1]
     if n == 2:
-        return matrix[..., 0, 0] * matrix[..., 1, 1] - matrix[..., 0, 1] * matrix[..., 1, 0]
+        a, b, c, d = matrix.flatten(-2).unbind(-1)
+        return complex_product(a, d) - complex_product(b, c)
     if n == 3:
         a, b, c = matrix[..., 0, :], matrix[..., 1, :], matrix[..., 2, :]
-        return (torch.linalg.cross(a, b, dim=-1) * c).sum(-1)
+        return complex_product(torch.linalg.cross(a, b, dim=-1), c).sum(-1)
     return torch.linalg.det(matrix)
 
 

@@ -1,4 +1,4 @@
-"""Geometry of a periodic hypercubic lattice: shifts, parities, masks and momenta.
+"""A periodic hypercubic lattice: shifts, parities, masks, momenta, and sums over its sites.
 
 A site field has shape ``(chains, *L)`` with optional internal axes behind; lattice axis ``mu`` is
 direction ``mu`` (x, y, z, t in four dimensions).
@@ -11,7 +11,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["check_even", "checkerboard", "coordinates", "lattice_momenta_squared", "shift"]
+__all__ = [
+    "check_even",
+    "checkerboard",
+    "coordinates",
+    "lattice_momenta_squared",
+    "shift",
+    "sum_over_rows",
+    "sum_over_sites",
+]
+
+# Terms that are added up before their partial sums are.
+_CHUNK = 4096
 
 
 def shift(site_field: Tensor, mu: int, steps: int = 1) -> Tensor:
@@ -23,6 +34,40 @@ def shift(site_field: Tensor, mu: int, steps: int = 1) -> Tensor:
         steps: lattice units, negative for the backward neighbour.
     """
     return torch.roll(site_field, -steps, dims=1 + mu)
+
+
+def sum_over_sites(values: Tensor) -> Tensor:
+    """Return the sum over all axes but the first, ``(chains,)``, in double precision.
+
+    The order of the additions depends on the number of terms alone, so that the rounding is the
+    same for any number of threads and chains.  (A plain ``sum`` of one chain with more than 32768
+    terms is split among as many threads as there are.)
+
+    Args:
+        values: ``(chains, ...)``, real or complex, of any precision and memory layout.
+    """
+    dtype = torch.complex128 if values.is_complex() else torch.float64
+    rows = values.reshape(values.shape[0], -1)
+    while rows.shape[1] > _CHUNK:
+        whole = rows.shape[1] // _CHUNK * _CHUNK
+        parts = rows[:, :whole].reshape(len(rows), -1, _CHUNK).sum(2, dtype=dtype)
+        if whole < rows.shape[1]:
+            rest = rows[:, whole:].sum(1, keepdim=True, dtype=dtype)
+            parts = torch.cat([parts, rest], 1)
+        rows = parts
+    return rows.sum(1, dtype=dtype)
+
+
+def sum_over_rows(values: Tensor) -> Tensor:
+    """Return the sum over the first axis of ``(sites, chains)``: ``(chains,)`` float64.
+
+    The counterpart of :func:`sum_over_sites` for fields with the chains in the last axis: the same
+    rounding for any number of threads.
+    """
+    # Only a sum with a single result is split along the terms.
+    if values.shape[1] == 1:
+        return sum_over_sites(values.t())
+    return values.sum(0, dtype=torch.float64)
 
 
 def coordinates(lattice: Sequence[int], device: torch.device | str = "cpu") -> list[Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowmc.groups import Group, Real
+from flowmc.lattice import sum_over_sites
 
 __all__ = ["Action", "ScaledAction", "SumAction", "check_force"]
 
@@ -199,6 +200,6 @@ def check_force(action: Action, field: Tensor, rng: torch.Generator, step: float
     )
     coordinates = group.algebra_to_coordinates
     product = coordinates(direction) * coordinates(action.force(field))
-    analytic = product.reshape(field.shape[0], -1).sum(1).to(torch.float64)
+    analytic = sum_over_sites(product)
     scale = analytic.abs().clamp(min=1.0)
     return float(((numeric - analytic).abs() / scale).max())

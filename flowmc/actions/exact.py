@@ -16,6 +16,7 @@ from flowmc.actions.defect import DefectWilson
 from flowmc.actions.gauge import Wilson
 from flowmc.actions.scalar import FreeScalar, Phi4
 from flowmc.groups import SUN, Group
+from flowmc.lattice import sum_over_sites
 
 __all__ = ["sample_phi4", "sample_wilson_2d"]
 
@@ -79,7 +80,7 @@ def sample_phi4(action: Phi4, chains: int, rng: torch.Generator) -> Tensor:
         field = free.sample(count, rng) / action.k**0.5
         square = field.square()
         density = excess * square - action.quartic * square.square() - bound
-        return field, density.reshape(count, -1).sum(1)
+        return field, sum_over_sites(density)
 
     return _reject(attempt, chains, rng)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.groups import SUN, U1, Group, parse_group, traceless_antihermitian
-from flowmc.lattice import shift
+from flowmc.lattice import shift, sum_over_sites
 
 __all__ = ["Wilson", "planes", "plaquette_angles", "plaquettes", "staples"]
 
@@ -102,7 +102,7 @@ class Wilson(Action):
             weights = self._plane_weights(mu, nu, field)
             if weights is not None:
                 trace = trace * weights
-            total = total + trace.reshape(field.shape[0], -1).sum(1, dtype=torch.float64)
+            total = total + sum_over_sites(trace)
         return -self.beta * total
 
     def force(self, field: Tensor) -> Tensor:

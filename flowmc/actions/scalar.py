@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.groups import Real
-from flowmc.lattice import lattice_momenta_squared
+from flowmc.lattice import lattice_momenta_squared, sum_over_sites
 
 __all__ = ["FreeScalar", "Phi4"]
 
@@ -43,7 +43,7 @@ class _Hopping(Action):
             neighbours = neighbours + torch.roll(field, -1, dims=1 + mu)
         square = field * field
         density = square * (self.a + self.quartic * square) - 2 * self.k * field * neighbours
-        return density.reshape(field.shape[0], -1).sum(1, dtype=torch.float64)
+        return sum_over_sites(density)
 
     def hot(self, chains: int, rng: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
         r"""Draw independent sites from :math:`e^{-a\phi^2 - \lambda\phi^4}`, the limit k = 0.

@@ -19,6 +19,7 @@ from flowmc.flows.base import Flow
 from flowmc.flows.runge_kutta import TABLEAUS
 from flowmc.flows.symmetric_kernels import LatticeSpectrum
 from flowmc.flows.velocity import Coefficients, FixedStepMap, Velocity
+from flowmc.lattice import sum_over_rows
 
 __all__ = ["ContinuousFlow"]
 
@@ -162,7 +163,7 @@ class ContinuousFlow(Flow):
                 self.steps, self.tolerance = settings
             for probe in probes:
                 (product,) = torch.autograd.grad(back, start, probe, retain_graph=True)
-                trace += ((product - probe) * probe).sum(0, dtype=torch.float64) / _PROBES
+                trace += sum_over_rows((product - probe) * probe) / _PROBES
         return (trace - (divergence + returned).detach()).abs()
 
     def embedded(self, action: Action) -> ContinuousFlow:

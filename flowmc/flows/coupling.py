@@ -20,7 +20,7 @@ from torch.nn import functional
 from flowmc.actions import Action
 from flowmc.flows.base import Flow
 from flowmc.flows.convolution import LatticeConvolution, neighbour_table
-from flowmc.lattice import check_even, checkerboard
+from flowmc.lattice import check_even, checkerboard, sum_over_rows
 
 __all__ = ["AffineCouplingFlow"]
 
@@ -93,7 +93,7 @@ class AffineCouplingFlow(Flow):
             active = layer % 2
             s, t = self._scale_and_shift(network, colours[1 - active], active)
             colours[active] = torch.addcmul(t, colours[active], torch.exp(s))
-            log_density = log_density - s.sum(0, dtype=torch.float64)
+            log_density = log_density - sum_over_rows(s)
         return self._join(colours), log_density
 
     def inverse(self, y: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,7 +102,7 @@ class AffineCouplingFlow(Flow):
             active = layer % 2
             s, t = self._scale_and_shift(self.networks[layer], colours[1 - active], active)
             colours[active] = (colours[active] - t) * torch.exp(-s)
-            log_density = log_density + s.sum(0, dtype=torch.float64)
+            log_density = log_density + sum_over_rows(s)
         return self._join(colours), log_density
 
     def _split(self, x: Tensor) -> list[Tensor]:

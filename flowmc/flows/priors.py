@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from flowmc.actions import Action, FreeScalar
 from flowmc.flows.base import Prior
 from flowmc.groups import U1
+from flowmc.lattice import sum_over_sites
 
 __all__ = ["EnsemblePrior", "FreeFieldPrior", "GaussianPrior", "HaarPrior"]
 
@@ -88,7 +89,7 @@ class GaussianPrior(_ScalarPrior):
 
     def log_prob(self, x: Tensor) -> Tensor:
         self._check(x)
-        square = x.to(torch.float64).square().flatten(1).sum(1)
+        square = sum_over_sites(x.to(torch.float64).square())
         return square * (-0.5 / self.scale**2) - self._log_norm
 
     def __repr__(self) -> str:

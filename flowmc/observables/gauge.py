@@ -12,7 +12,7 @@ from flowmc.actions.base import Action
 from flowmc.actions.gauge import planes as all_planes
 from flowmc.actions.gauge import plaquette_angles, plaquettes
 from flowmc.groups import SUN
-from flowmc.lattice import shift
+from flowmc.lattice import shift, sum_over_sites
 from flowmc.registry import ConfigError
 
 __all__ = ["plaquette", "polyakov_loop", "topological_charge", "wilson_loop"]
@@ -31,8 +31,8 @@ def plaquette(field: Tensor, action: Action) -> Tensor:
             trace = _trace(plaquettes(field, mu, nu)).real / action.group.n
         else:
             trace = torch.cos(plaquette_angles(field, mu, nu))
-        total += trace.reshape(field.shape[0], -1).to(torch.float64).mean(1)
-    return total / len(planes)
+        total += sum_over_sites(trace)
+    return total / (len(planes) * action.volume)
 
 
 def wilson_loop(field: Tensor, action: Action, *, extents: tuple[int, int] = (1, 1)) -> Tensor:
@@ -57,8 +57,8 @@ def wilson_loop(field: Tensor, action: Action, *, extents: tuple[int, int] = (1,
             trace = _trace(left @ right.mH).real / action.group.n
         else:
             trace = torch.cos(bottom + shift(side, mu, first) - shift(bottom, nu, second) - side)
-        total += trace.reshape(field.shape[0], -1).to(torch.float64).mean(1)
-    return total / len(pairs)
+        total += sum_over_sites(trace)
+    return total / (len(pairs) * action.volume)
 
 
 def polyakov_loop(field: Tensor, action: Action, *, axis: int = -1) -> Tensor:
@@ -82,7 +82,7 @@ def polyakov_loop(field: Tensor, action: Action, *, axis: int = -1) -> Tensor:
     else:
         angle = links.sum(1)
         value = torch.complex(torch.cos(angle), torch.sin(angle))
-    mean = value.reshape(field.shape[0], -1).to(torch.complex128).mean(1)
+    mean = sum_over_sites(value) / (action.volume // action.lattice[axis])
     return torch.stack([mean.real, mean.imag], 1)
 
 
@@ -105,7 +105,7 @@ def topological_charge(field: Tensor, action: Action) -> Tensor:
     if not isinstance(action.group, SUN) and action.dimensions == 2:
         angle = plaquette_angles(field, 0, 1).to(torch.float64)
         wrapped = torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
-        charge = wrapped.reshape(field.shape[0], -1).sum(1) / (2 * math.pi)
+        charge = sum_over_sites(wrapped) / (2 * math.pi)
         # The sum of all plaquettes on the torus is a multiple of 2 pi; remove the rounding.
         return charge.round()
     if isinstance(action.group, SUN) and action.dimensions == 4:
@@ -118,7 +118,7 @@ def topological_charge(field: Tensor, action: Action) -> Tensor:
             ((0, 3), (1, 2), 1),
         ):
             trace = _trace(strength[first] @ strength[second]).real
-            total += sign * trace.reshape(field.shape[0], -1).sum(1, dtype=torch.float64)
+            total += sign * sum_over_sites(trace)
         return -8 * total / (32 * math.pi**2)
     raise ConfigError(
         "topological_charge is defined for two-dimensional U(1) and four-dimensional SU(N), not "

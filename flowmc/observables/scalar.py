@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flowmc.actions.base import Action
+from flowmc.lattice import sum_over_sites
 from flowmc.registry import ConfigError
 
 __all__ = [
@@ -25,17 +26,17 @@ def action_density(field: Tensor, action: Action) -> Tensor:
 
 def magnetization(field: Tensor, action: Action) -> Tensor:
     r"""Return :math:`m = \frac1V \sum_x \phi_x`, ``(chains,)``."""
-    return _sites(field, action, "magnetization").mean(1)
+    return sum_over_sites(_sites(field, action, "magnetization")) / action.volume
 
 
 def abs_magnetization(field: Tensor, action: Action) -> Tensor:
     r"""Return :math:`|m|`, ``(chains,)``: the order parameter of a finite lattice."""
-    return _sites(field, action, "abs_magnetization").mean(1).abs()
+    return (sum_over_sites(_sites(field, action, "abs_magnetization")) / action.volume).abs()
 
 
 def phi2(field: Tensor, action: Action) -> Tensor:
     r"""Return :math:`\frac1V \sum_x \phi_x^2`, ``(chains,)``."""
-    return _sites(field, action, "phi2").square().mean(1)
+    return sum_over_sites(_sites(field, action, "phi2").square()) / action.volume
 
 
 def susceptibility(field: Tensor, action: Action) -> Tensor:
@@ -43,7 +44,7 @@ def susceptibility(field: Tensor, action: Action) -> Tensor:
 
     Its mean is :math:`\sum_x \langle \phi_x \phi_0 \rangle` (not connected).
     """
-    return _sites(field, action, "susceptibility").mean(1).square() * action.volume
+    return sum_over_sites(_sites(field, action, "susceptibility")).square() / action.volume
 
 
 def correlator(field: Tensor, action: Action, *, axis: int = -1) -> Tensor:
@@ -62,15 +63,13 @@ def correlator(field: Tensor, action: Action, *, axis: int = -1) -> Tensor:
     if not -dimensions <= axis < dimensions:
         raise ConfigError(f"correlator: axis {axis} does not exist in {dimensions} dimensions")
     axis %= dimensions
-    others = [1 + mu for mu in range(dimensions) if mu != axis]
-    slices = field.to(torch.float64)
-    if others:
-        slices = slices.mean(others)
     extent = action.lattice[axis]
-    # The circular autocorrelation by FFT; real input makes it symmetric in t.
-    spectrum = torch.fft.rfft(slices, dim=1).abs().square()
-    full = torch.fft.irfft(spectrum, n=extent, dim=1) / extent
-    return full[:, : extent // 2 + 1] * (action.volume // extent)
+    area = action.volume // extent
+    slices = sum_over_sites(field.movedim(1 + axis, 1).reshape(len(field) * extent, area))
+    slices = slices.reshape(len(field), extent) / area
+    # Not by FFT: the rounding of a real FFT depends on the number of threads.
+    products = [sum_over_sites(slices * slices.roll(-t, 1)) for t in range(extent // 2 + 1)]
+    return torch.stack(products, 1) * (area / extent)
 
 
 def _sites(field: Tensor, action: Action, name: str) -> Tensor:
