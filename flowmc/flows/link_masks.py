@@ -33,7 +33,9 @@ __all__ = [
     "LOOPS",
     "LinkLayer",
     "closing_paths",
+    "link_indices",
     "link_layers",
+    "path_indices",
     "put_links",
     "take_links",
     "uses_fine_mask",
@@ -197,10 +199,8 @@ def link_layers(lattice: Sequence[int], loops: Sequence[str]) -> list[LinkLayer]
         # Once per direction for all sites: most of the work, and shared by the colours.
         everywhere = {}
         for position in positions:
-            found = closing_paths(position, mu, dimensions)
-            index = [_path_index(sites, path, mu, lattice) for path in found]
-            everywhere[position] = torch.stack(index, dim=2)
-        links = _link_index(mu, sites, lattice)
+            everywhere[position] = path_indices(sites, position, mu, lattice)
+        links = link_indices(sites, mu, lattice)
         for colour in range(int(colours.max()) + 1):
             chosen = colours == colour
             paths = {position: index[:, chosen] for position, index in everywhere.items()}
@@ -220,11 +220,21 @@ def _colours(sites: Tensor, fine: bool) -> Tensor:
     return colour
 
 
-def _link_index(mu: int, sites: Tensor, lattice: Sequence[int]) -> Tensor:
+def link_indices(sites: Tensor, mu: int, lattice: Sequence[int]) -> Tensor:
+    """Return the indices ``(links,)`` of the links mu at ``sites``, ``(d, links)``, modulo L."""
     index = torch.full_like(sites[0], mu)
     for axis, extent in zip(sites, lattice, strict=True):
         index = index * extent + axis % extent
     return index
+
+
+def path_indices(sites: Tensor, position: str, mu: int, lattice: Sequence[int]) -> Tensor:
+    """Return all closing paths of the links mu at ``sites``, ``(steps, links, paths)``.
+
+    See :func:`closing_paths` and :class:`LinkLayer`.
+    """
+    found = closing_paths(position, mu, len(lattice))
+    return torch.stack([_path_index(sites, path, mu, lattice) for path in found], dim=2)
 
 
 def _path_index(sites: Tensor, path: Path, mu: int, lattice: Sequence[int]) -> Tensor:
@@ -236,7 +246,7 @@ def _path_index(sites: Tensor, path: Path, mu: int, lattice: Sequence[int]) -> T
     for nu, sign in path:
         if sign < 0:
             here[nu] -= 1
-        steps.append(_link_index(nu, here, lattice) + (0 if sign > 0 else links))
+        steps.append(link_indices(here, nu, lattice) + (0 if sign > 0 else links))
         if sign > 0:
             here[nu] += 1
     return torch.stack(steps)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flowmc.actions import Phi4, Wilson
-from flowmc.flows import link_jacobian, residual
+from flowmc.flows import link_jacobian, masked_links
 from flowmc.flows.base import check_equivariance, check_inverse, check_log_det
 from flowmc.flows.link_masks import LOOPS, link_layers
 from flowmc.flows.residual import ResidualFlow
@@ -123,7 +123,7 @@ def test_a_wrong_jacobian_is_caught(monkeypatch, error):
         return true(group, product, 0 if error == "no rotation" else 1)
 
     true = link_jacobian.log_determinant
-    monkeypatch.setattr(residual, "log_determinant", wrong)
+    monkeypatch.setattr(masked_links, "log_determinant", wrong)
     assert check_log_det(flow, x[:1], action.group) > 1e-4
 
 
@@ -293,7 +293,7 @@ def test_a_non_finite_chain_stays_alone():
 
 def test_an_inverse_that_has_not_converged_has_no_density(monkeypatch):
     flow, _, x = make("SU(2)", (4, 2))
-    monkeypatch.setattr(residual, "iteration_limit", lambda kappa, precision: 2)
+    monkeypatch.setattr(masked_links, "iteration_limit", lambda kappa, precision: 2)
     _, density = flow.inverse(x, zeros(x))
     assert torch.isnan(density).all()
 
