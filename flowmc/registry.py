@@ -37,6 +37,8 @@ BUILTIN: dict[str, dict[str, str]] = {
         "affine_coupling": "flowmc.flows:AffineCouplingFlow",
         "continuous": "flowmc.flows:ContinuousFlow",
         "residual": "flowmc.flows:ResidualFlow",
+        "defect": "flowmc.flows:DefectFlow",
+        "plaquette": "flowmc.flows:PlaquetteFlow",
     },
     "priors": {
         "gaussian": "flowmc.flows:GaussianPrior",
@@ -47,6 +49,8 @@ BUILTIN: dict[str, dict[str, str]] = {
         "action": "flowmc.observables:action_density",
         "plaquette": "flowmc.observables:plaquette",
         "topological_charge": "flowmc.observables:topological_charge",
+        "energy_density": "flowmc.observables:energy_density",
+        "gradient_flow": "flowmc.observables:gradient_flow",
         "polyakov_loop": "flowmc.observables:polyakov_loop",
         "wilson_loop": "flowmc.observables:wilson_loop",
         "magnetization": "flowmc.observables:magnetization",

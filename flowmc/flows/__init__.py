@@ -13,6 +13,8 @@ from flowmc.flows.base import (
 )
 from flowmc.flows.continuous import ContinuousFlow
 from flowmc.flows.coupling import AffineCouplingFlow
+from flowmc.flows.defect import DefectFlow
+from flowmc.flows.plaquette import PlaquetteFlow
 from flowmc.flows.priors import EnsemblePrior, FreeFieldPrior, GaussianPrior, HaarPrior
 from flowmc.flows.residual import ResidualFlow
 
@@ -20,6 +22,7 @@ __all__ = [
     "AffineCouplingFlow",
     "Chain",
     "ContinuousFlow",
+    "DefectFlow",
     "EnsemblePrior",
     "Flow",
     "FlowModel",
@@ -28,6 +31,7 @@ __all__ = [
     "HaarPrior",
     "Identity",
     "Inverse",
+    "PlaquetteFlow",
     "Prior",
     "ResidualFlow",
     "check_equivariance",
