@@ -14,7 +14,7 @@ the cache).  numba is imported on first use only.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +24,13 @@ if TYPE_CHECKING:
     from flowmc.actions.base import Action
     from flowmc.kernels.integrators import Integrator
 
-__all__ = ["find_action", "find_force", "find_projection", "find_trajectory"]
+__all__ = [
+    "find_action",
+    "find_force",
+    "find_gradient_flow",
+    "find_projection",
+    "find_trajectory",
+]
 
 Trajectory = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
@@ -93,6 +99,40 @@ def find_projection(action: Action, field: Tensor) -> Callable[[Tensor], Tensor]
     if module is None or action.group.name != "SU(3)":
         return None
     return _checked(action, module.make_projection(action))
+
+
+def find_gradient_flow(
+    action: Action, field: Tensor
+) -> Callable[[Tensor, float, Sequence[int]], tuple[Tensor, Tensor]] | None:
+    r"""Return the compiled gradient flow of the plain Wilson action, or None for this case.
+
+    Args:
+        action: a :class:`~flowmc.actions.Wilson`, whose coupling does not matter.
+        field: as for :func:`find_trajectory`.
+
+    Returns:
+        ``run(field, step, counts) -> (field, table)``: ``counts[k]`` steps of the third-order
+        scheme of arXiv:1006.4518, then one measurement, for every k.  The table is
+        ``(chains, len(counts), columns)`` float64 with the columns E from the clover, E from the
+        plaquette and, for U(1) in two and SU(N) in four dimensions, the topological charge; see
+        :mod:`flowmc.observables.flowed` for their definitions.
+
+    Raises:
+        ValueError: (the returned function) for fields of another theory or dtype.
+    """
+    from flowmc.actions import Wilson
+
+    if _module(action, field) is None or type(action) is not Wilson:
+        return None
+    from flowmc.native.gradient_flow import make_gradient_flow
+
+    flow = make_gradient_flow(action)
+
+    def checked(field: Tensor, step: float, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        _check(action, field, field.dtype)
+        return flow(field, step, counts)
+
+    return checked
 
 
 def _checked(action: Action, run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

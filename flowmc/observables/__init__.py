@@ -4,6 +4,7 @@ An observable is a function ``observable(field, action, **parameters) -> (chains
 tells it the theory (group, lattice), keyword-only parameters are its configuration keys.
 """
 
+from flowmc.observables.flowed import energy_density, gradient_flow, wilson_flow
 from flowmc.observables.gauge import (
     plaquette,
     polyakov_loop,
@@ -23,11 +24,14 @@ __all__ = [
     "abs_magnetization",
     "action_density",
     "correlator",
+    "energy_density",
+    "gradient_flow",
     "magnetization",
     "phi2",
     "plaquette",
     "polyakov_loop",
     "susceptibility",
     "topological_charge",
+    "wilson_flow",
     "wilson_loop",
 ]

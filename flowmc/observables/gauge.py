@@ -2,9 +2,6 @@ r"""Observables of link fields ``(chains, d, *L[, N, N])``."""
 
 from __future__ import annotations
 
-import itertools
-import math
-
 import torch
 from torch import Tensor
 
@@ -13,6 +10,8 @@ from flowmc.actions.gauge import planes as all_planes
 from flowmc.actions.gauge import plaquette_angles, plaquettes
 from flowmc.groups import SUN
 from flowmc.lattice import shift, sum_over_sites
+from flowmc.observables.field_strength import charge, has_charge
+from flowmc.observables.flowed import STEP, flow_table
 from flowmc.registry import ConfigError
 
 __all__ = ["plaquette", "polyakov_loop", "topological_charge", "wilson_loop"]
@@ -86,7 +85,9 @@ def polyakov_loop(field: Tensor, action: Action, *, axis: int = -1) -> Tensor:
     return torch.stack([mean.real, mean.imag], 1)
 
 
-def topological_charge(field: Tensor, action: Action) -> Tensor:
+def topological_charge(
+    field: Tensor, action: Action, *, flow_time: float = 0.0, step: float = STEP
+) -> Tensor:
     r"""Return the topological charge Q, ``(chains,)``.
 
     Two-dimensional U(1): the geometric charge, an integer,
@@ -96,53 +97,29 @@ def topological_charge(field: Tensor, action: Action) -> Tensor:
     .. math:: Q = -\frac{1}{32\pi^2} \sum_x \epsilon_{\mu\nu\rho\sigma}
               \mathrm{tr}\,F_{\mu\nu} F_{\rho\sigma}
 
-    with F the traceless antihermitian clover average; on rough fields it is not near an integer.
+    with F the traceless antihermitian clover average, of the field at a flow time; without flow it
+    is not near an integer.  To have the energy density or other flow times as well, measure
+    :func:`gradient_flow`, which flows the field once.
+
+    Args:
+        field: links.
+        action: the theory.
+        flow_time: in lattice units; see :mod:`flowmc.observables.flowed`.
+        step: largest step of the integrator of the flow.
 
     Raises:
-        ConfigError: for other theories, where no charge is defined here.
+        ConfigError: for other theories, where no charge is defined here, or a flow time for U(1).
     """
     _links(action, "topological_charge")
-    if not isinstance(action.group, SUN) and action.dimensions == 2:
-        angle = plaquette_angles(field, 0, 1).to(torch.float64)
-        wrapped = torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
-        charge = sum_over_sites(wrapped) / (2 * math.pi)
-        # The sum of all plaquettes on the torus is a multiple of 2 pi; remove the rounding.
-        return charge.round()
-    if isinstance(action.group, SUN) and action.dimensions == 4:
-        strength = {plane: _clover(field, *plane) for plane in itertools.combinations(range(4), 2)}
-        total = torch.zeros(field.shape[0], dtype=torch.float64, device=field.device)
-        # epsilon_{mu nu rho sigma} has 8 equal terms for each of the three dual pairs of planes.
-        for first, second, sign in (
-            ((0, 1), (2, 3), 1),
-            ((0, 2), (1, 3), -1),
-            ((0, 3), (1, 2), 1),
-        ):
-            trace = _trace(strength[first] @ strength[second]).real
-            total += sign * sum_over_sites(trace)
-        return -8 * total / (32 * math.pi**2)
-    raise ConfigError(
-        "topological_charge is defined for two-dimensional U(1) and four-dimensional SU(N), not "
-        f"for {action.group.name} in {action.dimensions} dimensions"
-    )
-
-
-def _clover(links: Tensor, mu: int, nu: int) -> Tensor:
-    """Return F_{mu nu}(x): the mean of the four plaquettes around x, projected on the algebra."""
-    u, v = links[:, mu], links[:, nu]
-    forward = plaquettes(links, mu, nu)
-    # The other three leaves start at x and run in the same sense; each is the plaquette at a
-    # neighbouring corner transported to x along its own links.
-    u_back, v_back = shift(u, mu, -1), shift(v, nu, -1)
-    left = u_back.mH @ shift(forward, mu, -1) @ u_back
-    below = v_back.mH @ shift(forward, nu, -1) @ v_back
-    u_corner = shift(u_back, nu, -1)
-    corner = v_back.mH @ u_corner.mH @ shift(shift(forward, mu, -1), nu, -1) @ u_corner @ v_back
-    clover = 0.25 * (forward + left + below + corner)
-    antihermitian = 0.5 * (clover - clover.mH)
-    n = links.shape[-1]
-    trace = _trace(antihermitian) / n
-    identity = torch.eye(n, dtype=links.dtype, device=links.device)
-    return antihermitian - trace[..., None, None] * identity
+    if not isinstance(action.group, SUN) or not has_charge(action):
+        if flow_time and has_charge(action):
+            raise ConfigError(
+                "topological_charge of two-dimensional U(1) is an integer without flow: leave out "
+                "flow_time"
+            )
+        return charge(field, action)
+    _, table = flow_table(field, action, flow_time, step, 1, "topological_charge")
+    return table[:, 0, 2]
 
 
 def _line(links: Tensor, action: Action, mu: int, length: int) -> Tensor:
