@@ -3,7 +3,7 @@
 `p_value_of_change` answers: can these two batches of independent draws come from one distribution?
 It combines rank and moment tests by Bonferroni, so that a correct kernel fails a threshold of
 1e-6 with probability below 1e-6 whatever the correlations between the statistics.  The whole
-suite makes fewer than 80 such tests: below 1e-4 in total.
+suite makes fewer than 100 such tests: below 1e-4 in total.
 """
 
 from __future__ import annotations

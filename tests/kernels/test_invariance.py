@@ -12,11 +12,12 @@ import pytest
 import torch
 from exactness import THRESHOLD, p_value_of_change
 
-from flowmc.actions import FreeScalar, Phi4, Wilson
+from flowmc.actions import DefectWilson, FreeScalar, Phi4, Wilson
 from flowmc.actions.exact import sample_phi4, sample_wilson_2d
 from flowmc.flows import (
     AffineCouplingFlow,
     ContinuousFlow,
+    DefectFlow,
     FreeFieldPrior,
     GaussianPrior,
     HaarPrior,
@@ -42,6 +43,10 @@ FREE = FreeScalar([4, 4], m2=0.5)
 U1 = Wilson("U(1)", [4, 4], beta=1.0)
 SU2 = Wilson("SU(2)", [4, 4], beta=1.2)
 SU3 = Wilson("SU(3)", [4, 4], beta=1.5)
+OPEN = {
+    group: DefectWilson(group, [4, 4], beta=beta, defect=0.0, defect_extents=[2])
+    for group, beta in (("U(1)", 1.0), ("SU(2)", 1.2), ("SU(3)", 1.5))
+}
 DRAWS = {"R": 3000, "U(1)": 2000, "SU(2)": 1000, "SU(3)": 400}
 
 
@@ -112,6 +117,13 @@ def test_hmc(action, integrator, rng):
     steps = {"leapfrog": 4, "omelyan2": 2, "omelyan4": 1, "force_gradient": 1}[integrator]
     kernel = HMC(action, steps=steps, integrator=integrator, jitter=0.3)
     assert check(action, kernel, rng) > THRESHOLD
+
+
+@pytest.mark.parametrize("group", OPEN)
+@pytest.mark.parametrize("defect", [0.0, 0.6])
+def test_hmc_with_a_defect(group, defect, rng):
+    action = OPEN[group].at(defect=defect)
+    assert check(action, HMC(action, steps=2, jitter=0.3), rng) > THRESHOLD
 
 
 @pytest.mark.parametrize("action", [PHI4, HOPPING], ids=repr)
@@ -196,6 +208,41 @@ def test_exchange_with_residual_flows_and_hmc(actions, rng):
         ]
     )
     assert check_ladder(actions, kernel, rng) > THRESHOLD
+
+
+@pytest.mark.parametrize("with_flows", [False, True])
+@pytest.mark.parametrize("group", OPEN)
+def test_exchange_between_defects(group, with_flows, rng):
+    actions = [OPEN[group].at(defect=defect) for defect in (1.0, 0.5, 0.0)]
+    flows = [
+        randomised(DefectFlow(actions[0], width=1), rng, 0.2),
+        Inverse(randomised(DefectFlow(actions[0], sweeps=2, width=2), rng, 0.1)),
+    ]
+    kernel = Cycle(
+        [
+            EachReplica([HMC(action, steps=3) for action in actions], actions),
+            Exchange(actions, flows if with_flows else None, check_inverse=1e-9),
+        ]
+    )
+    assert check_ladder(actions, kernel, rng) > THRESHOLD
+
+
+def test_the_wrong_weight_of_a_defect_is_caught(rng):
+    """A plaquette with two defect links that counts one of them only."""
+
+    class Wrong(DefectWilson):
+        def plaquette_weights(self):
+            return super().plaquette_weights().sqrt()
+
+    right = DefectWilson("U(1)", [4, 4], beta=2.5, defect=0.3)
+    wrong = Wrong("U(1)", [4, 4], beta=2.5, defect=0.3)
+    before, fresh = draw(right, rng), draw(right, rng)
+    kernel = HMC(wrong, steps=4)
+    state = kernel.init(before)
+    for _ in range(6):
+        state, _ = kernel.step(state, rng)
+    batches = (before, state.field, fresh)
+    assert p_value_of_change(*(statistics(right, batch) for batch in batches)) < THRESHOLD
 
 
 def test_exchange_with_a_coupling_flow(rng):
