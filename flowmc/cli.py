@@ -11,7 +11,9 @@ import contextlib
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from flowmc import __version__
 
@@ -68,22 +70,42 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("flowmc: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        status = _status(error)
-        if status is None:
-            raise
+        return _failed(error)
+
+
+def _failed(error: Exception) -> int:
+    """Say what went wrong and return the exit status, or end all ranks; a bug is raised."""
+    status = _status(error)
+    # Only code that works on several ranks has imported this.
+    parallel = sys.modules.get("flowmc.parallel.communicator")
+    ranks: Any = parallel.world() if parallel is not None else None
+    several = ranks is not None and ranks.size > 1
+    if status is None and not several:
+        raise error
+    is_common = hasattr(error, "kinds")
+    where = f" on rank {ranks.rank} of {ranks.size}" if several and not is_common else ""
+    if not is_common or not several or ranks.rank == 0:
         # Standard error may be a file on the very disk that is full.
         with contextlib.suppress(OSError):
-            print(f"flowmc: error: {_sentence(error)}", file=sys.stderr, flush=True)
-        return status
+            if status is None:
+                traceback.print_exception(error)
+            print(f"flowmc: error{where}: {_sentence(error)}", file=sys.stderr, flush=True)
+    if several and not is_common:
+        # The other ranks do not know; they would wait for this one.
+        ranks.abort(1 if status is None else status)
+    return 1 if status is None else status
 
 
 def _status(error: Exception) -> int | None:
     """Return the exit status of an expected error, None for a bug."""
     names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
+    names.update(getattr(error, "kinds", ()))
     # By name: importing the classes would import torch for `flowmc inspect`.
     if "flowmc.run.runner.RunStopped" in names:
         # A disk that cannot be written is as unusable as a file that cannot be read.
-        return 2 if isinstance(error.__cause__, OSError) else 1
+        return 2 if getattr(error, "is_unwritable", False) else 1
+    if "builtins.OSError" in names:
+        return 2
     if "flowmc.kernels.base.NonFiniteStateError" in names:
         return 1
     unusable = ("flowmc.registry.ConfigError", "flowmc_adapters.errors.FormatError")

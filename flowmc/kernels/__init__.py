@@ -2,7 +2,7 @@
 
 from flowmc.kernels.base import Info, Kernel, NonFiniteStateError, State
 from flowmc.kernels.composition import Cycle, Mixture, Repeat
-from flowmc.kernels.exchange import EachReplica, Exchange, LadderState
+from flowmc.kernels.exchange import EachReplica, Exchange, LadderState, OnReplica
 from flowmc.kernels.hmc import HMC
 from flowmc.kernels.independence import Independence
 from flowmc.kernels.integrators import INTEGRATORS, Integrator
@@ -20,6 +20,7 @@ __all__ = [
     "LadderState",
     "Mixture",
     "NonFiniteStateError",
+    "OnReplica",
     "Repeat",
     "State",
 ]

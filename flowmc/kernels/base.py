@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from flowmc.actions.base import Action
+from flowmc.random import Randomness, own_stream
 
-__all__ = ["Info", "Kernel", "NonFiniteStateError", "State", "action_of"]
+__all__ = ["Info", "Kernel", "NonFiniteStateError", "State", "action_of", "apply"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ class Info:
     values: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     parts: Mapping[str, Info] = dataclasses.field(default_factory=dict)
 
+    @property
+    def is_composed(self) -> bool:
+        """Whether this is the info of a kernel made of kernels; some may act on other ranks."""
+        return bool(self.parts) or self.is_accepted.shape[0] == 0
+
 
 class NonFiniteStateError(RuntimeError):
     """The current state of a chain is not finite: the run must stop, not sample garbage.
@@ -83,17 +89,35 @@ class Kernel(ABC):
 
     Attributes:
         name: how infos, logs and reports call this kernel.
+        takes_streams: whether :meth:`step` takes the :class:`~flowmc.random.Streams` of a run as
+            well as a single generator: kernels made of kernels, and those that need random
+            numbers that several ranks share.
+        spreads: whether the kernel works on ladders some of whose replicas live on other ranks;
+            of no importance for kernels of one replica.
     """
 
     name: str = "kernel"
+    takes_streams: bool = False
+    spreads: bool = False
 
     @abstractmethod
     def init(self, field: Any) -> Any:
         """Return the state of a batch of fields."""
 
     @abstractmethod
-    def step(self, state: Any, rng: torch.Generator) -> tuple[Any, Info]:
-        """Advance every chain by one application of the kernel."""
+    def step(self, state: Any, rng: Any) -> tuple[Any, Info]:
+        """Advance every chain by one application of the kernel.
+
+        Args:
+            state: of all chains of a block.
+            rng: a :class:`torch.Generator`; kernels with :attr:`takes_streams` also get a
+                :class:`~flowmc.random.Streams`.
+        """
+
+    @property
+    def adapts(self) -> bool:
+        """Whether :meth:`adapt` does anything: it needs the infos of all ranks."""
+        return type(self).adapt is not Kernel.adapt
 
     def adapt(self, info: Info, update: int) -> None:  # noqa: B027
         """Tune from the infos of *all* chains of one update; called in thermalisation only."""
@@ -104,6 +128,11 @@ class Kernel(ABC):
 
     def set_tuning(self, values: Mapping[str, float]) -> None:  # noqa: B027
         """Restore what :meth:`tuning` returned."""
+
+
+def apply(kernel: Kernel, state: Any, rng: Randomness) -> tuple[Any, Info]:
+    """Return ``kernel.step`` with what the kernel can draw from."""
+    return kernel.step(state, rng if kernel.takes_streams else own_stream(rng))
 
 
 def action_of(action: Action, state: State) -> Tensor:

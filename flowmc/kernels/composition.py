@@ -7,13 +7,16 @@ from typing import Any
 
 import torch
 
-from flowmc.kernels.base import Info, Kernel
+from flowmc.kernels.base import Info, Kernel, apply
+from flowmc.random import Randomness, shared_stream
 
 __all__ = ["Cycle", "Mixture", "Repeat", "concatenate"]
 
 
 class _Composed(Kernel):
     """Shared by cycles and mixtures: unique names, adaptation and tuning of the parts."""
+
+    takes_streams = True
 
     def __init__(self, kernels: Sequence[Kernel]) -> None:
         if not kernels:
@@ -28,6 +31,10 @@ class _Composed(Kernel):
 
     def init(self, field: Any) -> Any:
         return next(iter(self.parts.values())).init(field)
+
+    @property
+    def adapts(self):
+        return any(kernel.adapts for kernel in self.parts.values())
 
     def adapt(self, info, update):
         for name, part in info.parts.items():
@@ -53,10 +60,10 @@ class Cycle(_Composed):
 
     name = "cycle"
 
-    def step(self, state: Any, rng: torch.Generator) -> tuple[Any, Info]:
+    def step(self, state: Any, rng: Randomness) -> tuple[Any, Info]:
         parts = {}
         for name, kernel in self.parts.items():
-            state, parts[name] = kernel.step(state, rng)
+            state, parts[name] = apply(kernel, state, rng)
         return state, Info(torch.empty(0, 0, dtype=torch.bool), parts=parts)
 
 
@@ -81,36 +88,47 @@ class Mixture(_Composed):
         total = sum(weights)
         self.weights = [weight / total for weight in weights]
 
-    def step(self, state: Any, rng: torch.Generator) -> tuple[Any, Info]:
-        draw = float(torch.rand((), dtype=torch.float64, device=rng.device, generator=rng))
+    def choose(self, rng: Randomness) -> str:
+        """Draw the name of the kernel that is applied next."""
+        common = shared_stream(rng, "schedule")
+        draw = float(torch.rand((), dtype=torch.float64, device=common.device, generator=common))
         names = list(self.parts)
-        name = names[-1]
-        for candidate, weight in zip(names, self.weights, strict=True):
+        for name, weight in zip(names, self.weights, strict=True):
             if draw < weight:
-                name = candidate
-                break
+                return name
             draw -= weight
-        state, info = self.parts[name].step(state, rng)
+        return names[-1]
+
+    def step(self, state: Any, rng: Randomness) -> tuple[Any, Info]:
+        name = self.choose(rng)
+        state, info = apply(self.parts[name], state, rng)
         return state, Info(torch.empty(0, 0, dtype=torch.bool), parts={name: info})
 
 
 class Repeat(Kernel):
     """Apply one kernel ``times`` times; the infos are joined along the proposal axis."""
 
+    takes_streams = True
+
     def __init__(self, kernel: Kernel, times: int) -> None:
         if times < 1:
             raise ValueError(f"repeat needs at least 1, got {times}")
         self.kernel, self.times, self.name = kernel, times, kernel.name
+        self.spreads = kernel.spreads
 
     def init(self, field: Any) -> Any:
         return self.kernel.init(field)
 
-    def step(self, state: Any, rng: torch.Generator) -> tuple[Any, Info]:
+    def step(self, state: Any, rng: Randomness) -> tuple[Any, Info]:
         infos = []
         for _ in range(self.times):
-            state, info = self.kernel.step(state, rng)
+            state, info = apply(self.kernel, state, rng)
             infos.append(info)
         return state, concatenate(infos, axis=1)
+
+    @property
+    def adapts(self):
+        return self.kernel.adapts
 
     def adapt(self, info, update):
         self.kernel.adapt(info, update)

@@ -1,23 +1,36 @@
 r"""Replica exchange in which a flow maps neighbouring replicas onto each other (T-REX).
 
 A ladder holds R replicas of every chain, replica r with action :math:`S_r`; the joint density is
-:math:`\prod_r e^{-S_r(x_r)}`.  Replica 0 is the target.
+:math:`\prod_r e^{-S_r(x_r)}`.  Replica 0 is the target.  The replicas of a ladder may live on
+several ranks: each works on those it has, and a :class:`Wire` leads to the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.flows.base import Flow, Identity
-from flowmc.kernels.base import Info, Kernel, State, action_of
+from flowmc.kernels.base import Info, Kernel, State, action_of, apply
+from flowmc.random import Randomness, Streams, shared_stream
 from flowmc.registry import ConfigError
 
-__all__ = ["EachReplica", "Exchange", "LadderState"]
+__all__ = ["EachReplica", "Exchange", "LadderState", "OnReplica", "Wire"]
+
+
+class Wire(Protocol):
+    """The way to the neighbouring replicas of a block that live on other ranks."""
+
+    def swap(self, mine: int, other: int, tensor: Tensor) -> Callable[[], Tensor]:
+        """Send a tensor of replica ``mine`` to ``other``; the result waits for its counterpart.
+
+        Both sides call this with tensors of the same shape, in the same order.
+        """
 
 
 @dataclass(frozen=True)
@@ -25,27 +38,42 @@ class LadderState:
     """A batch of ladders.
 
     Attributes:
-        replicas: one :class:`State` per coupling, each a batch of all chains.
+        replicas: one :class:`State` per coupling, each a batch of all chains; None where the
+            replica lives on another rank.
         walkers: ``(chains, R)`` int64: which walker sits at replica r.  Accepted exchanges permute
             the labels, so a walker's path through the ladder can be followed even though a flow
-            transforms its field.
+            transforms its field.  Columns of replicas that live elsewhere have no meaning.
         sweep: number of exchange steps done; the even/odd schedule continues from it.
+        wire: leads to the replicas that are None; None if there are none.
     """
 
-    replicas: tuple[State, ...]
+    replicas: tuple[State | None, ...]
     walkers: Tensor
     sweep: int = 0
+    wire: Wire | None = None
 
     @property
     def chains(self) -> int:
         """Number of ladders in the batch."""
-        return self.replicas[0].chains
+        return self.walkers.shape[0]
+
+    @property
+    def here(self) -> dict[int, State]:
+        """The replicas that live on this rank, by index."""
+        return {r: state for r, state in enumerate(self.replicas) if state is not None}
+
+    def replica(self, index: int) -> State:
+        """Return a replica that lives on this rank."""
+        state = self.replicas[index]
+        if state is None:
+            raise ValueError(f"replica {index} lives on another rank")
+        return state
 
     def with_replica(self, index: int, state: State) -> LadderState:
         """Return this ladder with one replica replaced."""
         replicas = list(self.replicas)
         replicas[index] = state
-        return LadderState(tuple(replicas), self.walkers, self.sweep)
+        return replace(self, replicas=tuple(replicas))
 
 
 def init_ladder(actions: Sequence[Action], fields: Sequence[Tensor]) -> LadderState:
@@ -66,6 +94,8 @@ def init_ladder(actions: Sequence[Action], fields: Sequence[Tensor]) -> LadderSt
 class EachReplica(Kernel):
     """Apply one kernel to every replica: ``kernels[r]`` leaves :math:`e^{-S_r}` invariant."""
 
+    takes_streams = spreads = True
+
     def __init__(self, kernels: Sequence[Kernel], actions: Sequence[Action]) -> None:
         self.kernels = list(kernels)
         self.actions = list(actions)
@@ -74,17 +104,25 @@ class EachReplica(Kernel):
     def init(self, field: Sequence[Tensor]) -> LadderState:
         return init_ladder(self.actions, field)
 
-    def step(self, state: LadderState, rng: torch.Generator) -> tuple[LadderState, Info]:
+    def step(self, state: LadderState, rng: Randomness) -> tuple[LadderState, Info]:
         parts = {}
-        for index, kernel in enumerate(self.kernels):
-            replica, info = kernel.step(state.replicas[index], rng)
+        for index, replica in state.here.items():
+            own = rng.on(index) if isinstance(rng, Streams) else rng
+            replica, info = apply(self.kernels[index], replica, own)
             state = state.with_replica(index, replica)
-            parts[f"{kernel.name}[{index}]"] = info
+            parts[self._part(index)] = info
         return state, Info(torch.empty(0, 0, dtype=torch.bool), parts=parts)
 
+    def _part(self, index: int) -> str:
+        return f"{self.kernels[index].name}[{index}]"
+
+    @property
+    def adapts(self):
+        return any(kernel.adapts for kernel in self.kernels)
+
     def adapt(self, info, update):
-        for kernel, part in zip(self.kernels, info.parts.values(), strict=True):
-            kernel.adapt(part, update)
+        for index, kernel in enumerate(self.kernels):
+            kernel.adapt(info.parts[self._part(index)], update)
 
     def tuning(self):
         return {
@@ -103,6 +141,57 @@ class EachReplica(Kernel):
             }
             if own:
                 kernel.set_tuning(own)
+
+
+class OnReplica(Kernel):
+    """Apply a kernel to one replica of a ladder; the others stay, so the joint density does too."""
+
+    takes_streams = spreads = True
+
+    def __init__(self, kernel: Kernel, replica: int) -> None:
+        self.kernel, self.replica, self.name = kernel, replica, kernel.name
+
+    def init(self, field: Any) -> Any:
+        raise TypeError("a ladder is initialised by its exchange")
+
+    def step(self, state: LadderState, rng: Randomness) -> tuple[LadderState, Info]:
+        parts = {}
+        if self.replica in state.here:
+            own = rng.on(self.replica) if isinstance(rng, Streams) else rng
+            replica, info = apply(self.kernel, state.replica(self.replica), own)
+            state = state.with_replica(self.replica, replica)
+            parts[f"{self.name}[{self.replica}]"] = info
+        return state, Info(torch.empty(0, 0, dtype=torch.bool), parts=parts)
+
+    @property
+    def adapts(self):
+        return self.kernel.adapts
+
+    def adapt(self, info, update):
+        (part,) = info.parts.values()
+        self.kernel.adapt(part, update)
+
+    def tuning(self):
+        return self.kernel.tuning()
+
+    def set_tuning(self, values):
+        self.kernel.set_tuning(values)
+
+
+@dataclass(frozen=True)
+class _Half:
+    """What one side of a pair contributes to an exchange.
+
+    Attributes:
+        field: its configuration mapped to the other side's coupling.
+        action: of that, under the other side's action, ``(chains,)``.
+        report: ``(3, chains)`` float64: the work of the map (w_F below, w_R above), whether it may
+            be accepted, and the walker's label.
+    """
+
+    field: Tensor
+    action: Tensor
+    report: Tensor
 
 
 class Exchange(Kernel):
@@ -137,6 +226,7 @@ class Exchange(Kernel):
     """
 
     name = "exchange"
+    takes_streams = spreads = True
 
     def __init__(
         self,
@@ -166,24 +256,42 @@ class Exchange(Kernel):
         return init_ladder(self.actions, field)
 
     @torch.no_grad()
-    def step(self, state: LadderState, rng: torch.Generator) -> tuple[LadderState, Info]:
-        device = state.replicas[0].field.device
+    def step(self, state: LadderState, rng: Randomness) -> tuple[LadderState, Info]:
+        device = next(iter(state.here.values())).field.device
+        common = shared_stream(rng, self.name)
         # The uniforms of all pairs are drawn whatever the parity, so that the stream does not
         # depend on it.
         uniform = torch.rand(
-            (len(self.flows) + 1, state.chains), dtype=torch.float64, device=device, generator=rng
-        )
+            (len(self.flows) + 1, state.chains),
+            dtype=torch.float64,
+            device=common.device,
+            generator=common,
+        ).to(device)
         if len(self.flows) == 1:
             parity = 0
         elif self.schedule == "even_odd":
             parity = state.sweep % 2
         else:
             parity = int(uniform[-1, 0] < 0.5)
+
+        # All maps first: reports are on their way while other pairs are worked on.
+        tried = range(parity, len(self.flows), 2)
+        halves: dict[int, _Half] = {}
+        reports: dict[int, Callable[[], Tensor]] = {}
+        for pair in tried:
+            for mine, other in ((pair, pair + 1), (pair + 1, pair)):
+                if mine in state.here:
+                    halves[mine] = self._map(state, pair, mine)
+                    if other not in state.here:
+                        assert state.wire is not None
+                        reports[mine] = state.wire.swap(mine, other, halves[mine].report)
         parts = {}
         for pair in range(len(self.flows)):
-            if pair % 2 == parity:
-                state, parts[f"pair[{pair}]"] = self._try(state, pair, uniform[pair].log())
-            else:
+            if pair in tried and (pair in state.here or pair + 1 in state.here):
+                state, info = self._decide(state, pair, halves, reports, uniform[pair].log())
+                if pair in state.here:
+                    parts[f"pair[{pair}]"] = info
+            elif pair in state.here:
                 parts[f"pair[{pair}]"] = Info(
                     torch.empty(state.chains, 0, dtype=torch.bool, device=device),
                     {
@@ -191,57 +299,81 @@ class Exchange(Kernel):
                         "non_finite": torch.zeros_like(uniform[0], dtype=torch.bool),
                     },
                 )
-        state = LadderState(state.replicas, state.walkers, state.sweep + 1)
+        state = replace(state, sweep=state.sweep + 1)
         return state, Info(torch.empty(0, 0, dtype=torch.bool), {}, parts)
 
-    def _try(self, state: LadderState, pair: int, log_uniform: Tensor) -> tuple[LadderState, Info]:
-        a, b = state.replicas[pair], state.replicas[pair + 1]
-        action_a, action_b = self.actions[pair], self.actions[pair + 1]
-        flow = self.flows[pair]
-        zero = torch.zeros_like(log_uniform)
-
-        new_b, minus_jacobian = flow.forward(a.field, zero)
-        new_a, plus_jacobian = flow.inverse(b.field, zero)
-        new_action_a, new_action_b = action_a(new_a), action_b(new_b)
-        forward = new_action_b + minus_jacobian - action_of(action_a, a)
-        reverse = new_action_a + plus_jacobian - action_of(action_b, b)
-        work = forward + reverse
-        allowed = torch.isfinite(work)
+    def _map(self, state: LadderState, pair: int, mine: int) -> _Half:
+        """Carry the configurations of one side of a pair to the other side's coupling."""
+        flow, replica = self.flows[pair], state.replica(mine)
+        own, target = self.actions[mine], self.actions[2 * pair + 1 - mine]
+        there, back = (flow.forward, flow.inverse) if mine == pair else (flow.inverse, flow.forward)
+        zero = torch.zeros(state.chains, dtype=torch.float64, device=replica.field.device)
+        field, minus_jacobian = there(replica.field, zero)
+        action = target(field)
+        work = action + minus_jacobian - action_of(own, replica)
+        allowed = torch.ones_like(work)
         if self.check_inverse is not None:
-            allowed = allowed & self._returns(flow, new_a, new_b, a.field, b.field, zero)
-        is_accepted = allowed & (log_uniform < -work)
+            returned, density = back(field, zero)
+            close = own.group.distance(returned, replica.field) <= self.check_inverse
+            allowed = (close & torch.isfinite(density)).to(work.dtype)
+        label = state.walkers[:, mine].to(work)
+        return _Half(field, action, torch.stack([work, allowed, label]))
 
+    def _decide(
+        self,
+        state: LadderState,
+        pair: int,
+        halves: dict[int, _Half],
+        reports: dict[int, Callable[[], Tensor]],
+        log_uniform: Tensor,
+    ) -> tuple[LadderState, Info]:
+        """Accept or reject; both sides come to the same decision from the same numbers."""
+        both = (pair, pair + 1)
+        below, above = (
+            halves[side].report if side in halves else reports[2 * pair + 1 - side]()
+            for side in both
+        )
+        work = below[0] + above[0]
+        is_accepted = torch.isfinite(work) & (below[1] * above[1] > 0) & (log_uniform < -work)
         if bool(is_accepted.any()):
-            select = is_accepted.reshape(-1, *[1] * (a.field.dim() - 1))
-            state = state.with_replica(
-                pair,
-                a.moved(
-                    torch.where(select, new_a, a.field),
-                    torch.where(is_accepted, new_action_a, action_of(action_a, a)),
-                ),
-            ).with_replica(
-                pair + 1,
-                b.moved(
-                    torch.where(select, new_b, b.field),
-                    torch.where(is_accepted, new_action_b, action_of(action_b, b)),
-                ),
-            )
-            walkers = state.walkers.clone()
-            swapped = is_accepted.to(walkers.device)
-            walkers[swapped, pair] = state.walkers[swapped, pair + 1]
-            walkers[swapped, pair + 1] = state.walkers[swapped, pair]
-            state = LadderState(state.replicas, walkers, state.sweep)
+            state = self._swap(state, both, halves, (below[2], above[2]), is_accepted)
         return state, Info(
             is_accepted[:, None], {"work": work, "non_finite": ~torch.isfinite(work)}
         )
 
-    def _returns(
-        self, flow: Flow, new_a: Tensor, new_b: Tensor, a: Tensor, b: Tensor, zero: Tensor
-    ) -> Tensor:
-        group = self.actions[0].group
-        assert self.check_inverse is not None
-        back_b, _ = flow.forward(new_a, zero)
-        back_a, density = flow.inverse(new_b, zero)
-        close_b = group.distance(back_b, b) <= self.check_inverse
-        close_a = group.distance(back_a, a) <= self.check_inverse
-        return close_a & close_b & torch.isfinite(density)
+    def _swap(
+        self,
+        state: LadderState,
+        both: tuple[int, int],
+        halves: dict[int, _Half],
+        labels: tuple[Tensor, Tensor],
+        is_accepted: Tensor,
+    ) -> LadderState:
+        """Put the mapped configurations of the accepted ladders into their new places."""
+        chosen = is_accepted.nonzero()[:, 0]
+        new: dict[int, tuple[Tensor, Tensor]] = {}
+        waiting: dict[int, tuple[Callable[[], Tensor], Callable[[], Tensor]]] = {}
+        for mine in both:
+            other = both[0] + both[1] - mine
+            if mine not in halves:
+                continue
+            if other in halves:
+                new[mine] = halves[other].field[chosen], halves[other].action[chosen]
+            else:
+                # Only what is accepted travels.
+                assert state.wire is not None
+                half = halves[mine]
+                waiting[mine] = (
+                    state.wire.swap(mine, other, half.field[chosen]),
+                    state.wire.swap(mine, other, half.action[chosen]),
+                )
+        new |= {mine: (field(), action()) for mine, (field, action) in waiting.items()}
+        walkers = state.walkers.clone()
+        for mine, (fields, actions) in new.items():
+            replica = state.replica(mine)
+            field = replica.field.index_copy(0, chosen, fields)
+            action = action_of(self.actions[mine], replica).index_copy(0, chosen, actions)
+            state = state.with_replica(mine, replica.moved(field, action))
+            moved = labels[1] if mine == both[0] else labels[0]
+            walkers[chosen.cpu(), mine] = moved[chosen].to(walkers)
+        return replace(state, walkers=walkers)

@@ -144,6 +144,10 @@ class HMC(Kernel):
             },
         )
 
+    @property
+    def adapts(self) -> bool:
+        return self.target_acceptance is not None
+
     def adapt(self, info: Info, update: int) -> None:
         """Move ln(step size) towards the target by a Robbins-Monro step with gain (n + 1)^-0.6."""
         if self.target_acceptance is None:

@@ -2,6 +2,9 @@ r"""Independence Metropolis with a flow: proposals that do not depend on the cur
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Protocol
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,24 +12,63 @@ from torch import Tensor
 from flowmc.actions.base import Action
 from flowmc.flows.base import FlowModel
 from flowmc.kernels.base import Info, Kernel, State, action_of
+from flowmc.random import Randomness, own_stream, shared_stream, stream
 from flowmc.registry import ConfigError
 
-__all__ = ["Independence"]
+__all__ = ["DrawnHere", "Independence", "Proposals", "Supplied", "Supply", "check_precision"]
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Draws of a flow model.
+
+    Attributes:
+        fields: ``(n, ...)``.
+        action: S of them, ``(n,)`` float64.
+        log_q: their log-density, ``(n,)`` float64.
+    """
+
+    fields: Tensor
+    action: Tensor
+    log_q: Tensor
+
+
+class Supplied(Protocol):
+    """The proposals of one step of one block, wherever they have been drawn."""
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """Return S and ln q of all proposals, each ``(chains * proposals,)`` float64."""
+
+    def take(self, index: Tensor) -> Tensor:
+        """Return the fields of some proposals, ``(len(index), ...)``; called once."""
+
+
+class Supply(Protocol):
+    """Has the proposals drawn, on this rank or on others."""
+
+    def __call__(
+        self, kernel: Independence, key: int, chains: int, like: Tensor, rng: Randomness
+    ) -> Supplied:
+        """Return the proposals that ``key`` stands for; ``like`` has their device and dtype."""
 
 
 class Independence(Kernel):
     r"""Metropolised independence sampling (Hastings 1970; with flows: arXiv:1904.12072).
 
     With :math:`\ln w(x) = -S(x) - \ln q(x)` a proposal :math:`x' \sim q` is accepted with
-    probability :math:`\min(1, w(x') / w(x))`.  Proposals of one step are drawn as one batch and
-    scanned in order; the state and its log weight are carried from step to step.  After another
-    kernel has moved the field, :math:`\ln q(x)` comes from the inverse flow.
+    probability :math:`\min(1, w(x') / w(x))`.  Proposals are drawn in batches, each from a random
+    stream of its own, and scanned in order; the state and its log weight are carried from step to
+    step.  After another kernel has moved the field, :math:`\ln q(x)` comes from the inverse flow.
 
     Args:
         action: the target.
         model: the flow model, in the precision of the chains.
         proposals: proposals per chain and step.
-        batch_size: most fields in one call of the flow; None draws all proposals at once.
+        batch_size: most fields in one call of the flow, and what ranks share the work by; None
+            draws all proposals of a block at once.  The proposals depend on it as on the seed.
+
+    Attributes:
+        supply: has the proposals drawn; here and now by default.
 
     ``info.values`` holds ``log_weights (chains, proposals)`` of the proposals (-inf where not
     finite), ``log_weight (chains,)`` of the final state, and ``non_finite (chains,)``, the number
@@ -34,6 +76,7 @@ class Independence(Kernel):
     """
 
     name = "independence"
+    takes_streams = True
 
     def __init__(
         self,
@@ -51,44 +94,58 @@ class Independence(Kernel):
         self.model = model.eval().requires_grad_(False)
         self.proposals = proposals
         self.batch_size = batch_size
+        self.supply: Supply = DrawnHere
         self._key = model.fingerprint()
 
     def init(self, field: Tensor) -> State:
         self.action.check_field(field)
         return State(field, self.action(field))
 
+    def key(self, rng: Randomness) -> int:
+        """Draw the number from which the proposals of one step follow."""
+        common = shared_stream(rng, self.name)
+        return int(torch.randint(2**62, (), device=common.device, generator=common))
+
+    def batches(self, chains: int) -> list[int]:
+        """Return the sizes of the batches in which the proposals of a block are drawn."""
+        total = chains * self.proposals
+        size = self.batch_size or total
+        return [min(size, total - start) for start in range(0, total, size)]
+
     @torch.no_grad()
-    def step(self, state: State, rng: torch.Generator) -> tuple[State, Info]:
+    def draw(self, key: int, batch: int, size: int, device: torch.device) -> Proposals:
+        """Draw one batch; the same fields come out wherever this is called."""
+        fields, log_q = self.model.sample(size, stream(key, batch, self.name, device))
+        return Proposals(fields, self.action(fields), log_q)
+
+    @torch.no_grad()
+    def step(self, state: State, rng: Randomness) -> tuple[State, Info]:
+        key, own = self.key(rng), own_stream(rng)
+        supplied = self.supply(self, key, state.chains, state.field, rng)
         current_action = action_of(self.action, state)
         log_q = state.log_q.get(self._key)
         if log_q is None:
             log_q = self.model.log_prob(state.field)
         log_weight = -current_action - log_q
 
-        fields, proposal_log_q = self._draw(state, rng)
-        proposal_action = self.action(fields).reshape(state.chains, self.proposals)
+        shape = (state.chains, self.proposals)
+        proposal_action, proposal_log_q = (value.reshape(shape) for value in supplied.weights())
         proposal_weights = -proposal_action - proposal_log_q
         finite = torch.isfinite(proposal_weights)
         proposal_weights = torch.where(finite, proposal_weights, -torch.inf)
-        uniform = torch.rand(
-            proposal_weights.shape, dtype=torch.float64, device=fields.device, generator=rng
-        )
+        uniform = torch.rand(shape, dtype=torch.float64, device=own.device, generator=own)
         chosen, is_accepted = scan(log_weight, proposal_weights, uniform.log())
 
-        moved = chosen >= 0
-        index = chosen.clamp(min=0)
-        rows = torch.arange(state.chains, device=fields.device)
-        picked = fields.reshape(state.chains, self.proposals, *fields.shape[1:])[rows, index]
-        select = moved.reshape(-1, *[1] * (state.field.dim() - 1))
-        new_action = torch.where(moved, proposal_action[rows, index], current_action)
-        new_log_q = torch.where(moved, proposal_log_q[rows, index], log_q)
-        # Other flows' densities of a chain that stayed are still right, but a state caches all
-        # chains or none.
-        kept = (
-            state
-            if not bool(moved.any())
-            else state.moved(torch.where(select, picked, state.field), new_action)
-        )
+        moved = (chosen >= 0).nonzero()[:, 0]
+        index = moved * self.proposals + chosen[moved]
+        fields = supplied.take(index)
+        new_action, new_log_q, kept = current_action, log_q, state
+        if len(moved):
+            new_action = new_action.index_copy(0, moved, proposal_action.reshape(-1)[index])
+            new_log_q = new_log_q.index_copy(0, moved, proposal_log_q.reshape(-1)[index])
+            # Other flows' densities of a chain that stayed are still right, but a state caches all
+            # chains or none.
+            kept = state.moved(state.field.index_copy(0, moved, fields), new_action)
         kept = State(kept.field, new_action, kept.log_q).with_log_q(self._key, new_log_q)
         return kept, Info(
             is_accepted,
@@ -99,21 +156,42 @@ class Independence(Kernel):
             },
         )
 
-    def _draw(self, state: State, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        total = state.chains * self.proposals
-        size = self.batch_size or total
+
+class DrawnHere:
+    """All proposals of a step, drawn where the chains live; a :class:`Supply` and its result.
+
+    Raises:
+        ConfigError: the model has another precision than the chains.
+    """
+
+    def __init__(
+        self, kernel: Independence, key: int, chains: int, like: Tensor, rng: Randomness
+    ) -> None:
         drawn = [
-            self.model.sample(min(size, total - start), rng) for start in range(0, total, size)
+            kernel.draw(key, batch, size, like.device)
+            for batch, size in enumerate(kernel.batches(chains))
         ]
-        fields = torch.cat([field for field, _ in drawn])
-        if fields.dtype != state.field.dtype:
-            raise ConfigError(
-                f"the flow draws {fields.dtype} fields but the chains are {state.field.dtype}: "
-                "convert the model to the precision of the run, or its log-densities would be "
-                "those of other fields"
-            )
-        log_q = torch.cat([density for _, density in drawn])
-        return fields, log_q.reshape(state.chains, self.proposals)
+        self._fields = torch.cat([batch.fields for batch in drawn])
+        self._action = torch.cat([batch.action for batch in drawn])
+        self._log_q = torch.cat([batch.log_q for batch in drawn])
+        check_precision(self._fields, like)
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """Return S and ln q of all proposals."""
+        return self._action, self._log_q
+
+    def take(self, index: Tensor) -> Tensor:
+        """Return the fields of some proposals."""
+        return self._fields[index]
+
+
+def check_precision(fields: Tensor, like: Tensor) -> None:
+    """Raise ConfigError if proposals have another dtype than the chains."""
+    if fields.dtype != like.dtype:
+        raise ConfigError(
+            f"the flow draws {fields.dtype} fields but the chains are {like.dtype}: convert the "
+            "model to the precision of the run, or its log-densities would be those of other fields"
+        )
 
 
 def scan(log_weight: Tensor, proposals: Tensor, log_uniform: Tensor) -> tuple[Tensor, Tensor]:

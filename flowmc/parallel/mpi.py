@@ -54,7 +54,7 @@ class MpiCommunicator(Communicator):
         buffer = data if self.rank == root else np.empty(int(size[0]), np.uint8)
         sent = buffer.size if self.rank == root else 0
         self._collective(self._comm.Ibcast(buffer, root), "broadcast", sent)
-        return value if self.rank == root else pickle.loads(buffer)
+        return value if self.rank == root else pickle.loads(buffer.data)
 
     def allgather(self, value: T) -> list[T]:
         data = np.frombuffer(pickle.dumps(value), np.uint8)
@@ -64,7 +64,7 @@ class MpiCommunicator(Communicator):
         everything = np.empty(int(sizes.sum()), np.uint8)
         request = self._comm.Iallgatherv(data, [everything, sizes.tolist()])
         self._collective(request, "gather", data.size)
-        return [pickle.loads(part) for part in _parts(everything, sizes)]
+        return [pickle.loads(part.data) for part in _parts(everything, sizes)]
 
     def gather(self, value: T) -> list[T] | None:
         data = np.frombuffer(pickle.dumps(value), np.uint8)
@@ -77,7 +77,7 @@ class MpiCommunicator(Communicator):
         everything = np.empty(int(sizes.sum()), np.uint8)
         request = self._comm.Igatherv(data, [everything, sizes.tolist()], 0)
         self._collective(request, "gather", 0)
-        return [pickle.loads(part) for part in _parts(everything, sizes)]
+        return [pickle.loads(part.data) for part in _parts(everything, sizes)]
 
     def sum(self, values: np.ndarray) -> np.ndarray:
         # A reduction to all may add in another order on every rank; from rank 0 all get one sum.

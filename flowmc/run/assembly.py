@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +11,15 @@ import torch
 
 from flowmc.actions.base import Action
 from flowmc.flows.base import Flow, FlowModel, Identity
-from flowmc.kernels import Cycle, EachReplica, Info, Kernel, LadderState, Mixture, Repeat
+from flowmc.kernels import Cycle, EachReplica, Info, Kernel, Mixture, OnReplica, Repeat
+from flowmc.kernels.base import apply
+from flowmc.parallel import Communicator
+from flowmc.parallel.devices import choose_device
+from flowmc.random import Randomness
 from flowmc.registry import ConfigError
 from flowmc.run.config import RunConfig, UpdateEntry
 
-__all__ = ["Assembly", "OnReplica", "TimedKernel", "assemble", "choose_device", "choose_threads"]
+__all__ = ["Assembly", "TimedKernel", "assemble"]
 
 
 @dataclass(frozen=True)
@@ -48,21 +51,32 @@ class Assembly:
         """Whether states are ladders of replicas."""
         return len(self.actions) > 1
 
+    @property
+    def spreads(self) -> bool:
+        """Whether the replicas of a ladder may live on several ranks."""
+        return all(kernel.spreads for kernel in self.timed.values())
+
 
 class TimedKernel(Kernel):
     """A kernel with a clock: wall seconds and applications, over all blocks of chains."""
 
+    takes_streams = True
+
     def __init__(self, kernel: Kernel, device: torch.device) -> None:
-        self.kernel, self.name = kernel, kernel.name
+        self.kernel, self.name, self.spreads = kernel, kernel.name, kernel.spreads
         self.seconds, self.calls = 0.0, 0
         self._device = device
 
     def init(self, field: Any) -> Any:
         return self.kernel.init(field)
 
-    def step(self, state: Any, rng: torch.Generator) -> tuple[Any, Info]:
+    @property
+    def adapts(self):
+        return self.kernel.adapts
+
+    def step(self, state: Any, rng: Randomness) -> tuple[Any, Info]:
         begin = time.perf_counter()
-        result = self.kernel.step(state, rng)
+        result = apply(self.kernel, state, rng)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         self.seconds += time.perf_counter() - begin
@@ -79,40 +93,18 @@ class TimedKernel(Kernel):
         self.kernel.set_tuning(values)
 
 
-class OnReplica(Kernel):
-    """Apply a kernel to one replica of a ladder; the others stay, so the joint density does too."""
-
-    def __init__(self, kernel: Kernel, replica: int) -> None:
-        self.kernel, self.replica, self.name = kernel, replica, kernel.name
-
-    def init(self, field: Any) -> Any:
-        raise TypeError("a ladder is initialised by its exchange")
-
-    def step(self, state: LadderState, rng: torch.Generator) -> tuple[LadderState, Info]:
-        replica, info = self.kernel.step(state.replicas[self.replica], rng)
-        empty = torch.empty(0, 0, dtype=torch.bool)
-        parts = {f"{self.name}[{self.replica}]": info}
-        return state.with_replica(self.replica, replica), Info(empty, parts=parts)
-
-    def adapt(self, info, update):
-        (part,) = info.parts.values()
-        self.kernel.adapt(part, update)
-
-    def tuning(self):
-        return self.kernel.tuning()
-
-    def set_tuning(self, values):
-        self.kernel.set_tuning(values)
-
-
-def assemble(config: RunConfig) -> Assembly:
+def assemble(config: RunConfig, communicator: Communicator | None = None) -> Assembly:
     """Load the flows and build the kernels of a configuration.
+
+    Args:
+        config: what to run.
+        communicator: of all ranks, among which the GPUs are dealt; one rank alone by default.
 
     Raises:
         ConfigError: for a flow of another theory, values that a kernel refuses, or a device that
             is not there; the message names the table.
     """
-    device = choose_device(config.chains.device)
+    device = choose_device(config.chains.device, communicator or Communicator())
     dtype = torch.float64 if config.chains.precision == 64 else torch.float32
     flows = _Flows(config, dtype, device)
     kernels = [_kernel(entry, config, flows) for entry in config.updates]
@@ -133,35 +125,6 @@ def assemble(config: RunConfig) -> Assembly:
         dtype,
         device,
     )
-
-
-def choose_device(written: str) -> torch.device:
-    """Return the device of a configuration: "auto", "cpu", "cuda" or "cuda:N".
-
-    Raises:
-        ConfigError: for a GPU that is not there.
-    """
-    if written == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    device = torch.device("cuda:0" if written == "cuda" else written)
-    present = torch.cuda.device_count() if device.type == "cuda" else 0
-    if device.type == "cuda" and (device.index or 0) >= present:
-        raise ConfigError(
-            f"[chains]: device = {written!r}: this machine has {present} usable GPUs; use 'cpu' "
-            "or 'auto'"
-        )
-    return device
-
-
-def choose_threads(recorded: int | None = None) -> int:
-    """Set and return the number of threads of torch.
-
-    Sums over large fields depend in the last bits on the number of threads, so a resumed run uses
-    the recorded number.  ``OMP_NUM_THREADS``, if set, decides instead.
-    """
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(recorded or len(os.sched_getaffinity(0)))
-    return torch.get_num_threads()
 
 
 class _Flows:

@@ -3,55 +3,57 @@
 ``checkpoint.h5`` has the attributes ``layout``, ``update`` (number of updates done) and ``tuning``
 (JSON of what kernels adapted), and
 
-========================================= ==========================================================
-blocks/NNNN/random                        state of the block's random stream, uint8
+========================================== =========================================================
 blocks/NNNN/replicas/R/field              ``(chains of the block, ...)``
 blocks/NNNN/replicas/R/action             cached action, if known
 blocks/NNNN/replicas/R/log_q/KEY          cached log-densities by flow
-blocks/NNNN/walkers, sweep                ladders only
-pending/...                               sums of the unfinished row of measurements
-========================================= ==========================================================
+blocks/NNNN/replicas/R/random             state of the replica's random stream, uint8
+blocks/NNNN/replicas/R/walker             ladders only: which walker sits here, ``(chains,)``
+blocks/NNNN/sweep                          ladders only: number of exchange steps done, ``(1,)``
+pending/...                                sums of the unfinished row of measurements
+========================================== =========================================================
 
-It holds no time and no path: two runs in the same state write the same bytes.
+It holds no time, no path and no rank: two runs in the same state write the same bytes, on any
+number of ranks.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import h5py
 import numpy as np
 import torch
-from flowmc_adapters import atomic_write
 from torch import Tensor
 
 from flowmc.kernels import LadderState, State
+from flowmc.parallel import Communicator
+from flowmc.run.raw_hdf5 import write_shared
 
 __all__ = ["Checkpoint", "read_checkpoint", "settled", "write_checkpoint"]
 
-LAYOUT = 1
+LAYOUT = 2
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run after ``update`` updates.
+    """The state of a run after ``update`` updates, as far as this rank has it.
 
     Attributes:
         update: number of updates done, thermalization included.
-        states: one per block of chains.
-        streams: states of the blocks' random streams, uint8.
+        states: by block.
+        streams: states of the random streams, uint8, by block and replica.
         tuning: what kernels adapted.
-        pending: sums of the unfinished row of measurements.
+        pending: sums of the unfinished row of measurements; of all ranks.
     """
 
     update: int
-    states: Sequence[State | LadderState]
-    streams: Sequence[Tensor]
+    states: Mapping[int, State | LadderState]
+    streams: Mapping[tuple[int, int], Tensor]
     tuning: Mapping[str, float]
     pending: Mapping[str, np.ndarray]
 
@@ -63,8 +65,8 @@ def settled(state: State | LadderState) -> State | LadderState:
     tensors come contiguous from a file, would otherwise differ in the last bits.
     """
     if isinstance(state, LadderState):
-        replicas = tuple(_settled(replica) for replica in state.replicas)
-        return LadderState(replicas, state.walkers.contiguous(), state.sweep)
+        replicas = tuple(None if one is None else _settled(one) for one in state.replicas)
+        return replace(state, replicas=replicas, walkers=state.walkers.contiguous())
     return _settled(state)
 
 
@@ -76,54 +78,71 @@ def _settled(state: State) -> State:
     return State(plain(state.field), action, {k: plain(v) for k, v in state.log_q.items()})
 
 
-def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
+def write_checkpoint(
+    path: str | os.PathLike[str], checkpoint: Checkpoint, communicator: Communicator
+) -> None:
     """Replace the checkpoint; a kill at any instant leaves the old one or the new one.
 
+    Collective; the pending sums of rank 0 count.
+
     Raises:
-        OSError: disk full and the like; the old checkpoint is then untouched.
+        OSError, CollectiveError: disk full and the like; the old checkpoint is then untouched.
     """
-    with atomic_write(path) as target, h5py.File(target, "w") as file:
-        file.attrs["layout"] = LAYOUT
-        file.attrs["update"] = checkpoint.update
-        file.attrs["tuning"] = json.dumps(dict(sorted(checkpoint.tuning.items())))
-        for index, (state, random) in enumerate(
-            zip(checkpoint.states, checkpoint.streams, strict=True)
-        ):
-            group = file.create_group(f"blocks/{index:04d}")
-            group["random"] = random.cpu().numpy()
+    attributes = {
+        "layout": LAYOUT,
+        "update": checkpoint.update,
+        "tuning": json.dumps(dict(sorted(checkpoint.tuning.items()))),
+    }
+    arrays = dict(_arrays(checkpoint))
+    if communicator.rank == 0:
+        arrays |= {f"pending/{name}": value for name, value in checkpoint.pending.items()}
+    write_shared(communicator, path, attributes, arrays)
+
+
+def _arrays(checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
+    for block, state in checkpoint.states.items():
+        prefix = f"blocks/{block:04d}"
+        replicas = state.here if isinstance(state, LadderState) else {0: state}
+        for r, replica in replicas.items():
+            where = f"{prefix}/replicas/{r}"
+            yield f"{where}/field", _host(replica.field)
+            if replica.action is not None:
+                yield f"{where}/action", _host(replica.action)
+            for key, value in replica.log_q.items():
+                yield f"{where}/log_q/{key}", _host(value)
+            yield f"{where}/random", _host(checkpoint.streams[block, r])
             if isinstance(state, LadderState):
-                group["walkers"] = state.walkers.cpu().numpy()
-                group["sweep"] = state.sweep
-                for r, replica in enumerate(state.replicas):
-                    _write_state(group.create_group(f"replicas/{r}"), replica)
-            else:
-                _write_state(group.create_group("replicas/0"), state)
-        for name, value in checkpoint.pending.items():
-            file[f"pending/{name}"] = value
+                yield f"{where}/walker", _host(state.walkers[:, r])
+        if isinstance(state, LadderState) and 0 in replicas:
+            yield f"{prefix}/sweep", np.array([state.sweep], np.int64)
 
 
-def _write_state(group: h5py.Group, state: State) -> None:
-    group["field"] = state.field.detach().cpu().numpy()
-    if state.action is not None:
-        group["action"] = state.action.detach().cpu().numpy()
-    for key, value in sorted(state.log_q.items()):
-        group[f"log_q/{key}"] = value.detach().cpu().numpy()
+def _host(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
 
 
-def read_checkpoint(path: str | os.PathLike[str], device: torch.device) -> Checkpoint:
-    """Read a checkpoint, its fields onto ``device``.
+def read_checkpoint(
+    path: str | os.PathLike[str],
+    device: torch.device,
+    own: Mapping[int, Sequence[int]],
+    replicas: int,
+) -> Checkpoint:
+    """Read what a rank needs of a checkpoint.
+
+    Args:
+        path: the file.
+        device: where fields live.
+        own: the replicas of this rank, by block.
+        replicas: of every block; 1 without a ladder.
 
     Raises:
-        ValueError: not a checkpoint of this layout, or damaged.
-        OSError: the file cannot be opened.
+        ValueError: it is damaged, or of another version or run.
+        OSError: it cannot be opened.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
-        with h5py.File(path, "r") as file:
-            if file.attrs["layout"] != LAYOUT:
+        with h5py.File(path, "r", locking=False) as file:
+            if int(file.attrs["layout"]) != LAYOUT:
                 raise ValueError(f"{path} was written by another version of flowmc")
-            groups = [group for _, group in sorted(file["blocks"].items())]
             pending: dict[str, np.ndarray] = {}
 
             def visit(name: str, item: Any) -> None:
@@ -132,10 +151,18 @@ def read_checkpoint(path: str | os.PathLike[str], device: torch.device) -> Check
 
             if "pending" in file:
                 file["pending"].visititems(visit)
+            states: dict[int, State | LadderState] = {}
+            streams = {}
+            for block, here in own.items():
+                group = file[f"blocks/{block:04d}"]
+                states[block] = _read_block(group, device, here, replicas)
+                for r in here:
+                    stored = group[f"replicas/{r}/random"]
+                    streams[block, r] = torch.from_numpy(stored[()])
             return Checkpoint(
                 int(file.attrs["update"]),
-                [_read_block(group, device) for group in groups],
-                [torch.from_numpy(group["random"][()]) for group in groups],
+                states,
+                streams,
                 json.loads(file.attrs["tuning"]),
                 pending,
             )
@@ -143,19 +170,27 @@ def read_checkpoint(path: str | os.PathLike[str], device: torch.device) -> Check
         raise ValueError(f"{path} is not a sound checkpoint: {error}") from error
 
 
-def _read_block(group: h5py.Group, device: torch.device) -> State | LadderState:
+def _read_block(
+    group: h5py.Group, device: torch.device, here: Sequence[int], replicas: int
+) -> State | LadderState:
     def tensor(dataset: h5py.Dataset) -> Tensor:
         return torch.from_numpy(dataset[()]).to(device)
 
-    replicas = []
-    for r in range(len(group["replicas"])):
+    found: list[State | None] = [None] * replicas
+    walkers: Tensor | None = None
+    for r in here:
         stored = group[f"replicas/{r}"]
         action = tensor(stored["action"]) if "action" in stored else None
         caches = stored["log_q"].items() if "log_q" in stored else ()
-        replicas.append(
-            State(tensor(stored["field"]), action, {key: tensor(value) for key, value in caches})
+        state = State(
+            tensor(stored["field"]), action, {key: tensor(value) for key, value in caches}
         )
-    if "walkers" not in group:
-        return replicas[0]
-    walkers = torch.from_numpy(group["walkers"][()])
-    return LadderState(tuple(replicas), walkers, int(group["sweep"][()]))
+        if replicas == 1:
+            return state
+        found[r] = state
+        walker = torch.from_numpy(stored["walker"][()])
+        if walkers is None:
+            walkers = torch.full((len(walker), replicas), -1, dtype=torch.int64)
+        walkers[:, r] = walker
+    assert walkers is not None
+    return LadderState(tuple(found), walkers, int(group["sweep"][0]))

@@ -8,9 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+from flowmc.parallel import Communicator, world
 from flowmc.run.config import load_config
 from flowmc.run.directory import RunDirectory
 from flowmc.run.runner import open_run
+from flowmc.run.tables import seconds_of
 
 __all__ = ["add_arguments", "run"]
 
@@ -31,29 +33,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run to the end or to a reason to stop; return the exit status."""
     started = time.monotonic()
-    config = load_config(args.config)
+    communicator = world()
+    config = communicator.together(lambda: load_config(args.config))
+    communicator.timeout = seconds_of(config.parallel.peer_timeout, "[parallel]: peer_timeout")
     path = Path(args.output) if args.output else Path("runs") / Path(args.config).stem
     directory = RunDirectory(path)
     try:
-        runner = open_run(config, directory, resume=args.resume)
+        runner = open_run(config, directory, communicator, resume=args.resume)
+        for text in runner.remarks():
+            _say(communicator, text)
         if runner.resumed:
-            print(f"flowmc: resuming {path} after update {runner.update}", file=sys.stderr)
+            _say(communicator, f"resuming {path} after update {runner.update}")
         reason = runner.go(started)
     finally:
         directory.release()
     if reason == "finished":
-        print(f"flowmc: finished {runner.total} updates in {path}", file=sys.stderr)
-        if config.run.report and config.run.updates >= config.run.measure_every:
+        _say(communicator, f"finished {runner.total} updates in {path}")
+        wanted = config.run.report and config.run.updates >= config.run.measure_every
+        if wanted and communicator.rank == 0:
             _report(path)
         return 0
     command = ["flowmc", "run", args.config]
     command += ["--output", args.output] if args.output else []
-    print(
-        f"flowmc: stopped after update {runner.update} of {runner.total} ({reason}); continue "
+    _say(
+        communicator,
+        f"stopped after update {runner.update} of {runner.total} ({reason}); continue "
         f"with: {shlex.join([*command, '--resume'])}",
-        file=sys.stderr,
     )
     return 0
+
+
+def _say(communicator: Communicator, text: str) -> None:
+    if communicator.rank == 0:
+        print(f"flowmc: {text}", file=sys.stderr, flush=True)
 
 
 def _report(path: Path) -> None:

@@ -26,7 +26,7 @@ from flowmc.registry import (
     resolve,
     validate,
 )
-from flowmc.run.tables import Chains, Ensemble, RunTable
+from flowmc.run.tables import Chains, Ensemble, Parallel, RunTable
 
 __all__ = [
     "Ladder",
@@ -39,7 +39,7 @@ __all__ = [
     "read_config",
 ]
 
-_TABLES = ("theory", "chains", "update", "ladder", "run", "measure", "ensemble")
+_TABLES = ("theory", "chains", "update", "ladder", "run", "measure", "ensemble", "parallel")
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ class RunConfig:
     run: RunTable
     observables: list[ObservableEntry]
     ensemble: Ensemble | None
+    parallel: Parallel
     resolved: Mapping[str, Any]
 
     @property
@@ -157,6 +158,7 @@ def read_config(table: Mapping[str, Any], base: Path, *, for_step: bool = False)
     ladder = _ladder(table["ladder"], action) if "ladder" in table else None
     observables = _observables(table.get("measure", {}), action)
     ensemble = _table(Ensemble, table["ensemble"], "[ensemble]") if "ensemble" in table else None
+    parallel = _table(Parallel, table.get("parallel", {}), "[parallel]")
     _check_together(chains, run, updates, ladder)
     if not for_step:
         _check_saving(run, ensemble)
@@ -180,8 +182,19 @@ def read_config(table: Mapping[str, Any], base: Path, *, for_step: bool = False)
     resolved["measure"] = {"observables": [entry.written for entry in observables]}
     if ensemble is not None:
         resolved["ensemble"] = dataclasses.asdict(ensemble)
+    resolved["parallel"] = dataclasses.asdict(parallel)
     return RunConfig(
-        base, table["theory"], action, chains, updates, ladder, run, observables, ensemble, resolved
+        base,
+        table["theory"],
+        action,
+        chains,
+        updates,
+        ladder,
+        run,
+        observables,
+        ensemble,
+        parallel,
+        resolved,
     )
 
 

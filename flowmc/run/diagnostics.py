@@ -8,13 +8,41 @@ Values are reduced per chain over the updates (and the repetitions) since the pr
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from flowmc.kernels import Info
 
-__all__ = ["Diagnostics", "leaves", "schema_of"]
+__all__ = ["Diagnostics", "Piece", "leaves", "schema_of"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of one row of measurements, from the rank that has it.
+
+    Attributes:
+        path: of the dataset, below the phase.
+        first, last: the chains ``first <= chain < last``.
+        replica: index along the second axis, or None for all of it.
+        values: ``(last - first, ...)``.
+    """
+
+    path: str
+    first: int
+    last: int
+    replica: int | None
+    values: np.ndarray
+
+    def put(self, row: Mapping[str, np.ndarray]) -> None:
+        """Write the part into a row of all chains."""
+        own = row[self.path][self.first : self.last]
+        if self.replica is None:
+            own[...] = self.values
+        else:
+            own[:, self.replica] = self.values
+
 
 Schema = Mapping[str, Mapping[str, tuple[int, ...]]]
 
@@ -35,7 +63,7 @@ def leaves(info: Info, kernel_names: Mapping[str, str]) -> Iterator[tuple[str, I
     A kernel that is there twice is "hmc" and "hmc_2"; its replicas "hmc[0]" and "hmc[0]_2".
     """
     for top, part in info.parts.items():
-        if part.parts:
+        if part.is_composed:
             suffix = top.removeprefix(kernel_names[top])
             yield from ((f"{name}{suffix}", leaf) for name, leaf in _elementary(part))
         else:
@@ -44,7 +72,7 @@ def leaves(info: Info, kernel_names: Mapping[str, str]) -> Iterator[tuple[str, I
 
 def _elementary(info: Info) -> Iterator[tuple[str, Info]]:
     for name, part in info.parts.items():
-        if part.parts:
+        if part.is_composed:
             yield from _elementary(part)
         else:
             yield name, part
@@ -67,9 +95,6 @@ class Diagnostics:
     Args:
         schema: shapes by kernel and value, see :func:`schema_of`.
         chains: number of chains.
-
-    Attributes:
-        total_accepted, total_tried: proposals by kernel since this object was made, for display.
     """
 
     def __init__(self, schema: Schema, chains: int) -> None:
@@ -77,14 +102,16 @@ class Diagnostics:
         # schema from a file, not from the kernels.
         self.schema: Schema = {name: dict(sorted(schema[name].items())) for name in sorted(schema)}
         self.chains = chains
-        self.total_accepted = dict.fromkeys(schema, 0)
-        self.total_tried = dict.fromkeys(schema, 0)
         self.reset()
 
     def reset(self) -> None:
         """Begin a new row."""
         chains = self.chains
-        self._counts = {name: np.zeros((2, chains), np.int64) for name in self.schema}
+        self._counts = {
+            (name, key): np.zeros(chains, np.int64)
+            for name in self.schema
+            for key in ("accepted", "tried")
+        }
         self._values = {
             (name, key): np.full((chains, *tail), _start(key))
             for name, values in self.schema.items()
@@ -93,15 +120,14 @@ class Diagnostics:
         self._entries = {
             pair: np.zeros(chains, np.int64) for pair in self._values if _is_mean(pair[1])
         }
+        self._touched: set[tuple[str, int, int]] = set()
 
     def add(self, first: int, last: int, name: str, info: Info) -> None:
         """Add the diagnostics of the chains ``first <= chain < last`` from one update."""
         accepted = _numpy(info.is_accepted)
-        counts = self._counts[name][:, first:last]
-        counts[0] += accepted.sum(1)
-        counts[1] += accepted.shape[1]
-        self.total_accepted[name] += int(accepted.sum())
-        self.total_tried[name] += accepted.size
+        self._counts[name, "accepted"][first:last] += accepted.sum(1)
+        self._counts[name, "tried"][first:last] += accepted.shape[1]
+        self._touched.add((name, first, last))
         for key in self.schema[name]:
             if key in info.values:
                 self._reduce(first, last, name, key, _numpy(info.values[key]))
@@ -125,10 +151,9 @@ class Diagnostics:
 
     def row(self) -> dict[str, np.ndarray]:
         """Return the row by path below a phase of the measurement file, ``kernels/NAME/VALUE``."""
-        found: dict[str, np.ndarray] = {}
-        for name in self.schema:
-            found[f"kernels/{name}/accepted"] = self._counts[name][0]
-            found[f"kernels/{name}/tried"] = self._counts[name][1]
+        found: dict[str, np.ndarray] = {
+            f"kernels/{name}/{key}": value for (name, key), value in self._counts.items()
+        }
         for (name, key), value in self._values.items():
             if (name, key) in self._entries:
                 entries = self._entries[name, key]
@@ -137,12 +162,26 @@ class Diagnostics:
         return found
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return the sums of the unfinished row, for the checkpoint."""
+        """Return the sums of the unfinished row, for the checkpoint; chains come first in each."""
         found: dict[str, np.ndarray] = {
-            f"{name}/counts": counts for name, counts in self._counts.items()
+            f"kernels/{name}/{key}": value for (name, key), value in self._counts.items()
         }
-        found |= {f"{name}/sum/{key}": value for (name, key), value in self._values.items()}
-        found |= {f"{name}/entries/{key}": count for (name, key), count in self._entries.items()}
+        found |= {f"kernels/{name}/sum_{key}": value for (name, key), value in self._values.items()}
+        found |= {
+            f"kernels/{name}/entries_{key}": count for (name, key), count in self._entries.items()
+        }
+        return found
+
+    def pieces(self, arrays: Mapping[str, np.ndarray]) -> list[Piece]:
+        """Return the parts of a :meth:`row` or :meth:`state` that this rank has added to."""
+        found = []
+        for name, first, last in sorted(self._touched):
+            prefix = f"kernels/{name}/"
+            found += [
+                Piece(path, first, last, None, value[first:last])
+                for path, value in arrays.items()
+                if path.startswith(prefix) and "/" not in path.removeprefix(prefix)
+            ]
         return found
 
     def restore(self, stored: Mapping[str, np.ndarray]) -> None:

@@ -24,7 +24,6 @@ from flowmc import __version__
 from flowmc.registry import ConfigError
 from flowmc.run.assembly import Assembly
 from flowmc.run.config import RunConfig, changed_keys
-from flowmc.run.start import StartFiles
 from flowmc.run.toml_text import toml_text
 
 __all__ = ["RunDirectory", "environment"]
@@ -92,10 +91,19 @@ class RunDirectory:
         self,
         config: RunConfig,
         assembly: Assembly,
-        files: StartFiles,
+        start_files: Mapping[str, str],
         origins: list[dict[str, str]],
+        ranks: int,
     ) -> None:
-        """Write what the run was made of, for people and for the resume."""
+        """Write what the run was made of, for people and for the resume.
+
+        Args:
+            config: what is run.
+            assembly: of it.
+            start_files: SHA-256 of every start file, by path.
+            origins: of saved configurations, by chain.
+            ranks: number of ranks that start the run.
+        """
         text = toml_text(config.resolved)
         content = {
             **environment(assembly.device),
@@ -103,7 +111,8 @@ class RunDirectory:
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seed": config.chains.seed,
             "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "start_files": {path: _sha256(path) for path in dict.fromkeys(files.paths)},
+            "ranks": ranks,
+            "start_files": dict(start_files),
             "flows": {
                 name: {"fingerprint": digest, "card": assembly.cards[name]}
                 for name, digest in assembly.fingerprints.items()
@@ -139,7 +148,7 @@ class RunDirectory:
             ) from error
         new = tomllib.loads(toml_text(config.resolved))
         for key, (before, after) in changed_keys(old, new).items():
-            if key not in _FREE_KEYS:
+            if key not in _FREE_KEYS and not key.startswith("parallel"):
                 raise ConfigError(
                     f"{key} was {_shown(before)} when the run in {self.path} was started and is "
                     f"{_shown(after)} now: restore it to resume, or choose another --output"
@@ -190,11 +199,6 @@ def _cpu() -> str:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_text(path: Path, text: str) -> None:

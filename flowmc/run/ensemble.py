@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -14,10 +15,13 @@ from flowmc.io import number_in_name, write_field
 from flowmc.run.config import RunConfig
 from flowmc.run.start import StartFiles, base_name
 
-__all__ = ["CARRIED", "ConfigurationWriter", "field_metadata", "origins_of"]
+__all__ = ["CARRIED", "ConfigurationWriter", "field_metadata", "origin_of"]
 
 # What a source file says about the ensemble, not about one configuration of it.
 CARRIED = ("ENSEMBLE_ID", "ENSEMBLE_LABEL", "BOUNDARY_1", "BOUNDARY_2", "BOUNDARY_3", "BOUNDARY_4")
+
+
+Origins = Mapping[int, Mapping[str, str]]
 
 
 class ConfigurationWriter:
@@ -30,10 +34,10 @@ class ConfigurationWriter:
     Args:
         directory: of the run.
         config: with an ``[ensemble]`` table.
-        origins: per chain, see :func:`origins_of`.
+        origins: by chain, see :func:`origin_of`.
     """
 
-    def __init__(self, directory: Path, config: RunConfig, origins: list[dict[str, str]]) -> None:
+    def __init__(self, directory: Path, config: RunConfig, origins: Origins) -> None:
         assert config.ensemble is not None and config.run.save_every is not None
         self.directory, self.config = directory / "ensemble", config
         self.settings, self.save_every = config.ensemble, config.run.save_every
@@ -85,24 +89,21 @@ class ConfigurationWriter:
         return path
 
 
-def origins_of(config: RunConfig, files: StartFiles) -> list[dict[str, str]]:
-    """Return per chain what saved configurations inherit: name, number and source of the start.
+def origin_of(config: RunConfig, files: StartFiles, chain: int) -> dict[str, str]:
+    """Return what saved configurations of a chain inherit: name, number and source of the start.
 
-    They are stored with the run, so that a resumed run need not read the start files again.
+    It is stored with the run, so that a resumed run need not read the start files again.
     """
-    origins = []
-    for chain in range(config.chains.count):
-        origin = {"name": "conf", "number": "0", "source": str(config.chains.start)}
-        if files.paths:
-            path, stored = files.of_chain(chain)
-            origin["name"], origin["source"] = base_name(path), Path(path).name
-            # The name comes first: it is what users see and number their next files by.
-            in_name = number_in_name(path)
-            number = in_name if in_name is not None else stored.number
-            origin["number"] = str(number or 0)
-            origin |= {key: stored.metadata[key] for key in CARRIED if key in stored.metadata}
-        origins.append(origin)
-    return origins
+    origin = {"name": "conf", "number": "0", "source": str(config.chains.start)}
+    if files.paths:
+        path, stored = files.of_chain(chain)
+        origin["name"], origin["source"] = base_name(path), Path(path).name
+        # The name comes first: it is what users see and number their next files by.
+        in_name = number_in_name(path)
+        number = in_name if in_name is not None else stored.number
+        origin["number"] = str(number or 0)
+        origin |= {key: stored.metadata[key] for key in CARRIED if key in stored.metadata}
+    return origin
 
 
 def field_metadata(action: Action, seed: int) -> dict[str, str]:

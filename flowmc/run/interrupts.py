@@ -1,4 +1,4 @@
-"""Reasons to stop early: a signal, or the end of the time that was given."""
+"""Signals that ask a run to stop."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from types import FrameType
 __all__ = ["Interrupts"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Batch systems and launchers pass one request on twice, to the processes and through mpirun.
+_SAME_REQUEST = 1.0
 
 
 class Interrupts:
-    """A context in which SIGTERM and SIGINT ask to stop; a second one ends the process at once.
+    """A context in which SIGTERM and SIGINT ask to stop; asking again ends the process at once.
 
-    Args:
-        time_limit: seconds that this process may take, or None.
-        started: ``time.monotonic()`` from which they count.
+    Signals within a second are one request.
+
+    Attributes:
+        number: of the signal that has come, or 0.
     """
 
-    def __init__(self, time_limit: float | None, started: float) -> None:
-        self.time_limit = time_limit
-        self._signal: str | None = None
-        self._started = started
-        self._longest_update = 0.0
-        self._longest_checkpoint = 0.0
+    def __init__(self) -> None:
+        self.number = 0
+        self._came = 0.0
 
     def __enter__(self) -> Interrupts:
         self._old = {}
@@ -40,22 +40,8 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
-        if self._signal is not None:
+        if not self.number:
+            self.number, self._came = number, time.monotonic()
+        elif time.monotonic() - self._came > _SAME_REQUEST:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self._signal = signal.Signals(number).name
-
-    def took(self, *, update: float = 0.0, checkpoint: float = 0.0) -> None:
-        """Tell how long an update or a checkpoint took, so that the last ones fit in the limit."""
-        self._longest_update = max(self._longest_update, update)
-        self._longest_checkpoint = max(self._longest_checkpoint, checkpoint)
-
-    def reason(self) -> str | None:
-        """Return why the run should stop before another update, or None."""
-        if self._signal is not None:
-            return self._signal
-        if self.time_limit is not None:
-            needed = self._longest_update + 2 * self._longest_checkpoint
-            if time.monotonic() - self._started + needed >= self.time_limit:
-                return "time limit"
-        return None

@@ -19,15 +19,18 @@ class Journal:
     """``log.jsonl``: one JSON object per line, appended.
 
     Args:
-        path: the log file.
+        path: the log file; None on ranks that do not write it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self.path = path
-        _drop_partial_line(path)
+        if path is not None:
+            _drop_partial_line(path)
 
     def write(self, event: str, update: int, **values: Any) -> None:
         """Append an event of "start", "progress", "checkpoint", "warning" or "stop"."""
+        if self.path is None:
+            return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"event": event, "time": now, "update": update, **values})
         with self.path.open("a", encoding="utf-8") as file:
@@ -36,6 +39,8 @@ class Journal:
     def last_timing(self, update: int) -> dict[str, Any]:
         """Return ``seconds`` and ``kernels`` of the last event at or before an update."""
         found: dict[str, Any] = {"seconds": 0.0, "kernels": {}}
+        if self.path is None:
+            return found
         with contextlib.suppress(FileNotFoundError):
             for line in self.path.read_text(encoding="utf-8").splitlines():
                 with contextlib.suppress(ValueError):

@@ -18,6 +18,8 @@ import h5py
 import numpy as np
 from flowmc_adapters import atomic_write
 
+from flowmc.run.raw_hdf5 import contiguous, write_all
+
 __all__ = ["Layout", "MeasurementFile"]
 
 PHASES = ("thermalization", "production")
@@ -130,7 +132,7 @@ class MeasurementFile:
             data = np.ascontiguousarray(value)
             path = f"{phase}/{name}"
             offset = self._offsets[path] + index * data.nbytes
-            _write_all(self._descriptor, memoryview(data.tobytes()), offset)
+            write_all(self._descriptor, memoryview(data.tobytes()), offset)
 
     def flush(self) -> None:
         """Have all rows on the disk before a checkpoint counts on them."""
@@ -148,8 +150,8 @@ def _create(path: Path, layout: Layout, old: h5py.File | None) -> None:
         if layout.couplings:
             file.create_group("replicas").attrs["couplings"] = json.dumps(layout.couplings)
         for name, (shape, dtype) in layout.datasets().items():
-            blank = np.array(-1 if dtype == "<i8" else np.nan, dtype)
-            dataset = _contiguous(file, name, shape, blank)
+            blank = -1 if dtype == "<i8" else np.nan
+            dataset = contiguous(file, name, shape, np.dtype(dtype), blank)
             path_below = name.partition("/")[2]
             if path_below in layout.column_attributes:
                 text = json.dumps(layout.column_attributes[path_below])
@@ -163,27 +165,6 @@ def _create(path: Path, layout: Layout, old: h5py.File | None) -> None:
                     ]
 
 
-def _contiguous(
-    file: h5py.File, name: str, shape: tuple[int, ...], blank: np.ndarray
-) -> h5py.Dataset:
-    """Create a dataset whose bytes are in the file from now on, filled with ``blank``."""
-    group = file.require_group(name.rpartition("/")[0])
-    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    properties.set_layout(h5py.h5d.CONTIGUOUS)
-    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    properties.set_fill_time(h5py.h5d.FILL_TIME_ALLOC)
-    properties.set_fill_value(blank)
-    properties.set_obj_track_times(False)
-    identifier = h5py.h5d.create(
-        group.id,
-        name.rpartition("/")[2].encode(),
-        h5py.h5t.py_create(blank.dtype, logical=True),
-        h5py.h5s.create_simple(shape),
-        dcpl=properties,
-    )
-    return h5py.Dataset(identifier)
-
-
 def _shapes(file: h5py.Group) -> dict[str, tuple[tuple[int, ...], str]]:
     found: dict[str, tuple[tuple[int, ...], str]] = {}
 
@@ -193,9 +174,3 @@ def _shapes(file: h5py.Group) -> dict[str, tuple[tuple[int, ...], str]]:
 
     file.visititems(visit)
     return found
-
-
-def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(descriptor, data, offset)
-        data, offset = data[written:], offset + written

@@ -12,22 +12,35 @@ import torch
 
 from flowmc.actions.base import Action
 from flowmc.kernels import Info, LadderState, State
+from flowmc.kernels.base import apply
 from flowmc.random import stream
 from flowmc.registry import ConfigError
 from flowmc.run.assembly import Assembly
 from flowmc.run.config import ObservableEntry
 from flowmc.run.diagnostics import leaves, schema_of
 
-__all__ = ["measure", "observable_shapes", "rehearse", "replicas_of"]
+__all__ = [
+    "kernel_names",
+    "measure",
+    "measure_replica",
+    "observable_shapes",
+    "rehearse",
+    "replicas_of",
+]
 
 
-def rehearse(assembly: Assembly, state: State | LadderState, seed: int) -> dict[str, dict]:
-    """Return the schema of all diagnostics; see :class:`flowmc.run.diagnostics.Diagnostics`."""
-    one = _first_chain(state)
+def rehearse(assembly: Assembly, one: State | LadderState, seed: int) -> dict[str, dict]:
+    """Return the schema of all diagnostics; see :class:`flowmc.run.diagnostics.Diagnostics`.
+
+    Args:
+        assembly: of the run.
+        one: the state of a single chain, with all replicas.
+        seed: of the run.
+    """
     rng = stream(seed, 0, "rehearsal", assembly.device)
     parts: dict[str, Info] = {}
     for name, kernel in assembly.timed.items():
-        one, parts[name] = kernel.kernel.step(one, rng)
+        one, parts[name] = apply(kernel.kernel, one, rng)
     info = Info(torch.empty(0, 0, dtype=torch.bool), parts=parts)
     return schema_of(leaves(info, kernel_names(assembly)))
 
@@ -42,20 +55,23 @@ def observable_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Return the shape of every observable behind the axes (chains, replicas).
 
+    Args:
+        entries: the observables.
+        actions: of all replicas.
+        state: of any chains, a single one will do; with all replicas.
+
     Raises:
         ConfigError: an observable is not defined for the theory, or its keys do not fit.
     """
-    one = _first_chain(state)
     shapes = {}
     for entry in entries:
         try:
-            shapes[entry.label] = measure(entry, actions, one).shape[2:]
+            shapes[entry.label] = measure(entry, actions, state).shape[2:]
         except (ConfigError, ValueError, TypeError, IndexError, RuntimeError) as error:
             raise ConfigError(f"[measure]: {entry.label}: {error}") from error
     return shapes
 
 
-@torch.no_grad()
 def measure(
     entry: ObservableEntry, actions: Sequence[Action], state: State | LadderState
 ) -> np.ndarray:
@@ -63,31 +79,26 @@ def measure(
 
     Complex observables get a last axis of real and imaginary part.
     """
-    values = []
-    for action, replica in zip(actions, replicas_of(state), strict=True):
-        value = entry.function(replica.field, action, **entry.keys)
-        value = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
-        if value.dim() == 0 or value.shape[0] != replica.chains:
-            raise ConfigError(
-                f"{entry.label} should return one value per chain, an array (chains, ...), not of "
-                f"shape {tuple(value.shape)}"
-            )
-        values.append(value.to(torch.float64).cpu().numpy())
+    values = [
+        measure_replica(entry, action, replica)
+        for action, replica in zip(actions, replicas_of(state), strict=True)
+    ]
     return np.stack(values, axis=1)
 
 
+@torch.no_grad()
+def measure_replica(entry: ObservableEntry, action: Action, state: State) -> np.ndarray:
+    """Return an observable of one replica of one block of chains, ``(chains, ...)`` float64."""
+    value = entry.function(state.field, action, **entry.keys)
+    value = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+    if value.dim() == 0 or value.shape[0] != state.chains:
+        raise ConfigError(
+            f"{entry.label} should return one value per chain, an array (chains, ...), not of "
+            f"shape {tuple(value.shape)}"
+        )
+    return value.to(torch.float64).cpu().numpy()
+
+
 def replicas_of(state: State | LadderState) -> tuple[State, ...]:
-    """Return the replicas of a ladder, or the one of a plain state."""
-    return state.replicas if isinstance(state, LadderState) else (state,)
-
-
-def _first_chain(state: State | LadderState) -> State | LadderState:
-    if isinstance(state, LadderState):
-        replicas = tuple(_first_of(replica) for replica in state.replicas)
-        return LadderState(replicas, state.walkers[:1], state.sweep)
-    return _first_of(state)
-
-
-def _first_of(state: State) -> State:
-    action = None if state.action is None else state.action[:1]
-    return State(state.field[:1], action, {key: value[:1] for key, value in state.log_q.items()})
+    """Return the replicas of a ladder that live on this rank, or the one of a plain state."""
+    return tuple(state.here.values()) if isinstance(state, LadderState) else (state,)

@@ -1,40 +1,55 @@
 """The loop of ``flowmc run``: updates, measurements, saved configurations, checkpoints.
 
-All chains advance in fixed blocks, each with its own random stream.  What has been written beyond
-the last checkpoint is written again, byte for byte, by a resumed run; nothing that enters a
-measurement, a saved configuration or a checkpoint depends on the clock.
+All chains advance in fixed blocks, each with its own random streams; every rank works on the blocks
+and replicas that it owns.  What has been written beyond the last checkpoint is written again, byte
+for byte, by a resumed run; nothing that enters a measurement, a saved configuration or a checkpoint
+depends on the clock or on the number of ranks.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from flowmc.kernels import Info, LadderState, NonFiniteStateError, State
-from flowmc.kernels.composition import concatenate
-from flowmc.random import stream
+from flowmc.kernels.base import apply
+from flowmc.parallel import CollectiveError, Communicator
+from flowmc.parallel.agreement import Agreement
+from flowmc.parallel.devices import choose_threads, describe
+from flowmc.parallel.distribution import Distribution
+from flowmc.parallel.wires import BlockWire
+from flowmc.random import Streams, stream
 from flowmc.registry import ConfigError
-from flowmc.run.assembly import Assembly, assemble, choose_threads
+from flowmc.run.assembly import Assembly, assemble
 from flowmc.run.checkpoint import Checkpoint, read_checkpoint, settled, write_checkpoint
 from flowmc.run.config import RunConfig
-from flowmc.run.diagnostics import Diagnostics, leaves
+from flowmc.run.diagnostics import Diagnostics, Piece, leaves
 from flowmc.run.directory import RunDirectory, environment
-from flowmc.run.ensemble import ConfigurationWriter, origins_of
+from flowmc.run.ensemble import ConfigurationWriter, Origins, origin_of
+from flowmc.run.infos import of_all_ranks
 from flowmc.run.interrupts import Interrupts
 from flowmc.run.journal import Display, Journal
 from flowmc.run.measurements import Layout, MeasurementFile
+from flowmc.run.recorder import Recorder
 from flowmc.run.rehearsal import (
     kernel_names,
-    measure,
+    measure_replica,
     observable_shapes,
     rehearse,
-    replicas_of,
 )
-from flowmc.run.start import initial_states, read_start_files
+from flowmc.run.start import (
+    StartFiles,
+    initial_states,
+    purpose_of,
+    read_start_files,
+    rehearsal_state,
+)
 from flowmc.run.tables import seconds_of
 
 __all__ = ["RunStopped", "Runner", "open_run"]
@@ -43,11 +58,28 @@ _LOG_SECONDS = 60.0
 
 
 class RunStopped(RuntimeError):
-    """A run that cannot go on; its last checkpoint is intact."""
+    """A run that cannot go on; its last checkpoint is intact.
+
+    Attributes:
+        is_unwritable: whether a file could not be written.
+    """
+
+    is_unwritable = False
 
 
 class Runner:
     """A run in its directory, ready to go: use :meth:`start` or :meth:`resume`, then :meth:`go`.
+
+    Args:
+        config: what to run.
+        assembly: of it.
+        directory: of the run, claimed by rank 0.
+        communicator: of all ranks.
+        distribution: which rank owns what.
+        checkpoint: where the run stands, as far as this rank has it.
+        layout: of the measurement file.
+        origins: of the saved configurations of this rank's chains, by chain.
+        resumed: whether an earlier process has begun the run.
 
     Attributes:
         update: updates done, thermalization included.
@@ -58,96 +90,181 @@ class Runner:
         config: RunConfig,
         assembly: Assembly,
         directory: RunDirectory,
+        communicator: Communicator,
+        distribution: Distribution,
         checkpoint: Checkpoint,
-        measurements: MeasurementFile,
-        schema: dict[str, dict],
-        origins: list[dict[str, str]],
+        layout: Layout,
+        origins: Origins,
         *,
         resumed: bool,
     ) -> None:
         self.config, self.assembly, self.directory = config, assembly, directory
-        self.measurements = measurements
+        self.communicator, self.distribution = communicator, distribution
+        self.own = distribution.blocks_of(communicator.rank)
         self.update = self._checkpointed = checkpoint.update
-        self.states = [settled(state) for state in checkpoint.states]
-        self.streams = [torch.Generator(device=assembly.device) for _ in checkpoint.streams]
-        for generator, state in zip(self.streams, checkpoint.streams, strict=True):
-            generator.set_state(state)
+        self.states = {
+            block: self._wired(block, settled(state)) for block, state in checkpoint.states.items()
+        }
+        self.streams: dict[tuple[int, int], torch.Generator] = {}
+        for cell, state in checkpoint.streams.items():
+            self.streams[cell] = torch.Generator(device=assembly.device)
+            self.streams[cell].set_state(state)
         if checkpoint.tuning:
             assembly.kernel.set_tuning(checkpoint.tuning)
-        self.diagnostics = Diagnostics(schema, config.chains.count)
+        self.diagnostics = Diagnostics(_schema_in(layout.columns), config.chains.count)
         if checkpoint.pending:
             self.diagnostics.restore(checkpoint.pending)
+        is_root = communicator.rank == 0
+        self.recorder = Recorder(
+            communicator,
+            MeasurementFile(directory.measurements, layout) if is_root else None,
+            layout,
+            self.diagnostics,
+        )
         self.writer = (
             ConfigurationWriter(directory.path, config, origins) if config.ensemble else None
         )
-        self.journal = Journal(directory.log)
+        self.journal = Journal(directory.log if is_root else None)
         self.resumed = resumed
         self._restore_clocks()
-        self._latest: dict[str, float] = {}
 
     @classmethod
-    def start(cls, config: RunConfig, assembly: Assembly, directory: RunDirectory) -> Runner:
-        """Prepare a new run and write its checkpoint at update 0.
+    def start(
+        cls,
+        config: RunConfig,
+        assembly: Assembly,
+        directory: RunDirectory,
+        communicator: Communicator,
+    ) -> Runner:
+        """Prepare a new run and write its checkpoint at update 0; collective.
 
         Raises:
             ConfigError, FormatError, OSError: unusable input; the directory is then not made.
+            CollectiveError: the same, on several ranks.
         """
-        files = read_start_files(config, assembly)
-        states = [settled(state) for state in initial_states(config, assembly, files)]
-        schema = rehearse(assembly, states[0], config.chains.seed)
-        shapes = observable_shapes(config.observables, assembly.actions, states[0])
-        origins = origins_of(config, files)
+        distribution = distribute(config, assembly, communicator)
+        own = distribution.blocks_of(communicator.rank)
+        seed = config.chains.seed
 
-        directory.claim()
-        directory.write_provenance(config, assembly, files, origins)
-        directory.write_config(config)
+        def prepare() -> tuple[StartFiles, dict[int, State | LadderState]]:
+            chains = {chain for block in own for chain in range(*config.chains.blocks[block])}
+            if communicator.rank == 0:
+                chains.add(0)
+            files = read_start_files(config, assembly, sorted(chains))
+            states = initial_states(config, assembly, files, own)
+            return files, {block: settled(state) for block, state in states.items()}
+
+        files, states = communicator.together(prepare)
+
+        def try_out() -> tuple[dict[str, dict], dict[str, tuple[int, ...]]]:
+            one = rehearsal_state(config, assembly, files)
+            shapes = observable_shapes(config.observables, assembly.actions, one)
+            return rehearse(assembly, one, seed), shapes
+
+        schema, shapes = communicator.from_root(try_out)
         layout = _layout(config, assembly, schema, shapes)
-        measurements = MeasurementFile.create(directory.measurements, layout)
-        streams = [
-            stream(config.chains.seed, index, "update", assembly.device).get_state()
-            for index in range(len(states))
-        ]
+        origins = {
+            chain: origin_of(config, files, chain)
+            for block, replicas in own.items()
+            if 0 in replicas
+            for chain in range(*config.chains.blocks[block])
+        }
+        notes = {path: stored.notes for path, stored in files.stored.items()}
+        gathered = communicator.gather((origins, files.digests, notes))
+
+        def establish() -> None:
+            assert gathered is not None
+            origins, digests, _ = (
+                {key: value for part in parts for key, value in part.items()}
+                for parts in zip(*gathered, strict=True)
+            )
+            directory.claim()
+            directory.write_provenance(
+                config,
+                assembly,
+                digests,
+                [origins[chain] for chain in sorted(origins)],
+                communicator.size,
+            )
+            directory.write_config(config)
+            MeasurementFile.create(directory.measurements, layout).close()
+
+        communicator.from_root(establish)
+        streams = {
+            (block, r): stream(seed, block, purpose_of("update", r), assembly.device).get_state()
+            for block, replicas in own.items()
+            for r in replicas
+        }
         pending = Diagnostics(schema, config.chains.count).state()
         checkpoint = Checkpoint(0, states, streams, assembly.kernel.tuning(), pending)
-        write_checkpoint(directory.checkpoint, checkpoint)
-        runner = cls(
-            config, assembly, directory, checkpoint, measurements, schema, origins, resumed=False
-        )
-        for path, stored in files.stored.items():
-            for note in stored.notes:
-                runner.journal.write("warning", 0, file=path, text=note)
-        return runner
-
-    @classmethod
-    def resume(cls, config: RunConfig, assembly: Assembly, directory: RunDirectory) -> Runner:
-        """Continue from the checkpoint, with more rows if the run was extended.
-
-        Raises:
-            ConfigError: the configuration or a flow is not that of the run.
-            ValueError, OSError: the directory is damaged.
-        """
-        directory.claim()
-        directory.check_flows(assembly.fingerprints)
-        checkpoint = read_checkpoint(directory.checkpoint, assembly.device)
-        columns, attributes = MeasurementFile.columns_in(directory.measurements)
-        schema = _schema_in(columns)
-        layout = Layout(
-            _rows(config), columns, _attributes(config, assembly), attributes, _couplings(assembly)
-        )
-        if MeasurementFile.rows_in(directory.measurements) == dict(layout.rows):
-            measurements = MeasurementFile(directory.measurements, layout)
-        else:
-            measurements = MeasurementFile.extend(directory.measurements, layout)
-        directory.write_config(config)
-        provenance = directory.read_provenance()
+        write_checkpoint(directory.checkpoint, checkpoint, communicator)
         runner = cls(
             config,
             assembly,
             directory,
+            communicator,
+            distribution,
             checkpoint,
-            measurements,
-            schema,
-            provenance["origins"],
+            layout,
+            origins,
+            resumed=False,
+        )
+        if gathered is not None:
+            texts = {path: text for _, _, part in gathered for path, text in part.items()}
+            for path, sentences in texts.items():
+                for text in sentences:
+                    runner.journal.write("warning", 0, file=path, text=text)
+        return runner
+
+    @classmethod
+    def resume(
+        cls,
+        config: RunConfig,
+        assembly: Assembly,
+        directory: RunDirectory,
+        communicator: Communicator,
+    ) -> Runner:
+        """Continue from the checkpoint, with more rows if the run was extended; collective.
+
+        Raises:
+            ConfigError: the configuration or a flow is not that of the run.
+            ValueError, OSError: the directory is damaged.
+            CollectiveError: one of these, on several ranks.
+        """
+
+        def establish() -> tuple[Layout, dict[str, Any]]:
+            directory.claim()
+            directory.check_flows(assembly.fingerprints)
+            columns, attributes = MeasurementFile.columns_in(directory.measurements)
+            layout = Layout(
+                _rows(config),
+                columns,
+                _attributes(config, assembly),
+                attributes,
+                _couplings(assembly),
+            )
+            if MeasurementFile.rows_in(directory.measurements) != dict(layout.rows):
+                MeasurementFile.extend(directory.measurements, layout).close()
+            directory.write_config(config)
+            return layout, directory.read_provenance()
+
+        layout, provenance = communicator.from_root(establish)
+        distribution = distribute(config, assembly, communicator)
+        own = distribution.blocks_of(communicator.rank)
+        checkpoint = communicator.together(
+            lambda: read_checkpoint(
+                directory.checkpoint, assembly.device, own, len(assembly.actions)
+            )
+        )
+        runner = cls(
+            config,
+            assembly,
+            directory,
+            communicator,
+            distribution,
+            checkpoint,
+            layout,
+            dict(enumerate(provenance["origins"])),
             resumed=True,
         )
         for key, value in environment(assembly.device).items():
@@ -161,8 +278,19 @@ class Runner:
         """Updates of the whole run, thermalization included."""
         return self.config.run.thermalization + self.config.run.updates
 
+    def remarks(self) -> list[str]:
+        """Return what users of several ranks should know, on rank 0; collective."""
+        communicator = self.communicator
+        if communicator.size == 1:
+            return []
+        texts = [describe(communicator, self.assembly.device)]
+        idle = len(self.distribution.idle)
+        if idle:
+            texts.append(_about_idle(idle, self.config, self.assembly))
+        return texts
+
     def go(self, started: float) -> str:
-        """Run to the end, or to a reason to stop; return "finished" or the reason.
+        """Run to the end, or to a reason to stop; return "finished" or the reason.  Collective.
 
         Args:
             started: ``time.monotonic()`` from which the time limit counts.
@@ -175,35 +303,39 @@ class Runner:
         limit = None if run.time_limit is None else seconds_of(run.time_limit, "[run]: time_limit")
         every = run.checkpoint_every
         every_seconds = None if isinstance(every, int) else seconds_of(every, "checkpoint_every")
-        display = Display(self.total, self.update)
+        display = Display(self.total, self.update) if self.communicator.rank == 0 else None
+        agreement = Agreement(self.communicator, limit, started)
         reason: str | None = "finished"
         last_log = last_checkpoint = time.monotonic()
         try:
-            with Interrupts(limit, started) as interrupts:
+            with Interrupts() as interrupts:
                 self._log("start", resumed=self.resumed, tuning=self._tuning())
                 while self.update < self.total:
-                    reason = interrupts.reason()
-                    if reason is not None:
-                        break
-                    reason = "finished"
+                    if agreement.is_due:
+                        now = time.monotonic()
+                        due = every_seconds is not None and now - last_checkpoint >= every_seconds
+                        reason, due = agreement.reach(interrupts.number, due)
+                        self.recorder.flush()
+                        if reason is not None:
+                            break
+                        reason = "finished"
+                        if due:
+                            self._checkpoint()
+                            last_checkpoint = time.monotonic()
+                            agreement.took(checkpoint=last_checkpoint - now)
+                        if display is not None and display.is_due():
+                            self._show(display)
+                        if now - last_log >= _LOG_SECONDS:
+                            self._log("progress", acceptance=self._acceptance())
+                            last_log = now
                     begin = time.monotonic()
                     self._advance()
                     now = time.monotonic()
-                    interrupts.took(update=now - begin)
-                    if every_seconds is None:
-                        assert isinstance(every, int)
-                        due = self.update % every == 0
-                    else:
-                        due = now - last_checkpoint >= every_seconds
-                    if due and self.update < self.total:
-                        self._checkpoint()
-                        last_checkpoint = time.monotonic()
-                        interrupts.took(checkpoint=last_checkpoint - now)
-                    if display.is_due():
-                        self._show(display)
-                    if now - last_log >= _LOG_SECONDS:
-                        self._log("progress", acceptance=self._acceptance())
-                        last_log = now
+                    agreement.took(update=now - begin)
+                    if isinstance(every, int) and self.update % every == 0:
+                        if self.update < self.total:
+                            self._checkpoint()
+                        agreement.took(checkpoint=time.monotonic() - now)
                 if self._checkpointed != self.update:
                     self._checkpoint()
                 self._log("stop", reason=reason, acceptance=self._acceptance())
@@ -213,14 +345,22 @@ class Runner:
             raise RunStopped(f"{error}; {self._last_good()}") from error
         except OSError as error:
             text = f"{error.filename or self.directory.path}: {error.strerror or error}"
-            raise RunStopped(
-                f"cannot write while at update {self.update}: {text}; {self._last_good()}"
-            ) from error
+            raise self._unwritable(text) from error
+        except CollectiveError as error:
+            raise self._unwritable(str(error)) from error
         finally:
-            display.close()
-            self.measurements.close()
+            if display is not None:
+                display.close()
+            self.recorder.close()
         assert reason is not None
         return reason
+
+    def _unwritable(self, text: str) -> RunStopped:
+        stopped = RunStopped(
+            f"cannot write while at update {self.update}: {text}; {self._last_good()}"
+        )
+        stopped.is_unwritable = True
+        return stopped
 
     def _last_good(self) -> str:
         return (
@@ -228,17 +368,25 @@ class Runner:
             f"{self.directory.checkpoint}"
         )
 
+    def _wired(self, block: int, state: State | LadderState) -> State | LadderState:
+        """Connect a ladder with its replicas on other ranks."""
+        if not isinstance(state, LadderState) or len(state.here) == len(state.replicas):
+            return state
+        return replace(state, wire=BlockWire(self.communicator, self.distribution, block))
+
     def _advance(self) -> None:
         """Do one update of all chains and everything that is due after it."""
         update = self.update + 1
-        thermalization = self.config.run.thermalization
-        blocks = self.config.chains.blocks
+        run, blocks = self.config.run, self.config.chains.blocks
         names = kernel_names(self.assembly)
-        states: list[State | LadderState] = []
-        infos: list[Info] = []
-        for index, (first, last) in enumerate(blocks):
+        kernel = self.assembly.kernel
+        infos: dict[int, Info] = {}
+        for block, replicas in self.own.items():
+            first, last = blocks[block]
+            own = {r: self.streams[block, r] for r in replicas}
+            rng = Streams(self.config.chains.seed, block, update, own)
             try:
-                state, info = self.assembly.kernel.step(self.states[index], self.streams[index])
+                state, info = apply(kernel, self.states[block], rng)
             except NonFiniteStateError as error:
                 if error.chain is None:
                     text = f"update {update}, chains {first} to {last - 1}: {error}"
@@ -246,31 +394,39 @@ class Runner:
                 raise _not_finite(update, first + error.chain) from error
             state = settled(state)
             self._check_finite(state, update, first)
-            states.append(state)
-            infos.append(info)
+            self.states[block], infos[block] = state, info
             for name, leaf in leaves(info, names):
                 self.diagnostics.add(first, last, name, leaf)
-        self.states = states
-        if update <= thermalization:
-            self.assembly.kernel.adapt(concatenate(infos, axis=0), update - 1)
+        if update <= run.thermalization and kernel.adapts:
+            kernel.adapt(of_all_ranks(infos, self.communicator), update - 1)
         self.update = update
 
-        phase = "thermalization" if update <= thermalization else "production"
-        count = update if phase == "thermalization" else update - thermalization
-        if count % self.config.run.measure_every == 0:
-            self._measure(phase, count // self.config.run.measure_every - 1)
-        if update == thermalization:
+        phase = "thermalization" if update <= run.thermalization else "production"
+        count = update if phase == "thermalization" else update - run.thermalization
+        if count % run.measure_every == 0:
+            index = count // run.measure_every - 1
+            self.recorder.add(phase, index, update, self._measurements())
+        if update == run.thermalization:
             # What is left of an unfinished row must not enter the first row of production.
             self.diagnostics.reset()
             self._log("progress", text="thermalization done, tuning frozen", tuning=self._tuning())
         if self.writer is not None and phase == "production":
-            assert self.config.run.save_every is not None
-            if count % self.config.run.save_every == 0:
+            assert run.save_every is not None
+            if count % run.save_every == 0:
                 self._save(count)
+
+    def _replicas(self) -> list[tuple[int, int, int, State]]:
+        """Return first and last chain, replica and state of everything on this rank."""
+        return [
+            (*self.config.chains.blocks[block], r, replica)
+            for block, state in self.states.items()
+            for r, replica in (state.here if isinstance(state, LadderState) else {0: state}).items()
+        ]
 
     def _check_finite(self, state: State | LadderState, update: int, first: int) -> None:
         """Raise NonFiniteStateError with the chain's number in the run if a field is not finite."""
-        for r, replica in enumerate(replicas_of(state)):
+        replicas = state.here if isinstance(state, LadderState) else {0: state}
+        for r, replica in replicas.items():
             field = replica.field
             finite = torch.isfinite(field.reshape(field.shape[0], -1)).all(1)
             if replica.action is not None:
@@ -280,37 +436,44 @@ class Runner:
             chain = first + int((~finite).nonzero()[0])
             raise _not_finite(update, chain, f", replica {r}" if self.assembly.is_ladder else "")
 
-    def _measure(self, phase: str, index: int) -> None:
-        row: dict[str, np.ndarray] = {"updates": np.asarray(self.update)}
-        for entry in self.config.observables:
-            values = [measure(entry, self.assembly.actions, state) for state in self.states]
-            joined = np.concatenate(values)
-            row[f"observables/{entry.label}"] = joined
-            if joined.ndim == 2:
-                self._latest[entry.label] = float(joined[:, 0].mean())
-        if self.assembly.is_ladder:
-            walkers = [state.walkers for state in self.states if isinstance(state, LadderState)]
-            row["walkers"] = torch.cat(walkers).cpu().numpy()
-        self.measurements.write_row(phase, index, row | self.diagnostics.row())
-        self.diagnostics.reset()
+    def _measurements(self) -> list[Piece]:
+        """Measure everything on this rank."""
+        pieces = [
+            Piece(
+                f"observables/{entry.label}",
+                first,
+                last,
+                r,
+                measure_replica(entry, self.assembly.actions[r], replica),
+            )
+            for first, last, r, replica in self._replicas()
+            for entry in self.config.observables
+        ]
+        for block, state in self.states.items():
+            if isinstance(state, LadderState):
+                first, last = self.config.chains.blocks[block]
+                walkers = state.walkers.cpu().numpy()
+                pieces += [Piece("walkers", first, last, r, walkers[:, r]) for r in state.here]
+        return pieces
 
     def _save(self, production_update: int) -> None:
         assert self.writer is not None
-        for (first, last), state in zip(self.config.chains.blocks, self.states, strict=True):
-            target = replicas_of(state)[0].field
-            for chain in range(first, last):
-                self.writer.write(chain, production_update, target[chain - first])
+        for first, last, r, replica in self._replicas():
+            if r == 0:
+                for chain in range(first, last):
+                    self.writer.write(chain, production_update, replica.field[chain - first])
 
     def _checkpoint(self) -> None:
-        self.measurements.flush()
+        self.recorder.flush()
+        self.recorder.sync()
         checkpoint = Checkpoint(
             self.update,
             self.states,
-            [generator.get_state() for generator in self.streams],
+            {cell: generator.get_state() for cell, generator in self.streams.items()},
             self.assembly.kernel.tuning(),
-            self.diagnostics.state(),
+            self.recorder.pending(),
         )
-        write_checkpoint(self.directory.checkpoint, checkpoint)
+        write_checkpoint(self.directory.checkpoint, checkpoint, self.communicator)
         self._checkpointed = self.update
         self._log("checkpoint")
 
@@ -318,13 +481,9 @@ class Runner:
         return dict(self.assembly.kernel.tuning())
 
     def _acceptance(self) -> dict[str, float]:
-        """Return accepted over tried by kernel, since this process began."""
-        tried = self.diagnostics.total_tried
-        return {
-            name: self.diagnostics.total_accepted[name] / tried[name]
-            for name in tried
-            if tried[name]
-        }
+        """Return accepted over tried by kernel, in the rows since this process began."""
+        tried = self.recorder.tried
+        return {name: self.recorder.accepted[name] / tried[name] for name in tried if tried[name]}
 
     def _show(self, display: Display) -> None:
         thermal = self.update <= self.config.run.thermalization
@@ -332,14 +491,21 @@ class Runner:
             self.update,
             "thermalization" if thermal else "production",
             self._acceptance(),
-            self._latest,
+            self.recorder.latest,
         )
 
     def _log(self, event: str, **values: Any) -> None:
+        """Write an event to the log, with the times and messages of rank 0."""
         kernels = {
             name: {"seconds": kernel.seconds, "calls": kernel.calls}
             for name, kernel in self.assembly.timed.items()
         }
+        if self.communicator.size > 1:
+            values["ranks"] = self.communicator.size
+            values["communication"] = {
+                purpose: dataclasses.asdict(entry)
+                for purpose, entry in self.communicator.traffic.items()
+            }
         seconds = self._seconds_before + time.monotonic() - self._clock
         self.journal.write(event, self.update, **values, seconds=seconds, kernels=kernels)
 
@@ -352,6 +518,30 @@ class Runner:
             before = timing.get("kernels", {}).get(name, {})
             kernel.seconds = float(before.get("seconds", 0.0))
             kernel.calls = int(before.get("calls", 0))
+
+
+def _about_idle(idle: int, config: RunConfig, assembly: Assembly) -> str:
+    chains, replicas = config.chains, len(assembly.actions)
+    blocks = len(chains.blocks)
+    what = f"{blocks} block{'s' if blocks > 1 else ''} of chains"
+    if assembly.is_ladder:
+        what += f" of {replicas} replicas"
+        what += "" if assembly.spreads else " that must stay together"
+    text = f"{idle} ranks own nothing: there are {what}"
+    if chains.count > blocks:
+        text += "; smaller blocks ([chains] block) serve more ranks, in a new run"
+    return text
+
+
+def distribute(config: RunConfig, assembly: Assembly, communicator: Communicator) -> Distribution:
+    """Return which rank owns which replica of which block."""
+    return Distribution.deal(
+        communicator.size,
+        len(config.chains.blocks),
+        len(assembly.actions),
+        order=config.parallel.deal,
+        whole_ladders=not assembly.spreads,
+    )
 
 
 def _not_finite(update: int, chain: int, replica: str = "") -> NonFiniteStateError:
@@ -406,7 +596,7 @@ def _couplings(assembly: Assembly) -> list[dict[str, float]]:
     return [action.parameters for action in assembly.actions] if assembly.is_ladder else []
 
 
-def _schema_in(columns: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, dict]:
+def _schema_in(columns: Mapping[str, tuple[tuple[int, ...], str]]) -> dict[str, dict]:
     schema: dict[str, dict] = {}
     for path, (shape, _) in columns.items():
         if path.startswith("kernels/"):
@@ -417,8 +607,10 @@ def _schema_in(columns: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, dic
     return schema
 
 
-def open_run(config: RunConfig, directory: RunDirectory, *, resume: bool) -> Runner:
-    """Start or resume the run of a directory.
+def open_run(
+    config: RunConfig, directory: RunDirectory, communicator: Communicator, *, resume: bool
+) -> Runner:
+    """Start or resume the run of a directory; collective.
 
     With ``resume`` a directory without a checkpoint is started, so that one command line serves a
     job that is submitted again and again.
@@ -426,16 +618,22 @@ def open_run(config: RunConfig, directory: RunDirectory, *, resume: bool) -> Run
     Raises:
         ConfigError: the directory holds a run and ``resume`` is not set; or as
             :meth:`Runner.start` and :meth:`Runner.resume`.
+        CollectiveError: the same, on several ranks.
     """
-    resuming = resume and directory.checkpoint.exists()
-    if resuming:
-        directory.check_resumable(config)
-    elif directory.holds_a_run and not resume:
-        raise ConfigError(
-            f"{directory.path} already holds a run: add --resume to continue it, or choose another "
-            "--output"
-        )
-    choose_threads(directory.read_provenance().get("threads") if resuming else None)
-    assembly = assemble(config)
+
+    def look() -> bool:
+        resuming = resume and directory.checkpoint.exists()
+        if resuming:
+            directory.check_resumable(config)
+        elif directory.holds_a_run and not resume:
+            raise ConfigError(
+                f"{directory.path} already holds a run: add --resume to continue it, or choose "
+                "another --output"
+            )
+        return resuming
+
+    resuming = communicator.from_root(look)
+    choose_threads(communicator)
+    assembly = communicator.together(lambda: assemble(config, communicator))
     prepare = Runner.resume if resuming else Runner.start
-    return prepare(config, assembly, directory)
+    return prepare(config, assembly, directory, communicator)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +20,15 @@ from flowmc.registry import ConfigError
 from flowmc.run.assembly import Assembly
 from flowmc.run.config import RunConfig
 
-__all__ = ["StartFiles", "base_name", "first_state", "initial_states", "read_start_files"]
+__all__ = [
+    "StartFiles",
+    "base_name",
+    "first_state",
+    "initial_states",
+    "purpose_of",
+    "read_start_files",
+    "rehearsal_state",
+]
 
 
 @dataclass(frozen=True)
@@ -27,20 +37,26 @@ class StartFiles:
 
     Attributes:
         paths: as found on disk; one per chain, or one for all.
-        stored: what they hold, by path.
+        stored: what those of this rank's chains hold, by path.
+        digests: SHA-256 of these, by path.
     """
 
     paths: Sequence[str] = ()
     stored: dict[str, StoredField] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+
+    def path_of(self, chain: int) -> str:
+        """Return the file that a chain starts from."""
+        return self.paths[chain if len(self.paths) > 1 else 0]
 
     def of_chain(self, chain: int) -> tuple[str, StoredField]:
         """Return path and content of the file that a chain starts from."""
-        path = self.paths[chain if len(self.paths) > 1 else 0]
+        path = self.path_of(chain)
         return path, self.stored[path]
 
 
-def read_start_files(config: RunConfig, assembly: Assembly) -> StartFiles:
-    """Read and check all start files; none if the chains do not start from files.
+def read_start_files(config: RunConfig, assembly: Assembly, chains: Iterable[int]) -> StartFiles:
+    """Read and check the start files of some chains; none if chains do not start from files.
 
     Raises:
         FormatError, OSError: as :func:`flowmc.io.load_field`.
@@ -50,37 +66,61 @@ def read_start_files(config: RunConfig, assembly: Assembly) -> StartFiles:
     assert config.chains.file is not None
     written = config.chains.file
     paths = [config.path(name) for name in ([written] if isinstance(written, str) else written)]
-    stored = {
-        path: load_field(path, config.action, dtype=assembly.dtype, device=assembly.device)
-        for path in dict.fromkeys(paths)
-    }
-    return StartFiles(paths, stored)
+    files = StartFiles(paths)
+    for path in dict.fromkeys(files.path_of(chain) for chain in chains):
+        files.stored[path] = load_field(
+            path, config.action, dtype=assembly.dtype, device=assembly.device
+        )
+        with open(path, "rb") as file:
+            files.digests[path] = hashlib.file_digest(file, "sha256").hexdigest()
+    return files
 
 
 def initial_states(
-    config: RunConfig, assembly: Assembly, files: StartFiles
-) -> list[State | LadderState]:
-    """Return the state of every block of chains before the first update.
+    config: RunConfig, assembly: Assembly, files: StartFiles, own: Mapping[int, Sequence[int]]
+) -> dict[int, State | LadderState]:
+    """Return the states of some blocks of chains before the first update, by block.
 
     All replicas of a ladder start from the same file, or each from its own cold, hot or flow draw.
+
+    Args:
+        config: what to run.
+        assembly: of it.
+        files: those of the chains of these blocks.
+        own: the wanted replicas, by block.
 
     Raises:
         ConfigError: naming the first chain whose start is not finite.
     """
-    return [
-        first_state(assembly, _fields(config, assembly, files, index, first, last), first)
-        for index, (first, last) in enumerate(config.chains.blocks)
-    ]
+    states = {}
+    for block, replicas in own.items():
+        first, last = config.chains.blocks[block]
+        fields = {
+            r: _field(config, assembly, files, block, first, last, replica=r) for r in replicas
+        }
+        states[block] = first_state(assembly, fields, first)
+    return states
 
 
-def first_state(assembly: Assembly, fields: Sequence[Tensor], first: int) -> State | LadderState:
-    """Return the state of one block from the fields of its replicas.
+def rehearsal_state(config: RunConfig, assembly: Assembly, files: StartFiles) -> Any:
+    """Return a start of chain 0 alone, with all its replicas."""
+    fields = {
+        r: _field(config, assembly, files, 0, 0, 1, replica=r) for r in range(len(assembly.actions))
+    }
+    return first_state(assembly, fields, 0)
+
+
+def first_state(
+    assembly: Assembly, fields: Mapping[int, Tensor], first: int
+) -> State | LadderState:
+    """Return the state of one block from the fields of its replicas on this rank.
 
     Raises:
         ConfigError: naming the first chain whose field or action is not finite.
     """
-    replicas = []
-    for action, batch in zip(assembly.actions, fields, strict=True):
+    replicas: list[State | None] = [None] * len(assembly.actions)
+    for r, batch in fields.items():
+        action = assembly.actions[r]
         action.check_field(batch)
         value = action(batch)
         finite = torch.isfinite(value) & torch.isfinite(batch.flatten(1)).all(1)
@@ -90,25 +130,34 @@ def first_state(assembly: Assembly, fields: Sequence[Tensor], first: int) -> Sta
                 f"[chains]: the start configuration of chain {chain} is not finite, or its action "
                 "is not: choose another start"
             )
-        replicas.append(State(batch, value))
+        replicas[r] = State(batch, value)
     if not assembly.is_ladder:
+        assert replicas[0] is not None
         return replicas[0]
-    walkers = torch.arange(len(replicas)).repeat(len(fields[0]), 1)
-    return LadderState(tuple(replicas), walkers)
+    chains = len(next(iter(fields.values())))
+    return LadderState(tuple(replicas), torch.arange(len(replicas)).repeat(chains, 1))
 
 
-def _fields(
-    config: RunConfig, assembly: Assembly, files: StartFiles, index: int, first: int, last: int
-) -> list[Tensor]:
-    chains = last - first
-    rng = stream(config.chains.seed, index, "start", assembly.device)
+def purpose_of(purpose: str, replica: int) -> str:
+    """Return the purpose under which a replica has its own random stream."""
+    return purpose if replica == 0 else f"{purpose}, replica {replica}"
+
+
+def _field(
+    config: RunConfig,
+    assembly: Assembly,
+    files: StartFiles,
+    block: int,
+    first: int,
+    last: int,
+    *,
+    replica: int,
+) -> Tensor:
     if files.paths:
-        batch = torch.cat([files.of_chain(chain)[1].field for chain in range(first, last)])
-        return [batch.clone() for _ in assembly.actions]
-    return [
-        _draw(config.chains.start, action, assembly.start_model, chains, rng, assembly)
-        for action in assembly.actions
-    ]
+        return torch.cat([files.of_chain(chain)[1].field for chain in range(first, last)])
+    rng = stream(config.chains.seed, block, purpose_of("start", replica), assembly.device)
+    action = assembly.actions[replica]
+    return _draw(config.chains.start, action, assembly.start_model, last - first, rng, assembly)
 
 
 def _draw(

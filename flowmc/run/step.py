@@ -17,9 +17,11 @@ import torch
 
 from flowmc.io import StoredField, load_field, number_in_name, write_field
 from flowmc.kernels import NonFiniteStateError, State
+from flowmc.parallel import Communicator
+from flowmc.parallel.devices import choose_threads
 from flowmc.random import stream
 from flowmc.registry import ConfigError
-from flowmc.run.assembly import Assembly, assemble, choose_threads
+from flowmc.run.assembly import Assembly, assemble
 from flowmc.run.checkpoint import settled
 from flowmc.run.config import RunConfig, check_format, load_config
 from flowmc.run.diagnostics import leaves
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     """
     config = load_config(args.config, for_step=True)
     _check(config)
-    choose_threads()
+    choose_threads(Communicator())
     assembly = assemble(config)
     stored = load_field(args.source, config.action, dtype=assembly.dtype, device=assembly.device)
     number = _number(args, stored)
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     present = config.chains.precision
     check_format(form, config.action, args.destination, present=present, precision=precision)
 
-    state = first_state(assembly, [stored.field], 0)
+    state = first_state(assembly, {0: stored.field}, 0)
     observable_shapes(config.observables, assembly.actions, state)
     rng = stream(config.chains.seed, 0, f"step {number}", assembly.device)
     try:

@@ -1,4 +1,4 @@
-"""The plain tables of a configuration, ``[chains]``, ``[run]`` and ``[ensemble]``: one dataclass
+"""The plain tables of a configuration, ``[chains]``, ``[run]``, ``[ensemble]``, ...: one dataclass
 each, whose fields are its keys.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from flowmc.registry import ConfigError
 
-__all__ = ["Chains", "Ensemble", "RunTable", "seconds_of"]
+__all__ = ["Chains", "Ensemble", "Parallel", "RunTable", "seconds_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +127,26 @@ class Ensemble:
         _at_least("[ensemble]", self, first_number=0)
         if self.name is not None and (not self.name or "/" in self.name or self.name[0] == "."):
             raise ConfigError(f"[ensemble]: name = {self.name!r}: should be a plain file name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel:
+    """``[parallel]``: how the work is spread over MPI ranks.  No result depends on it.
+
+    Attributes:
+        deal: "contiguous" gives neighbouring blocks of chains and replicas to one rank, "cyclic"
+            deals them one by one.
+        proposals: "shared" lets ranks that own no chains draw flow proposals for those that do;
+            "owner" leaves them to the owners of the chains.
+        peer_timeout: how long a rank waits for another before it gives the run up as hung.
+    """
+
+    deal: Literal["contiguous", "cyclic"] = "contiguous"
+    proposals: Literal["shared", "owner"] = "shared"
+    peer_timeout: float | str = "30m"
+
+    def __post_init__(self) -> None:
+        seconds_of(self.peer_timeout, "[parallel]: peer_timeout")
 
 
 def seconds_of(value: float | str, where: str) -> float:
