@@ -5,6 +5,12 @@ from one end to the other and back; the share of walkers at replica r that last 
 falls linearly from 1 to 0 in an ideal ladder, and drops steeply at a bottleneck (H.G. Katzgraber,
 S. Trebst, D.A. Huse, M. Troyer, J. Stat. Mech. (2006) P03018).
 
+What the rejection rates :math:`r_i` of the pairs allow is known for replicas that forget their past
+from one exchange to the next (S. Syed, A. Bouchard-Cote, G. Deligiannidis, A. Doucet, J. R. Stat.
+Soc. B 84 (2022) 321, arXiv:1905.02939): their sum is the communication barrier
+:math:`\Lambda`, a property of the ends and the path between them that more replicas do not lower,
+and it bounds the rate of round trips.  A *sweep* there tries all pairs of one parity.
+
 Walkers are followed from one recorded row to the next: with rows far apart, trips are missed.
 """
 
@@ -18,7 +24,22 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import PchipInterpolator
 from scipy.special import erfc, erfinv
 
-__all__ = ["acceptance_from_work", "equalised", "positions", "round_trips", "up_fraction"]
+__all__ = [
+    "acceptance_from_work",
+    "diffusivity",
+    "equalised",
+    "expected_round_trip_rate",
+    "optimal_round_trip_rate",
+    "positions",
+    "relaxation_rows",
+    "round_trip_rate",
+    "round_trips",
+    "transition_matrix",
+    "up_fraction",
+]
+
+CHAINS_FOR_SPREAD = 8  # ladders from which the scatter of their round trips gives an error
+MINIMUM_TRIPS = 20  # ... and round trips in all of them
 
 # A rejection rate this close to 1 is as good as 1: a few hundred tries tell no more.
 MAXIMAL_REJECTION = 1 - 1e-3
@@ -59,6 +80,110 @@ def up_fraction(walkers: ArrayLike) -> NDArray[np.float64]:
     known = (origin >= 0).sum(axis=(0, 1))
     up = (origin == 0).sum(axis=(0, 1))
     return np.where(known > 0, up / np.maximum(known, 1), np.nan)
+
+
+def round_trip_rate(walkers: ArrayLike) -> tuple[float, float]:
+    r"""Return the number of round trips of one ladder per row, all its walkers together.
+
+    The error is from the scatter of the ladders, where there are at least 8 with 20 trips in all,
+    and else that of a Poisson count, :math:`\sqrt{\max(n, 1)}`, the larger of the two.
+
+    Args:
+        walkers: ``(rows, chains, replicas)``, which walker sits at replica r.
+
+    Returns:
+        The rate and its standard deviation.
+    """
+    walkers = np.asarray(walkers)
+    rows, chains = walkers.shape[:2]
+    trips = round_trips(walkers).sum(axis=1)
+    total = int(trips.sum())
+    error = math.sqrt(max(total, 1)) / (rows * chains)
+    if chains >= CHAINS_FOR_SPREAD and total >= MINIMUM_TRIPS:
+        error = max(error, float(trips.std(ddof=1)) / (math.sqrt(chains) * rows))
+    return total / (rows * chains), error
+
+
+def expected_round_trip_rate(rejection: ArrayLike, schedule: str = "even_odd") -> float:
+    r"""Return the round trips of a ladder per sweep if replicas forget between exchanges.
+
+    :math:`1 / (2 + 2 \sum_i r_i / (1 - r_i))` for deterministically alternating parities, whose
+    walkers keep their direction until they are rejected, and
+    :math:`1 / (2n + 2 \sum_i r_i / (1 - r_i))` with n pairs for random ones, whose walkers diffuse
+    (arXiv:1905.02939, corollary 2).  Fewer trips than that show how slowly the replicas forget.
+
+    Args:
+        rejection: ``(replicas - 1,)``, share of rejected exchanges of each neighbouring pair.
+        schedule: "even_odd" or "random", as of :class:`flowmc.kernels.Exchange`.
+    """
+    rates = np.asarray(rejection, dtype=np.float64)
+    if (rates >= 1).any():
+        return 0.0
+    straight = {"even_odd": 1, "random": rates.size}[schedule]
+    return float(1 / (2 * straight + 2 * (rates / (1 - rates)).sum()))
+
+
+def optimal_round_trip_rate(rejection: ArrayLike) -> float:
+    r"""Return :math:`1 / (2 + 2\Lambda)`: round trips per sweep of many alternating replicas.
+
+    The limit of a fine ladder between the same ends (arXiv:1905.02939, theorem 3).
+
+    Args:
+        rejection: as for :func:`expected_round_trip_rate`; their sum is the barrier.
+    """
+    return float(1 / (2 + 2 * np.asarray(rejection, dtype=np.float64).sum()))
+
+
+def diffusivity(walkers: ArrayLike) -> NDArray[np.float64]:
+    r"""Return the local diffusivity between neighbouring replicas, ``(replicas - 1,)``.
+
+    In equilibrium as many walkers pass each pair on their way up as make round trips, a current j
+    per row, and :math:`D_{r+1/2} = j / (f_r - f_{r+1})` with the share f of walkers that last
+    visited replica 0, in replicas squared per row (J. Stat. Mech. (2006) P03018, equation (4), with
+    the index of the replica as coordinate, in which the density of walkers is 1).  NaN where f does
+    not fall, which is noise.
+
+    Args:
+        walkers: ``(rows, chains, replicas)``, which walker sits at replica r.
+    """
+    fall = -np.diff(up_fraction(walkers))
+    rate, _ = round_trip_rate(walkers)
+    return np.where(fall > 0, rate / np.where(fall > 0, fall, 1), np.nan)
+
+
+def transition_matrix(walkers: ArrayLike) -> NDArray[np.float64]:
+    """Return the probability that a walker at replica r is at s in the next row, ``(r, s)``.
+
+    Rows and columns add up to 1.
+
+    Args:
+        walkers: ``(rows, chains, replicas)``, at least two rows.
+    """
+    position = positions(walkers)
+    replicas = position.shape[-1]
+    if len(position) < 2:
+        raise ValueError("transitions need at least two rows of walkers")
+    moves = position[:-1] * replicas + position[1:]
+    counts = np.bincount(moves.ravel(), minlength=replicas**2).reshape(replicas, replicas)
+    return counts / counts.sum(axis=1, keepdims=True)
+
+
+def relaxation_rows(matrix: ArrayLike) -> float:
+    r"""Return :math:`-1 / \ln |\lambda_2|` of a transition matrix, in rows.
+
+    The time in which the distribution of a walker over the replicas becomes uniform, if moves have
+    no memory from one row to the next.  Walkers of alternating sweeps have one, they keep their
+    direction, and for rows that are one or two sweeps apart this time is then an upper estimate.
+    Infinite if the ladder falls in parts, 0 if one row is enough.
+
+    Args:
+        matrix: ``(replicas, replicas)``, of :func:`transition_matrix`.
+    """
+    values = np.abs(np.linalg.eigvals(np.asarray(matrix, dtype=np.float64)))
+    second = float(np.sort(values)[-2])
+    if second >= 1 - 1e-12:
+        return math.inf
+    return -1 / math.log(second) if second > 1e-300 else 0.0
 
 
 def acceptance_from_work(mean_work: float) -> float:
