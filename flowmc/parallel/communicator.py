@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -129,6 +129,10 @@ class Communicator:
     def arrived(self, source: int, tag: int) -> bool:
         """Whether a message can be received without waiting."""
         return False
+
+    def wait_for_any(self, messages: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """Wait until one of some messages, each (source, tag), can be received; return it."""
+        raise ValueError("one rank alone has nobody to wait for")
 
     def abort(self, status: int) -> None:
         """End all ranks at once with this exit status."""

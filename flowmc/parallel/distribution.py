@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Distribution"]
+__all__ = ["Distribution", "shares"]
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class Distribution:
             )
             return cls(ranks, owners)
         if ranks <= blocks or replicas == 1 or whole_ladders:
-            owner = _shares(blocks, min(ranks, blocks))
+            owner = shares(blocks, min(ranks, blocks))
             return cls(ranks, tuple((rank,) * replicas for rank in owner))
-        groups = _shares(min(ranks, blocks * replicas), blocks)
+        groups = shares(min(ranks, blocks * replicas), blocks)
         spread: list[tuple[int, ...]] = []
         for block in range(blocks):
             group = [rank for rank, own in enumerate(groups) if own == block]
-            spread.append(tuple(group[share] for share in _shares(replicas, len(group))))
+            spread.append(tuple(group[share] for share in shares(replicas, len(group))))
         return cls(ranks, tuple(spread))
 
     def owner(self, block: int, replica: int = 0) -> int:
@@ -81,10 +81,10 @@ class Distribution:
         return tuple(rank for rank in range(self.ranks) if rank not in busy)
 
 
-def _shares(items: int, shares: int) -> Sequence[int]:
+def shares(items: int, count: int) -> Sequence[int]:
     """Return the share of every item: contiguous, as even as possible, the first ones larger."""
-    size, rest = divmod(items, shares)
+    size, rest = divmod(items, count)
     found: list[int] = []
-    for share in range(shares):
+    for share in range(count):
         found += [share] * (size + (share < rest))
     return found

@@ -11,7 +11,7 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import mpi4py
@@ -103,7 +103,7 @@ class MpiCommunicator(Communicator):
         size = tensor.numel() * tensor.element_size()
 
         def finish() -> None:
-            self.count(purpose, size, self._wait(request, f"sending to rank {to} ({purpose})", to))
+            self.count(purpose, size, self._wait(request.Test, f"sending to rank {to} ({purpose})"))
 
         return Pending(finish)
 
@@ -122,7 +122,7 @@ class MpiCommunicator(Communicator):
         request = self._comm.Irecv(_view(tensor), source, tag)
 
         def finish() -> Tensor:
-            seconds = self._wait(request, f"waiting for rank {source} ({purpose})", source)
+            seconds = self._wait(request.Test, f"for rank {source} ({purpose})")
             self.count(f"{purpose}, received", 0, seconds)
             return tensor.to(device) if staged else tensor
 
@@ -130,6 +130,17 @@ class MpiCommunicator(Communicator):
 
     def arrived(self, source: int, tag: int) -> bool:
         return bool(self._comm.Iprobe(source, tag))
+
+    def wait_for_any(self, messages: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        found: list[tuple[int, int]] = []
+
+        def look() -> bool:
+            found.extend(pair for pair in messages if self.arrived(*pair))
+            return bool(found)
+
+        sources = ", ".join(str(source) for source in sorted({source for source, _ in messages}))
+        self._wait(look, f"for rank {sources}")
+        return found[0]
 
     def abort(self, status: int) -> None:
         sys.stdout.flush()
@@ -173,20 +184,22 @@ class MpiCommunicator(Communicator):
         return _view(tensor)
 
     def _collective(self, request: MPI.Request, purpose: str, size: int) -> None:
-        self.count(purpose, size, self._wait(request, f"in a collective operation ({purpose})"))
+        self.count(
+            purpose, size, self._wait(request.Test, f"in a collective operation ({purpose})")
+        )
 
-    def _wait(self, request: MPI.Request, what: str, peer: int | None = None) -> float:
-        """Poll until the request is done; return the seconds it took."""
+    def _wait(self, is_done: Callable[[], bool], what: str) -> float:
+        """Poll until something is done; return the seconds it took."""
         begin = time.monotonic()
-        while not request.Test():
+        while not is_done():
             waited = time.monotonic() - begin
             if waited > self.timeout:
-                self._give_up(request, what, peer, waited)
+                self._give_up(is_done, what, waited)
             if waited > _SPIN:
                 time.sleep(min(_LONGEST_NAP, 0.1 * waited))
         return time.monotonic() - begin
 
-    def _give_up(self, request: MPI.Request, what: str, peer: int | None, waited: float) -> None:
+    def _give_up(self, is_done: Callable[[], bool], what: str, waited: float) -> None:
         """End the run, unless the peer comes in the last moment; say who is not there.
 
         Ranks that work are waiting as well, for this operation or for one that waits for it, and
@@ -200,7 +213,7 @@ class MpiCommunicator(Communicator):
         status = MPI.Status()
         until = time.monotonic() + min(10.0, 1.0 + 0.1 * self.timeout)
         while time.monotonic() < until:
-            if request.Test():
+            if is_done():
                 return
             while self._comm.Iprobe(MPI.ANY_SOURCE, _ALIVE, status):
                 alive.add(status.Get_source())

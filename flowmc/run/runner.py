@@ -23,6 +23,7 @@ from flowmc.parallel import CollectiveError, Communicator
 from flowmc.parallel.agreement import Agreement
 from flowmc.parallel.devices import choose_threads, describe
 from flowmc.parallel.distribution import Distribution
+from flowmc.parallel.proposals import SharedProposals
 from flowmc.parallel.wires import BlockWire
 from flowmc.random import Streams, stream
 from flowmc.registry import ConfigError
@@ -105,6 +106,16 @@ class Runner:
         self.states = {
             block: self._wired(block, settled(state)) for block, state in checkpoint.states.items()
         }
+        self.proposals: SharedProposals | None = None
+        if config.parallel.proposals == "shared" and distribution.idle:
+            self.proposals = SharedProposals(
+                communicator,
+                distribution,
+                assembly.kernel,
+                [last - first for first, last in config.chains.blocks],
+                config.chains.seed,
+                assembly.device,
+            )
         self.streams: dict[tuple[int, int], torch.Generator] = {}
         for cell, state in checkpoint.streams.items():
             self.streams[cell] = torch.Generator(device=assembly.device)
@@ -284,9 +295,9 @@ class Runner:
         if communicator.size == 1:
             return []
         texts = [describe(communicator, self.assembly.device)]
-        idle = len(self.distribution.idle)
-        if idle:
-            texts.append(_about_idle(idle, self.config, self.assembly))
+        if self.distribution.idle:
+            draws = self.proposals is not None and self.proposals.has_work
+            texts.append(_about_idle(self.distribution, draws, self.config, self.assembly))
         return texts
 
     def go(self, started: float) -> str:
@@ -381,6 +392,8 @@ class Runner:
         names = kernel_names(self.assembly)
         kernel = self.assembly.kernel
         infos: dict[int, Info] = {}
+        if self.proposals is not None and self.proposals.is_helper:
+            self.proposals.serve(update)
         for block, replicas in self.own.items():
             first, last = blocks[block]
             own = {r: self.streams[block, r] for r in replicas}
@@ -520,14 +533,19 @@ class Runner:
             kernel.calls = int(before.get("calls", 0))
 
 
-def _about_idle(idle: int, config: RunConfig, assembly: Assembly) -> str:
+def _about_idle(
+    distribution: Distribution, draws: bool, config: RunConfig, assembly: Assembly
+) -> str:
+    idle = len(distribution.idle)
     chains, replicas = config.chains, len(assembly.actions)
     blocks = len(chains.blocks)
     what = f"{blocks} block{'s' if blocks > 1 else ''} of chains"
     if assembly.is_ladder:
         what += f" of {replicas} replicas"
         what += "" if assembly.spreads else " that must stay together"
-    text = f"{idle} ranks own nothing: there are {what}"
+    verb = ("draws" if idle == 1 else "draw") + " flow proposals for the others"
+    text = f"{idle} rank{'s' if idle > 1 else ''} {verb if draws else 'have no work'}: "
+    text += f"there {'is' if blocks == 1 else 'are'} {what}"
     if chains.count > blocks:
         text += "; smaller blocks ([chains] block) serve more ranks, in a new run"
     return text
