@@ -154,7 +154,8 @@ def analyse_topological_charge(series: ArrayLike) -> Estimate:
     """Analyse a topological charge, whose freezing hides from the Gamma method.
 
     A charge that hopped once or never shows a small *apparent* tau_int.  With fewer than 20 hops in
-    all chains together tau_int is therefore marked as a lower bound.
+    all chains together tau_int is therefore marked as a lower bound.  A charge that is not near
+    integers has no hops (None); a warning says so.
 
     Args:
         series: as for :func:`analyse`.
@@ -163,13 +164,13 @@ def analyse_topological_charge(series: ArrayLike) -> Estimate:
     estimate = analyse(values)
     values, _ = _finite_rows(values.reshape(values.shape[0], -1))
     hops = count_hops(values)
-    estimate = replace(estimate, hops=hops)
     if float(np.mean(np.abs(values - np.round(values)))) > 0.15:
         return estimate.warned(
-            "the charge is not near integers (a rough field, not smoothed), so its hops cannot be "
-            "counted and freezing cannot be ruled out",
+            "the charge is not near integers (a rough field, not smoothed), so its changes cannot "
+            "be counted and freezing cannot be ruled out: measure it at a larger flow_time",
             is_bound=False,
         )
+    estimate = replace(estimate, hops=hops)
     if hops < MINIMUM_HOPS:
         length = values.shape[0]
         return estimate.warned(

@@ -6,7 +6,6 @@ x ("clover"), projected on the algebra; for U(1) it is the mean of their sines.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
 
@@ -105,8 +104,11 @@ def charge(
         strength = field_strength(field, action)
     total = torch.zeros(field.shape[0], dtype=torch.float64, device=field.device)
     # epsilon_{mu nu rho sigma} has 8 equal terms for each of the three dual pairs of planes.
-    for first, sign in zip(itertools.combinations(range(4), 2), (1, -1, 1), strict=False):
-        second = tuple(sorted(set(range(4)) - set(first)))
+    for first, second, sign in (
+        ((0, 1), (2, 3), 1),
+        ((0, 2), (1, 3), -1),
+        ((0, 3), (1, 2), 1),
+    ):
         total = total - sign * _product(strength[first], strength[second])
     return -8 * total / (32 * math.pi**2)
 

@@ -36,6 +36,8 @@ class Phase:
         kernels: by name of the kernel and of the value, each ``(rows, chains, ...)``.
         walkers: ``(rows, chains, replicas)``, which walker sits at replica r; None without ladder.
         planned_rows: number of rows when the phase is complete.
+        couplings: of a tuned ladder, by name, each ``(rows, replicas)``.
+        parameters: keys of the observables that have some, by name.
     """
 
     updates: NDArray[np.int64]
@@ -43,6 +45,8 @@ class Phase:
     kernels: Mapping[str, Mapping[str, NDArray]] = field(default_factory=dict)
     walkers: NDArray[np.int64] | None = None
     planned_rows: int = 0
+    couplings: Mapping[str, NDArray] = field(default_factory=dict)
+    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def is_complete(self) -> bool:
@@ -99,9 +103,9 @@ class RecordedRun:
                         f"{file} has layout {layout!r}, this flowmc reads {LAYOUT}: use the "
                         "version of flowmc that made it"
                     )
-                couplings = _couplings(handle)
                 thermalization = _phase(handle.get("thermalization"))
                 production = _phase(handle.get("production"))
+                couplings = _tuned(_couplings(handle), production)
         except OSError as error:
             raise ConfigError(f"{file} cannot be read: {error}") from error
         if production.rows == 0:
@@ -293,6 +297,12 @@ def _phase(group: h5py.Group | None) -> Phase:
         },
         None if walkers is None else walkers[:rows],
         len(updates),
+        {name: data[:rows] for name, data in group.get("couplings", {}).items()},
+        {
+            name: json.loads(data.attrs["parameters"])
+            for name, data in group.get("observables", {}).items()
+            if "parameters" in data.attrs
+        },
     )
 
 
@@ -304,6 +314,19 @@ def _couplings(handle: h5py.File) -> tuple[Any, ...]:
         return ()
     value = _plain(value)
     return tuple(json.loads(value) if isinstance(value, str) else value)
+
+
+def _tuned(couplings: tuple[Any, ...], production: Phase) -> tuple[Any, ...]:
+    """Return the couplings that production used, where tuning moved them from those written."""
+    if not production.couplings or not production.rows:
+        return couplings
+    last = {name: values[-1] for name, values in production.couplings.items()}
+    replicas = len(next(iter(last.values())))
+    fixed = couplings if len(couplings) == replicas else ({},) * replicas
+    return tuple(
+        {**(own if isinstance(own, Mapping) else {}), **{k: float(v[r]) for k, v in last.items()}}
+        for r, own in enumerate(fixed)
+    )
 
 
 def _plain(value: Any) -> Any:

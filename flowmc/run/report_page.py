@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from flowmc.estimators.autocorrelation import Estimate, format_value
 from flowmc.run import report_plots
 from flowmc.run.recorded import RecordedRun
-from flowmc.run.report_text import duration, value_text
 from flowmc.run.summary import Analysis
+from flowmc.run.text_parts import duration, value_text
 
 __all__ = ["page", "write_page"]
 

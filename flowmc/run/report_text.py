@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from flowmc.estimators.autocorrelation import format_value
+from flowmc.run.flow_summary import FlowSummary
+from flowmc.run.ladder_text import ladder_text
 from flowmc.run.summary import Analysis
+from flowmc.run.text_parts import (
+    acceptance_text,
+    bounded,
+    count_text,
+    duration,
+    number_text,
+    ordinal_text,
+    table,
+    value_text,
+)
 
-__all__ = ["comparison_text", "duration", "report_text", "table", "value_text"]
+__all__ = ["comparison_text", "report_text"]
 
 
 def report_text(analysis: Analysis) -> str:
     """Return the report as it is printed in a terminal."""
     record = analysis.run
     lines = [
-        f"{record.path}: {record.updates} updates of {_count(record.chains, 'chain')}"
+        f"{record.path}: {record.updates} updates of {count_text(record.chains, 'chain')}"
         + (f", {record.replicas} replicas" if record.replicas > 1 else "")
-        + f", measured every {_ordinal(record.measure_every)}"
+        + f", measured every {ordinal_text(record.measure_every)}"
     ]
     if analysis.warnings:
         lines += ["", *(f"! {warning}" for warning in analysis.warnings)]
@@ -32,8 +44,7 @@ def report_text(analysis: Analysis) -> str:
                 [
                     label,
                     str(estimate),
-                    (">= " if estimate.is_bound else "")
-                    + format_value(estimate.tau_int, estimate.tau_int_error),
+                    bounded(estimate, format_value(estimate.tau_int, estimate.tau_int_error)),
                     str(estimate.samples),
                     (">= " if estimate.is_bound and math.isfinite(seconds) else "")
                     + duration(seconds),
@@ -43,30 +54,18 @@ def report_text(analysis: Analysis) -> str:
     rows = [
         [
             name,
-            _acceptance(entry),
-            _number(entry.get("calls"), "{:.0f}"),
+            acceptance_text(entry),
+            number_text(entry.get("calls"), "{:.0f}"),
             duration(entry.get("seconds")),
             _extra(entry),
         ]
         for name, entry in analysis.kernels.items()
     ]
     lines += ["", *table(["kernel", "acceptance", "calls", "time", ""], rows)]
+    for name, flow in analysis.flows.items():
+        lines += ["", *_flow(name, flow)]
     if analysis.exchange is not None:
-        rows = [
-            [
-                entry["name"],
-                f"{record.replica_name(entry['pair'])} -> {record.replica_name(entry['pair'] + 1)}",
-                _acceptance({**entry, "acceptance_error": entry["error"]}),
-                _number(entry["erfc_estimate"], "{:.3f}"),
-                value_text(entry["work_mean"], entry["work_mean_error"]),
-            ]
-            for entry in analysis.exchange["pairs"]
-        ]
-        lines += ["", *table(["exchange", "couplings", "acceptance", "Gaussian", "<work>"], rows)]
-        lines.append(
-            f"{analysis.exchange['round_trips']} round trips, "
-            f"{analysis.exchange['round_trips_per_walker']:.3g} per walker"
-        )
+        lines += ["", *ladder_text(analysis)]
     training = record.training_seconds()
     if training and analysis.costs:
         lines += [
@@ -82,6 +81,21 @@ def report_text(analysis: Analysis) -> str:
             "For the break-even number give a run without the flow first: flowmc report A B"
         )
     return "\n".join(lines)
+
+
+def _flow(name: str, flow: FlowSummary) -> list[str]:
+    """Return scales, or the energies where the theory has none."""
+    if not flow.scales:
+        last = [f"{key}: {estimates[-1]}" for key, estimates in flow.energies.items()]
+        return [f"{name}: t^2 E at t = {flow.flow_times[-1]:g}: {', '.join(last)}"]
+    rows = []
+    for label, unit in (("t0", "t0/a^2"), ("w0", "w0/a")):
+        estimates = [flow.scales[definition][label][0] for definition in flow.scales]
+        rows.append([unit, *("-" if e is None else bounded(e, str(e)) for e in estimates)])
+        clover = estimates[0]
+        tau = "-" if clover is None else format_value(clover.tau_int, clover.tau_int_error)
+        rows[-1].append(tau if clover is None else bounded(clover, tau))
+    return table([name, *flow.scales, "tau_int"], rows)
 
 
 def comparison_text(document: Mapping[str, Any]) -> str:
@@ -121,28 +135,6 @@ def comparison_text(document: Mapping[str, Any]) -> str:
     return "\n".join([*table(header, rows), explanation])
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a plain-text table, columns aligned to the left."""
-    widths = [max(len(str(cell)) for cell in column) for column in zip(header, *rows, strict=True)]
-    return [
-        "  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [header, *rows]
-    ]
-
-
-def duration(seconds: float | None) -> str:
-    """Return a duration with three significant digits and the unit that suits it."""
-    if seconds is None or not math.isfinite(seconds):
-        return "-"
-    for unit, length in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.3g} {unit}"
-    for unit, length in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= length or unit == "µs":
-            return f"{seconds / length:.3g} {unit}"
-    return "-"
-
-
 def _extra(entry: Mapping[str, Any]) -> str:
     parts = []
     if "exp_minus_energy_error" in entry:
@@ -158,30 +150,7 @@ def _extra(entry: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _acceptance(entry: Mapping[str, Any]) -> str:
-    return value_text(entry["acceptance"], entry["acceptance_error"])
-
-
-def value_text(value: float | None, error: float | None) -> str:
-    """Return a value with its error, a dash for nothing."""
-    if value is None:
-        return "-"
-    return format_value(value, math.nan if error is None else error)
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
-
-
 def _break_even(samples: float) -> str:
     if samples == 0:
         return "-"
     return "never" if math.isinf(samples) else f"{samples:.3g}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _ordinal(number: int) -> str:
-    return "update" if number == 1 else f"{number} updates"

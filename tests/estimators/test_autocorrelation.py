@@ -165,6 +165,7 @@ def test_frozen_charge_gives_a_lower_bound():
 def test_rough_charge_is_not_counted():
     rough = analyse_topological_charge(np.random.default_rng(12).normal(size=(500, 2)))
     assert "not near integers" in rough.warnings[0]
+    assert rough.hops is None and not rough.is_bound
 
 
 def test_hops():

@@ -1,0 +1,252 @@
+"""What a run directory says about its ladder: exchanges, and how walkers travel through it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowmc.estimators.autocorrelation import analyse
+from flowmc.estimators.ladder import (
+    MINIMUM_TRIPS,
+    acceptance_from_work,
+    diffusivity,
+    expected_round_trip_rate,
+    optimal_round_trip_rate,
+    positions,
+    relaxation_rows,
+    round_trip_rate,
+    round_trips,
+    transition_matrix,
+    up_fraction,
+)
+from flowmc.run.kernel_summary import SIGMAS, mean_of_complete_rows
+from flowmc.run.recorded import RecordedRun
+
+__all__ = ["summarise_exchange"]
+
+BOTTLENECK = 1.5  # times the mean, beyond which a pair's share of the ladder is named a bottleneck
+_PAIR = re.compile(r"^pair\[(\d+)\]")
+
+
+def summarise_exchange(
+    run: RecordedRun, kernels: Mapping[str, Mapping[str, Any]], warnings: list[str]
+) -> dict[str, Any]:
+    """Return the entry ``exchange`` of the JSON document; add to the warnings.
+
+    Args:
+        run: with walkers.
+        kernels: of :func:`flowmc.run.kernel_summary.summarise_kernels`.
+        warnings: sentences are appended.
+    """
+    walkers = run.production.walkers
+    assert walkers is not None
+    pairs = _pairs(run, kernels, warnings)
+    trips = round_trips(walkers)
+    total = int(trips.sum())
+    fraction = up_fraction(walkers)
+    exchange: dict[str, Any] = {
+        "pairs": pairs,
+        "round_trips": total,
+        "round_trips_per_walker": float(trips.mean()),
+        "updates_per_round_trip": run.updates * trips.size / total if total else None,
+        "round_trip_rate": _rate(run, walkers, pairs),
+        **_barrier(pairs),
+        **_forgetting(run, walkers),
+        "replica_diffusion": {
+            "up_fraction": fraction.tolist(),
+            "diffusivity": (diffusivity(walkers) / run.measure_every).tolist(),
+        },
+        "bottleneck": _bottleneck(run, pairs, fraction, total),
+    }
+    if total == 0:
+        warnings.append(
+            "exchange: no walker has made a round trip through the ladder, so the target has not "
+            "profited from the other replicas yet"
+        )
+    return exchange
+
+
+def _pairs(
+    run: RecordedRun, kernels: Mapping[str, Mapping[str, Any]], warnings: list[str]
+) -> list[dict[str, Any]]:
+    pairs = []
+    for name, values in run.production.kernels.items():
+        match = _PAIR.match(name)
+        if match is None:
+            continue
+        pair = int(match[1])
+        work = mean_of_complete_rows(values["work"]) if "work" in values else None
+        acceptance = kernels[name]["acceptance"]
+        entry = {
+            "pair": pair,
+            "name": name,
+            "couplings": list(run.couplings[pair : pair + 2]) or None,
+            "acceptance": acceptance,
+            "error": kernels[name]["acceptance_error"],
+            "work_mean": None if work is None else work.mean,
+            "work_mean_error": None if work is None else work.error,
+            "erfc_estimate": None if work is None else acceptance_from_work(work.mean),
+        }
+        pull = _symmetry_pull(values)
+        entry["symmetry_pull"] = pull
+        if pull is not None and abs(pull) > SIGMAS:
+            warnings.append(
+                f"{name}: works of either sign violate the symmetry of an exact exchange by "
+                f"{abs(pull):.1f} standard deviations: the replicas are not in equilibrium, or "
+                "the Jacobian of the flow is wrong"
+            )
+        if acceptance is not None and acceptance < 0.01:
+            warnings.append(
+                f"{name}: only {acceptance:.2%} of the exchanges are accepted: this pair is a "
+                "bottleneck, add a replica or train a flow for it"
+            )
+        pairs.append(entry)
+    return sorted(pairs, key=lambda entry: (entry["pair"], entry["name"]))
+
+
+def _rate(
+    run: RecordedRun, walkers: NDArray[np.int64], pairs: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the round trips of one ladder per update, measured and possible."""
+    rate, error = round_trip_rate(walkers)
+    per_update, per_update_error = rate / run.measure_every, error / run.measure_every
+    seconds = run.seconds_per_update()
+    result: dict[str, Any] = {
+        "per_update": per_update,
+        "per_update_error": per_update_error,
+        # Of all ladders together: what the run brings in wall time.
+        "per_second": None if seconds is None else per_update * run.chains / seconds,
+        "expected_per_update": None,
+        "optimal_per_update": None,
+        "is_lower_bound": False,
+    }
+    rejection = _rejection(pairs, run.replicas)
+    sweeps = _sweeps_per_update(run)
+    if rejection is not None and sweeps:
+        expected = expected_round_trip_rate(rejection, _schedule(run))
+        result["expected_per_update"] = sweeps * expected
+        result["optimal_per_update"] = sweeps * optimal_round_trip_rate(rejection)
+        # A walker stays for at least two sweeps at an end.
+        result["is_lower_bound"] = sweeps * run.measure_every > 2.5
+    return result
+
+
+def _sweeps_per_update(run: RecordedRun) -> float:
+    """Return how often pairs of one parity were tried per update: each pair in every second."""
+    tried = [
+        float(values["tried"].sum())
+        for name, values in run.production.kernels.items()
+        if _PAIR.match(name) and "tried" in values
+    ]
+    return 2 * sum(tried) / (max(1, run.replicas - 1) * run.chains * run.updates)
+
+
+def _schedule(run: RecordedRun) -> str:
+    for update in run.config.get("update", []):
+        if isinstance(update, Mapping) and update.get("kernel") == "exchange":
+            return "random" if update.get("schedule") == "random" else "even_odd"
+    return "even_odd"
+
+
+def _rejection(pairs: Sequence[Mapping[str, Any]], replicas: int) -> list[float] | None:
+    """Return the rejection rate of each neighbouring pair; None if any is not known."""
+    rates: dict[int, list[float]] = {}
+    for entry in pairs:
+        if entry["acceptance"] is not None:
+            rates.setdefault(entry["pair"], []).append(1 - entry["acceptance"])
+    if set(rates) != set(range(replicas - 1)):
+        return None
+    return [float(np.mean(rates[pair])) for pair in range(replicas - 1)]
+
+
+def _barrier(pairs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Return the sum of the rejection rates with its error."""
+    replicas = 2 + max((entry["pair"] for entry in pairs), default=-1)
+    rejection = _rejection(pairs, replicas)
+    if not rejection:
+        return {"barrier": None, "barrier_error": None}
+    errors = [entry["error"] for entry in pairs if entry["error"] is not None]
+    return {"barrier": sum(rejection), "barrier_error": math.hypot(*errors)}
+
+
+def _forgetting(run: RecordedRun, walkers: NDArray[np.int64]) -> dict[str, Any]:
+    """Return how long walkers remember where they are, in updates, and their transitions."""
+    if len(walkers) < 2:
+        return {
+            "transition_matrix": None,
+            "relaxation_updates": None,
+            "position_tau_int": None,
+            "position_tau_int_error": None,
+        }
+    matrix = transition_matrix(walkers)
+    # Walkers of one ladder are not independent, but their pooled autocorrelation is right.
+    position = analyse(positions(walkers).reshape(len(walkers), -1))
+    return {
+        "transition_matrix": matrix.tolist(),
+        "relaxation_updates": relaxation_rows(matrix) * run.measure_every,
+        "position_tau_int": position.tau_int * run.measure_every,
+        "position_tau_int_error": position.tau_int_error * run.measure_every,
+    }
+
+
+def _bottleneck(
+    run: RecordedRun,
+    pairs: Sequence[Mapping[str, Any]],
+    fraction: NDArray[np.float64],
+    total: int,
+) -> dict[str, Any] | None:
+    """Return the pair that slows walkers down most, and a sentence that says why.
+
+    By the fall of the share of walkers going up, which sees everything that keeps walkers from
+    passing; with too few round trips by the rejection rate.  None for ladders of two replicas and
+    where no pair stands out.
+    """
+    replicas = run.replicas
+    if replicas < 3:
+        return None
+    fall = -np.diff(fraction)
+    rejection = _rejection(pairs, replicas)
+    if total >= MINIMUM_TRIPS and np.isfinite(fall).all():
+        pair = int(fall.argmax())
+        if fall[pair] < BOTTLENECK / (replicas - 1):
+            return None
+        reason = (
+            f"{fall[pair]:.0%} of the fall of the up-fraction lie there, {1 / (replicas - 1):.0%} "
+            "in a balanced ladder"
+        )
+        if rejection is not None and rejection[pair] < 1.2 * float(np.mean(rejection)):
+            reason += (
+                "; its exchanges are accepted as often as others, so replicas there forget slowly"
+            )
+    elif rejection is not None:
+        pair = int(np.argmax(rejection))
+        if rejection[pair] < BOTTLENECK * float(np.mean(rejection)):
+            return None
+        reason = f"{rejection[pair]:.0%} of its exchanges are rejected, the most of all pairs"
+    else:
+        return None
+    names = run.replica_name(pair), run.replica_name(pair + 1)
+    return {"pair": pair, "reason": f"{names[0]} -> {names[1]}: {reason}"}
+
+
+def _symmetry_pull(values: Mapping[str, NDArray]) -> float | None:
+    r"""Return the pull of :math:`\langle \min(1, e^{-W}) \rangle = 2 P(W < 0)`.
+
+    The exchange is an involution, so that in equilibrium :math:`p(-W) = e^{-W} p(W)`.  Both sides
+    are bounded, unlike :math:`\langle e^{-W} \rangle = 1`.  Known only where each row records
+    a single exchange, as works are averaged over the updates of a row.
+    """
+    if "work" not in values or values.get("tried", np.full(1, 2)).max() > 1:
+        return None
+    work = values["work"]
+    finite = np.isfinite(work)
+    difference = np.where(
+        finite, np.exp(-np.maximum(np.where(finite, work, 0), 0)) - 2 * (work < 0), np.nan
+    )
+    check = mean_of_complete_rows(difference)
+    return None if check is None or not check.error > 0 else check.mean / check.error

@@ -1,0 +1,74 @@
+"""Pieces of reports in plain text: tables, durations, values with errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flowmc.estimators.autocorrelation import Estimate, format_value
+
+__all__ = [
+    "acceptance_text",
+    "bounded",
+    "count_text",
+    "duration",
+    "number_text",
+    "ordinal_text",
+    "table",
+    "value_text",
+]
+
+
+def bounded(estimate: Estimate, text: str) -> str:
+    """Return a text that is marked where the estimate is a lower bound."""
+    return f">= {text}" if estimate.is_bound else text
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a plain-text table, columns aligned to the left."""
+    widths = [max(len(str(cell)) for cell in column) for column in zip(header, *rows, strict=True)]
+    return [
+        "  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [header, *rows]
+    ]
+
+
+def duration(seconds: float | None) -> str:
+    """Return a duration with three significant digits and the unit that suits it."""
+    if seconds is None or not math.isfinite(seconds):
+        return "-"
+    for unit, length in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {unit}"
+    for unit, length in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= length or unit == "µs":
+            return f"{seconds / length:.3g} {unit}"
+    return "-"
+
+
+def acceptance_text(entry: Mapping[str, Any]) -> str:
+    """Return the acceptance of a kernel's entry with its error."""
+    return value_text(entry["acceptance"], entry["acceptance_error"])
+
+
+def value_text(value: float | None, error: float | None) -> str:
+    """Return a value with its error, a dash for nothing."""
+    if value is None:
+        return "-"
+    return format_value(value, math.nan if error is None else error)
+
+
+def number_text(value: float | None, form: str) -> str:
+    """Return a formatted number, a dash for nothing."""
+    return "-" if value is None else form.format(value)
+
+
+def count_text(number: int, noun: str) -> str:
+    """Return ``"1 chain"``, ``"2 chains"``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def ordinal_text(number: int) -> str:
+    """Return ``"update"`` or ``"5 updates"``, after "every"."""
+    return "update" if number == 1 else f"{number} updates"
