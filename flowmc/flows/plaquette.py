@@ -48,6 +48,10 @@ __all__ = ["PlaquetteFlow"]
 _ITERATIONS = 100
 
 
+# Share of uniform plaquettes in a transport.
+_UNIFORM = 1e-5
+
+
 class PlaquetteFlow(Flow):
     r"""A monotone map of every plaquette of two-dimensional U(1) theory; see the module.
 
@@ -70,8 +74,7 @@ class PlaquetteFlow(Flow):
             second, exactly at the knots.
 
     Raises:
-        ValueError: for another group or dimension, ``bins`` < 1, or couplings that are negative or
-            too far apart.
+        ValueError: for another group or dimension, ``bins`` < 1, or negative couplings.
     """
 
     transfers_to_other_lattices = True
@@ -165,7 +168,7 @@ def _transport(start: float, end: float, bins: int) -> tuple[Tensor, Tensor, Ten
 
     The cumulative distributions F of :math:`e^{\beta \cos P}` give :math:`y = F_b^{-1}(F_a(x))`.
     The knots are equally far from each other along the curve, so that they are dense where it is
-    steep, which is at :math:`\pi` for b > a.
+    steep, which is at :math:`\pi` for b > a.  A share of uniform plaquettes bounds the slope there.
     """
     if min(start, end) < 0:
         raise ValueError(f"initial_transport needs couplings >= 0, got {start:g} and {end:g}")
@@ -177,16 +180,24 @@ def _transport(start: float, end: float, bins: int) -> tuple[Tensor, Tensor, Ten
         # The mass above each point: near pi it is small, and must not be a difference of two
         # numbers near 1.
         tail = torch.cat([mass.flip(0).cumsum(0).flip(0), mass.new_zeros(1)])
-        density.append(weight / tail[0])
-        above.append((tail / tail[0]).flip(0))
-    image = torch.from_numpy(np.interp(above[0], above[1], grid.flip(0))).flip(0)
-    length = torch.cat([grid.new_zeros(1), (grid.diff() + image.diff()).cumsum(0)])
+        uniform = torch.linspace(1, 0, len(grid), dtype=torch.float64)
+        density.append((1 - _UNIFORM) * weight / tail[0] + _UNIFORM / len(mass))
+        above.append(((1 - _UNIFORM) * tail / tail[0] + _UNIFORM * uniform).flip(0))
+    # Points of the curve, close to each other where it is flat and, from the other side, where it
+    # is steep; both coordinates rise along it.
+    down = grid.flip(0)
+    x = torch.from_numpy(np.sort(np.concatenate([grid, np.interp(above[1], above[0], down)])))
+    y = torch.from_numpy(np.sort(np.concatenate([np.interp(above[0], above[1], down), grid])))
+    length = torch.cat([grid.new_zeros(1), (x.diff() + y.diff()).cumsum(0)])
     target = torch.linspace(0, float(length[-1]), bins + 1, dtype=torch.float64)
-    index = torch.searchsorted(length, target).clamp(max=len(grid) - 1)
-    x, y = grid[index], image[index]
+    index = torch.searchsorted(length, target).clamp(max=len(x) - 1)
+    x, y = x[index], y[index]
     x[-1], y[-1] = math.pi, math.pi
-    ends = torch.from_numpy(np.interp(y, grid, density[1]))
-    return x, y, density[0][index] / ends
+    start_density, end_density = (
+        torch.from_numpy(np.interp(knots, grid, values))
+        for knots, values in zip((x, y), density, strict=True)
+    )
+    return x, y, start_density / end_density
 
 
 @functools.lru_cache(maxsize=16)

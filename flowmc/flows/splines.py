@@ -18,7 +18,7 @@ __all__ = ["OddCircleSpline"]
 
 # The narrowest bin in units of the mean width, and the smallest slope: no limit in practice, but
 # the inverse keeps ten digits.
-_NARROWEST = 1e-4
+_NARROWEST = 1e-6
 _FLATTEST = 1e-6
 # Where softplus gives the slope 1.
 _UNIT = math.log(math.expm1(1 - _FLATTEST))
@@ -64,7 +64,7 @@ class OddCircleSpline(nn.Module):
             slopes: ``(K + 1,)``, positive.
 
         Raises:
-            ValueError: for bins narrower than 1e-4 of the mean width, or slopes below 1e-6.
+            ValueError: for bins narrower than 1e-6 of the mean width, or slopes below 1e-6.
         """
         floor = _NARROWEST / self.bins
         for parameter, knots in ((self.widths, x), (self.heights, y)):
