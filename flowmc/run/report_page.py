@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import os
@@ -16,26 +15,21 @@ from typing import Any
 from flowmc_adapters import atomic_write
 from numpy.typing import NDArray
 
-from flowmc.estimators.autocorrelation import Estimate, format_value
 from flowmc.run import report_plots
-from flowmc.run.recorded import RecordedRun
+from flowmc.run.flow_page import flow_section
+from flowmc.run.html_parts import (
+    html_table,
+    image,
+    independent_html,
+    sentence,
+    tau_html,
+    title_of,
+)
+from flowmc.run.ladder_page import ladder_section
 from flowmc.run.summary import Analysis
 from flowmc.run.text_parts import duration, value_text
 
 __all__ = ["page", "write_page"]
-
-NAMES = {
-    "action": "Action density S/V",
-    "plaquette": "Plaquette",
-    "topological_charge": "Topological charge Q",
-    "polyakov_loop": "Polyakov loop",
-    "wilson_loop": "Wilson loop",
-    "magnetization": "Magnetisation m",
-    "abs_magnetization": "Magnetisation |m|",
-    "phi2": "⟨φ²⟩",
-    "susceptibility": "Susceptibility V m²",
-    "correlator": "Correlator C(t)",
-}
 
 
 def write_page(analysis: Analysis) -> Path:
@@ -58,6 +52,7 @@ def page(analysis: Analysis) -> str:
     sections = [
         _summary(analysis),
         *(_observable(analysis, name) for name in analysis.observables),
+        *(flow_section(analysis, name) for name in analysis.flows),
     ]
     sections.insert(
         1,
@@ -65,7 +60,7 @@ def page(analysis: Analysis) -> str:
         "mean with its error, and the window up to which the autocorrelation is summed.</p>",
     )
     if analysis.exchange is not None:
-        sections.append(_ladder(analysis))
+        sections.append(ladder_section(analysis))
     sections += [_kernels(analysis), _cost(analysis), _sources(analysis)]
     return Template(template).substitute(
         title=escape(os.path.basename(os.path.abspath(run.path)) or str(run.path)),
@@ -129,7 +124,7 @@ def _verdict(warnings: Sequence[str]) -> str:
             "All checks of this report passed.</div>"
         )
     count = "One thing" if len(warnings) == 1 else f"{len(warnings)} things"
-    items = "".join(f"<li>{escape(_sentence(text))}</li>" for text in warnings)
+    items = "".join(f"<li>{escape(sentence(text))}</li>" for text in warnings)
     return (
         f'<div class="verdict doubt"><strong>{count} to look at before using these numbers'
         f"</strong><ul>{items}</ul></div>"
@@ -146,11 +141,11 @@ def _summary(analysis: Analysis) -> str:
         vector = f'<span class="note">{len(estimates)} components</span>'
         rows.append(
             [
-                escape(_title(name)),
+                escape(title_of(name)),
                 vector if analysis.is_vector[name] else escape(str(slowest)),
-                _tau(slowest),
+                tau_html(slowest),
                 f"{slowest.samples:,}",
-                _independent(slowest),
+                independent_html(slowest),
                 ("≥ " if slowest.is_bound and seconds else "") + escape(duration(seconds)),
             ]
         )
@@ -162,19 +157,7 @@ def _summary(analysis: Analysis) -> str:
         "independent samples",
         "time per independent sample",
     ]
-    text = "<h2>Results</h2>" + _table(header, rows, numbers=range(1, 6))
-    if analysis.run.replicas > 1:
-        names = _replicas(analysis.run)
-        rows = [
-            [escape(_title(name)), *(escape(str(replica[0])) for replica in replicas)]
-            for name, replicas in analysis.observables.items()
-            if not analysis.is_vector[name]
-        ]
-        if rows:
-            text += "<h3>Means of all replicas</h3>" + _table(
-                ["observable", *map(escape, names)], rows, numbers=range(1, len(names) + 1)
-            )
-    return text
+    return "<h2>Results</h2>" + html_table(header, rows, numbers=range(1, 6))
 
 
 def _observable(analysis: Analysis, name: str) -> str:
@@ -182,30 +165,29 @@ def _observable(analysis: Analysis, name: str) -> str:
     estimates = analysis.observables[name][0]
     components = ""
     if analysis.is_vector[name]:
-        plot = report_plots.vector_plot(_title(name), estimates, run.measure_every)
+        plot = report_plots.vector_plot(title_of(name), estimates, run.measure_every)
         number = ""
         rows = [
-            [str(index), escape(str(estimate)), _tau(estimate), _independent(estimate)]
+            [str(index), escape(str(estimate)), tau_html(estimate), independent_html(estimate)]
             for index, estimate in enumerate(estimates)
         ]
         header = ["component", "mean", "τ<sub>int</sub> (measurements)", "independent samples"]
         components = (
             "<details><summary>All components</summary>"
-            + _table(header, rows, numbers=range(1, 4))
+            + html_table(header, rows, numbers=range(1, 4))
             + "</details>"
         )
     else:
-        production = _series(run.production.observables[name])
-        thermalization = _series(
-            run.thermalization.observables.get(name, run.production.observables[name][:0])
-        )
+        before, production = analysis.series[name]
+        thermalization = (production[:0] if before is None else before)[:, :, 0]
+        production = production[:, :, 0]
         draw = (
             report_plots.topological_charge_plot
             if estimates[0].hops is not None
             else report_plots.history_plot
         )
         plot = draw(
-            _title(name),
+            title_of(name),
             (run.production.updates - run.offset, production),
             (run.thermalization.updates - _end(run.thermalization.updates), thermalization),
             estimates[0],
@@ -216,39 +198,7 @@ def _observable(analysis: Analysis, name: str) -> str:
         if hops is not None:
             number += f"<small>{hops:,} change{'' if hops == 1 else 's'} of Q</small>"
     return (
-        f"<h3>{escape(_title(name))}{number}</h3>{_image(plot, f'History of {name}')}{components}"
-    )
-
-
-def _ladder(analysis: Analysis) -> str:
-    run, exchange = analysis.run, analysis.exchange
-    assert exchange is not None and run.production.walkers is not None
-    names = _replicas(run)
-    plot = report_plots.ladder_plot(
-        run.production.updates - run.offset,
-        run.production.walkers[:, 0],
-        exchange["pairs"],
-        exchange["replica_diffusion"]["up_fraction"],
-        names,
-    )
-    rows = [
-        [
-            escape(f"{names[entry['pair']]} ↔ {names[entry['pair'] + 1]}"),
-            escape(value_text(entry["acceptance"], entry["error"])),
-            escape(value_text(entry["work_mean"], entry["work_mean_error"])),
-            "–" if entry["erfc_estimate"] is None else f"{entry['erfc_estimate']:.3f}",
-        ]
-        for entry in exchange["pairs"]
-    ]
-    header = ["pair", "acceptance", "⟨w<sub>F</sub> + w<sub>R</sub>⟩", "erfc(√⟨w⟩/2)"]
-    per_trip = exchange["updates_per_round_trip"]
-    trips = f"{exchange['round_trips']:,} round trips of {run.chains * run.replicas:,} walkers"
-    if per_trip is not None:
-        trips += f": one per walker every {per_trip:,.0f} updates"
-    return (
-        f"<h2>Replica exchange</h2><p>{trips}.</p>"
-        + _image(plot, "Swap diagram")
-        + _table(header, rows, numbers=range(1, 4))
+        f"<h3>{escape(title_of(name))}{number}</h3>{image(plot, f'History of {name}')}{components}"
     )
 
 
@@ -274,7 +224,7 @@ def _kernels(analysis: Analysis) -> str:
         rows.append(["measurements, files and start", "", "", "", "", _bar(shares["rest"]), ""])
         classes.append("part")
     header = ["kernel", "acceptance", "calls", "time", "per call", "share", "diagnostics"]
-    text = "<h2>Kernels</h2>" + _table(header, rows, numbers=range(1, 5), classes=classes)
+    text = "<h2>Kernels</h2>" + html_table(header, rows, numbers=range(1, 5), classes=classes)
     run = analysis.run
     updates = run.production.updates - run.offset
     for name, values in run.production.kernels.items():
@@ -284,12 +234,12 @@ def _kernels(analysis: Analysis) -> str:
         # Of a ladder the target's kernel is drawn; the others are in the table.
         if "energy_error" in values and ("[" not in name or "[0]" in name):
             plot = report_plots.energy_error_plot(name, updates, values["energy_error"], *counts)
-            text += _image(plot, f"Energy errors of {name}")
+            text += image(plot, f"Energy errors of {name}")
         elif "log_weights" in values:
             plot = report_plots.weights_plot(
                 name, updates, values["log_weights"], values.get("log_weight"), *counts
             )
-            text += _image(plot, f"Log-weights of {name}")
+            text += image(plot, f"Log-weights of {name}")
     return text
 
 
@@ -302,7 +252,7 @@ def _cost(analysis: Analysis) -> str:
         cost = max(costs, key=lambda cost: cost.seconds)
         rows.append(
             [
-                escape(_title(name)),
+                escape(title_of(name)),
                 escape(duration(cost.seconds)),
                 escape(duration(cost.seconds_with_training)),
                 f"{cost.independent_samples:,.0f}",
@@ -314,7 +264,7 @@ def _cost(analysis: Analysis) -> str:
         f"<p>The flows of this run were trained for {escape(duration(training))}. "
         "How many samples repay that depends on what they replace: "
         "<code>flowmc report BASELINE THIS</code> prints the break-even number.</p>"
-        + _table(header, rows, numbers=range(1, 4))
+        + html_table(header, rows, numbers=range(1, 4))
     )
 
 
@@ -362,68 +312,9 @@ def _details(entry: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _table(
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    numbers: Sequence[int] = (),
-    classes: Sequence[str] = (),
-) -> str:
-    def cells(tag: str, row: Sequence[str]) -> str:
-        return "".join(
-            f'<{tag} class="number">{cell}</{tag}>' if i in numbers else f"<{tag}>{cell}</{tag}>"
-            for i, cell in enumerate(row)
-        )
-
-    body = "".join(
-        f'<tr class="{name}">{cells("td", row)}</tr>'
-        for row, name in zip(rows, classes or [""] * len(rows), strict=True)
-    )
-    return f"<table><thead><tr>{cells('th', header)}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _image(svg: str, alternative: str) -> str:
-    # As an image rather than inline: the identifiers inside two drawings would collide.
-    data = base64.b64encode(svg.encode()).decode()
-    return (
-        f'<figure><img alt="{escape(alternative)}" src="data:image/svg+xml;base64,{data}"></figure>'
-    )
-
-
-def _tau(estimate: Estimate) -> str:
-    text = escape(format_value(estimate.tau_int, estimate.tau_int_error))
-    return f'<span class="bound">≥ {text}</span>' if estimate.is_bound else text
-
-
-def _independent(estimate: Estimate) -> str:
-    if not math.isfinite(estimate.tau_int):
-        return "–"
-    number = f"{estimate.samples / (2 * estimate.tau_int):,.0f}"
-    return f'<span class="bound">≤ {number}</span>' if estimate.is_bound else number
-
-
 def _finite(value: float) -> float:
     return value if math.isfinite(value) else -math.inf
 
 
-def _series(values: NDArray) -> NDArray:
-    """Return the target's values, ``(rows, chains)``."""
-    return values[:, :, 0]
-
-
 def _end(updates: NDArray) -> int:
     return int(updates[-1]) if len(updates) else 0
-
-
-def _title(name: str) -> str:
-    stem, bracket, keys = name.partition("(")
-    title = NAMES.get(stem, stem.replace("_", " "))
-    return f"{title} {bracket}{keys}" if bracket else title
-
-
-def _replicas(run: RecordedRun) -> list[str]:
-    names = [run.replica_name(index) for index in range(run.replicas)]
-    return [f"{names[0]} (target)", *names[1:]]
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith(".") else f"{text}."

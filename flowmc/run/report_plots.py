@@ -1,78 +1,40 @@
-"""The plots of ``report.html``, each as SVG text with its letters drawn as paths.
-
-One palette for all (Okabe and Ito, told apart by all common kinds of colour vision): blue is data,
-orange-red what was estimated from it, grey what does not count.
-"""
+"""The plots of observables and kernels in ``report.html``, each as SVG text."""
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from flowmc.estimators.autocorrelation import Estimate, format_value
-from flowmc.estimators.ladder import positions
+from flowmc.run.plot_style import (
+    BLUE,
+    GREY,
+    ORANGE,
+    RED,
+    SERIES,
+    SHADE,
+    legend_above,
+    new_figure,
+    svg_text,
+)
 
 __all__ = [
     "energy_error_plot",
     "history_plot",
-    "ladder_plot",
     "topological_charge_plot",
     "vector_plot",
     "weights_plot",
 ]
 
-BLUE, RED, GREEN, ORANGE, SKY, PURPLE = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#E69F00",
-    "#56B4E9",
-    "#CC79A7",
-)
-SERIES = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED)
-INK, GREY, SHADE = "#222222", "#8a8a8a", "#ececec"
-WIDTH = 11.0  # inches; the page is as wide, so that 9 points look like 9 points
 POINTS = 700  # of a line, beyond which it shows the extremes of bins
 FEW_CHAINS = 4  # drawn one by one; of more, mean and band are drawn
 SMOOTH = 60  # bins of the running mean of a chain
-WALKER_ROWS = 140  # rows of walkers that can still be told apart
-
-STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.0,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 9.0,
-    "axes.titlelocation": "left",
-    "axes.titlecolor": INK,
-    "axes.formatter.useoffset": False,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "lines.linewidth": 1.1,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "flowmc",  # the same data give the same bytes
-}
 
 
 def history_plot(
@@ -92,7 +54,7 @@ def history_plot(
         estimate: of the production.
         measure_every: updates between measurements.
     """
-    with _figure(2.75, (3.1, 0.62, 1.75)) as (figure, (history, histogram, correlation)):
+    with new_figure(2.75, (3.1, 0.62, 1.75)) as (figure, (history, histogram, correlation)):
         _history(history, production, thermalization)
         history.axhspan(
             estimate.mean - estimate.error,
@@ -111,7 +73,7 @@ def history_plot(
         histogram.sharey(history)
         histogram.tick_params(labelleft=False)
         _autocorrelation(correlation, estimate, measure_every)
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def topological_charge_plot(
@@ -129,7 +91,7 @@ def topological_charge_plot(
     lanes = min(production[1].shape[1], FEW_CHAINS)
     values = np.round(production[1][np.isfinite(production[1])])
     bound = max(1, int(np.abs(values).max()))
-    with _figure(max(2.75, 0.8 + 0.78 * lanes), (3.1, 0.62, 1.75)) as (figure, axes):
+    with new_figure(max(2.75, 0.8 + 0.78 * lanes), (3.1, 0.62, 1.75)) as (figure, axes):
         place = axes[0].get_subplotspec()
         assert place is not None
         axes[0].remove()
@@ -158,12 +120,12 @@ def topological_charge_plot(
         axes[1].yaxis.set_major_locator(MaxNLocator(integer=True))
         axes[1].set_title("Q, all chains" if production[1].shape[1] > 1 else "Q")
         _autocorrelation(axes[2], estimate, measure_every)
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def vector_plot(label: str, estimates: Sequence[Estimate], measure_every: int) -> str:
     """Return means, tau_int, and the slowest autocorrelation function of a vector observable."""
-    with _figure(2.75, (2.0, 1.75, 1.75)) as (figure, (means, taus, correlation)):
+    with new_figure(2.75, (2.0, 1.75, 1.75)) as (figure, (means, taus, correlation)):
         index = np.arange(len(estimates))
         mean = np.array([estimate.mean for estimate in estimates])
         error = np.array([estimate.error for estimate in estimates])
@@ -187,80 +149,7 @@ def vector_plot(label: str, estimates: Sequence[Estimate], measure_every: int) -
             slowest = int(np.nanargmax(tau))
             _autocorrelation(correlation, estimates[slowest], measure_every)
             correlation.set_ylabel(rf"$\rho(t)$  of component {slowest}")
-        return _svg(figure)
-
-
-def ladder_plot(
-    updates: NDArray,
-    walkers: NDArray,
-    pairs: Sequence[Mapping[str, Any]],
-    up_fraction: Sequence[float],
-    names: Sequence[str],
-) -> str:
-    """Return the swap diagram: walker paths, swap rate of each pair, share of walkers going up.
-
-    Args:
-        updates: ``(rows,)``.
-        walkers: of one chain, ``(rows, replicas)``, which walker sits at replica r.
-        pairs: as in the JSON document under exchange.
-        up_fraction: of each replica.
-        names: of the replicas, the target first.
-    """
-    replicas = walkers.shape[1]
-    height = min(6.5, 1.5 + 0.55 * replicas)
-    with _figure(height, (3.1, 1.2, 1.2)) as (figure, (paths, rates, flow)):
-        recent = slice(-WALKER_ROWS, None)
-        position = positions(walkers[recent])
-        colours = (
-            SERIES
-            if replicas <= len(SERIES)
-            else [matplotlib.colormaps["viridis"](w / (replicas - 1)) for w in range(replicas)]
-        )
-        for walker in range(replicas):
-            paths.plot(
-                updates[recent],
-                position[:, walker],
-                color=colours[walker],
-                linewidth=max(0.9, 2.6 - 0.15 * replicas),
-                solid_joinstyle="round",
-                alpha=0.9,
-            )
-        shown = min(len(updates), WALKER_ROWS)
-        paths.set_title(
-            f"Paths of the {replicas} walkers of chain 0, last {shown} measurements", pad=8
-        )
-        paths.set_yticks(range(replicas), names)
-        paths.set_ylim(replicas - 0.6, -0.4)
-        paths.margins(x=0.01)
-        paths.set_xlabel("update")
-        paths.grid(axis="y", color=SHADE, linewidth=1.0, zorder=0)
-
-        for entry in pairs:
-            if entry["acceptance"] is None:
-                continue
-            centre = entry["pair"] + 0.5
-            rates.barh(centre, entry["acceptance"], height=0.42, color=BLUE)
-            digits = 0 if entry["acceptance"] >= 0.1 else 1
-            rates.text(
-                1.0, centre, f"{entry['acceptance']:.{digits}%}", va="center", ha="right", color=INK
-            )
-            if entry["erfc_estimate"] is not None:
-                rates.plot(entry["erfc_estimate"], centre, "D", color=RED, markersize=4)
-        rates.set_xlim(0, 1)
-        rates.set_title("Swap rate  (◆ Gaussian works)", pad=8)
-        rates.set_xlabel("accepted exchanges")
-
-        flow.plot([1, 0], [0, replicas - 1], color=GREY, linestyle=(0, (4, 3)), linewidth=0.9)
-        flow.plot(up_fraction, range(replicas), "o-", color=GREEN, markersize=5)
-        flow.set_xlim(-0.05, 1.05)
-        flow.set_title("Last seen at the target  (- - ideal)", pad=8)
-        flow.set_xlabel("share of walkers")
-        for axes in (rates, flow):
-            axes.sharey(paths)
-            axes.tick_params(labelleft=False)
-            axes.grid(axis="y", color=SHADE, linewidth=1.0, zorder=0)
-            axes.set_axisbelow(True)
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def energy_error_plot(
@@ -278,7 +167,7 @@ def energy_error_plot(
         energy_error: Delta H, ``(rows, chains)``.
         accepted, tried: proposals of each row, ``(rows, chains)``.
     """
-    with _figure(2.4, (1.5, 3.0)) as (figure, (histogram, history)):
+    with new_figure(2.4, (1.5, 3.0)) as (figure, (histogram, history)):
         finite = energy_error[np.isfinite(energy_error)]
         if finite.size:
             low, high = np.quantile(finite, [0.002, 0.998])
@@ -299,7 +188,7 @@ def energy_error_plot(
         histogram.spines["left"].set_visible(False)
 
         _acceptance(history, updates, accepted, tried)
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def weights_plot(
@@ -319,7 +208,7 @@ def weights_plot(
         held: ln w of the states of the chains, ``(rows, chains)``.
         accepted, tried: proposals of each row, ``(rows, chains)``.
     """
-    with _figure(2.4, (1.5, 3.0)) as (figure, (histogram, history)):
+    with new_figure(2.4, (1.5, 3.0)) as (figure, (histogram, history)):
         drawn = proposals[np.isfinite(proposals)]
         kept = np.empty(0) if held is None else held[np.isfinite(held)]
         if drawn.size:
@@ -339,12 +228,12 @@ def weights_plot(
                         edgecolor=colour,
                         label=label,
                     )
-            _legend(histogram)
+            legend_above(histogram)
         histogram.set_xlabel(rf"$\ln\, w / \langle w \rangle$  of {name}")
         histogram.set_yticks([])
         histogram.spines["left"].set_visible(False)
         _acceptance(history, updates, accepted, tried)
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def _acceptance(axes: Axes, updates: NDArray, accepted: NDArray, tried: NDArray) -> None:
@@ -360,30 +249,6 @@ def _acceptance(axes: Axes, updates: NDArray, accepted: NDArray, tried: NDArray)
     axes.set_ylabel("acceptance")
     axes.set_xlabel("update")
     axes.margins(x=0.01)
-
-
-@contextmanager
-def _figure(height: float, widths: Sequence[float]) -> Iterator[tuple[Figure, list[Axes]]]:
-    # From the defaults: a user's own matplotlibrc must not spoil the page.
-    parameters: dict[Any, Any] = {**matplotlib.rcParamsDefault, **STYLE}
-    with warnings.catch_warnings(), matplotlib.rc_context():
-        warnings.simplefilter("ignore", matplotlib.MatplotlibDeprecationWarning)
-        matplotlib.rcParams.update(
-            {key: value for key, value in parameters.items() if not key.startswith("backend")}
-        )
-        figure = Figure(
-            figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.03)
-        )
-        FigureCanvasSVG(figure)
-        axes = figure.subplots(1, len(widths), width_ratios=widths)
-        yield figure, list(axes)
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
 
 
 def _history(
@@ -442,7 +307,7 @@ def _history(
             label="mean of the chains" if counts else None,
         )
     if axes.get_legend_handles_labels()[1]:
-        _legend(axes)
+        legend_above(axes)
     _shade(axes, thermalization[0], production[0])
 
 
@@ -453,12 +318,6 @@ def _shade(axes: Axes, thermalization: NDArray, production: NDArray) -> None:
         axes.axvspan(start, 0, color=SHADE, linewidth=0, zorder=0)
     axes.set_xlim(start, max(end, start + 1))
     axes.set_xlabel("update")
-
-
-def _legend(axes: Axes) -> None:
-    legend = axes.legend(ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.1)
-    # It may reach over the neighbour, which has nothing there.
-    legend.set_in_layout(False)
 
 
 def _limits(axes: Axes, values: NDArray) -> tuple[float, float]:

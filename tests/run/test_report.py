@@ -338,7 +338,7 @@ def test_text_and_page(tmp_path, capsys):
     assert not re.findall(r"(?:src|href)\s*=\s*(?!\"data:)\S+", page)
     assert not re.search(r"<script|<link|@import|url\(", page)
     drawings = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page)
-    assert len(drawings) == 5
+    assert len(drawings) == 6
     for drawing in drawings:
         assert ElementTree.fromstring(base64.b64decode(drawing)).tag.endswith("svg")
 

@@ -1,0 +1,243 @@
+"""The plots of a ladder in ``report.html``: walkers, exchanges, transport, tuning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from flowmc.estimators.autocorrelation import Estimate
+from flowmc.estimators.ladder import positions
+from flowmc.run.plot_style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    RED,
+    SERIES,
+    SHADE,
+    legend_above,
+    new_figure,
+    svg_text,
+)
+
+__all__ = ["ladder_plot", "transport_plot", "tuning_plot"]
+
+WALKER_ROWS = 140  # rows of walkers that can still be told apart
+NUMBERS_IN_CELLS = 8  # replicas up to which the transition matrix shows its numbers
+NAMED_REPLICAS = 14  # ... and up to which every replica has its name on an axis
+_WHITE_TO_BLUE = LinearSegmentedColormap.from_list("share", ["#ffffff", BLUE])
+
+
+def ladder_plot(
+    updates: NDArray,
+    walkers: NDArray,
+    pairs: Sequence[Mapping[str, Any]],
+    up_fraction: Sequence[float],
+    names: Sequence[str],
+) -> str:
+    """Return the swap diagram: walker paths, swap rate of each pair, share of walkers going up.
+
+    Args:
+        updates: ``(rows,)``.
+        walkers: of one chain, ``(rows, replicas)``, which walker sits at replica r.
+        pairs: as in the JSON document under exchange.
+        up_fraction: of each replica.
+        names: of the replicas, the target first.
+    """
+    replicas = walkers.shape[1]
+    height = min(6.5, 1.5 + 0.55 * replicas)
+    with new_figure(height, (3.1, 1.2, 1.2)) as (figure, (paths, rates, flow)):
+        recent = slice(-WALKER_ROWS, None)
+        position = positions(walkers[recent])
+        colours = (
+            SERIES
+            if replicas <= len(SERIES)
+            else [matplotlib.colormaps["viridis"](w / (replicas - 1)) for w in range(replicas)]
+        )
+        for walker in range(replicas):
+            paths.plot(
+                updates[recent],
+                position[:, walker],
+                color=colours[walker],
+                linewidth=max(0.9, 2.6 - 0.15 * replicas),
+                solid_joinstyle="round",
+                alpha=0.9,
+            )
+        shown = min(len(updates), WALKER_ROWS)
+        paths.set_title(
+            f"Paths of the {replicas} walkers of chain 0, last {shown} measurements", pad=8
+        )
+        paths.set_yticks(range(replicas), names)
+        paths.set_ylim(replicas - 0.6, -0.4)
+        paths.margins(x=0.01)
+        paths.set_xlabel("update")
+        paths.grid(axis="y", color=SHADE, linewidth=1.0, zorder=0)
+
+        for entry in pairs:
+            if entry["acceptance"] is None:
+                continue
+            centre = entry["pair"] + 0.5
+            rates.barh(centre, entry["acceptance"], height=0.42, color=BLUE)
+            digits = 0 if entry["acceptance"] >= 0.1 else 1
+            rates.text(
+                1.0, centre, f"{entry['acceptance']:.{digits}%}", va="center", ha="right", color=INK
+            )
+            if entry["erfc_estimate"] is not None:
+                rates.plot(entry["erfc_estimate"], centre, "D", color=RED, markersize=4)
+        rates.set_xlim(0, 1)
+        rates.set_title("Swap rate  (◆ Gaussian works)", pad=8)
+        rates.set_xlabel("accepted exchanges")
+
+        flow.plot([1, 0], [0, replicas - 1], color=GREY, linestyle=(0, (4, 3)), linewidth=0.9)
+        flow.plot(up_fraction, range(replicas), "o-", color=GREEN, markersize=5)
+        flow.set_xlim(-0.05, 1.05)
+        flow.set_title("Last seen at the target  (- - ideal)", pad=8)
+        flow.set_xlabel("share of walkers")
+        for axes in (rates, flow):
+            axes.sharey(paths)
+            axes.tick_params(labelleft=False)
+            axes.grid(axis="y", color=SHADE, linewidth=1.0, zorder=0)
+            axes.set_axisbelow(True)
+        return svg_text(figure)
+
+
+def transport_plot(
+    matrix: Sequence[Sequence[float]] | None,
+    diffusivity: Sequence[float],
+    estimates: Sequence[Estimate],
+    observable: str,
+    names: Sequence[str],
+    measure_every: int,
+) -> str:
+    """Return transitions of walkers between rows, local diffusivity, and tau_int by replica.
+
+    Args:
+        matrix: probability of a walker at replica r to be at s one row later, ``(r, s)``.
+        diffusivity: of each pair, in replicas squared per update.
+        estimates: of one observable, one per replica.
+        observable: its name.
+        names: of the replicas, the target first.
+        measure_every: updates between rows.
+    """
+    replicas = len(names)
+    height = min(6.5, 1.7 + 0.42 * replicas)
+    with new_figure(height, (1.6, 1.2, 1.6)) as (figure, (transitions, local, taus)):
+        if matrix is not None:
+            _transitions(transitions, np.asarray(matrix), names, measure_every)
+        else:
+            transitions.set_axis_off()
+
+        values = np.asarray(diffusivity, dtype=float)
+        finite = np.isfinite(values)
+        centres = np.arange(replicas - 1) + 0.5
+        local.barh(centres[finite], values[finite], height=0.42, color=GREEN)
+        largest = float(values[finite].max()) if finite.any() else 1.0
+        for centre, value in zip(centres, values, strict=True):
+            text = f" {value:.2g}" if math.isfinite(value) else " not known"
+            place = value if math.isfinite(value) else 0.0
+            if replicas <= NAMED_REPLICAS:
+                local.text(place, centre, text, va="center", color=INK)
+        local.set_xlim(0, 1.3 * largest)
+        local.set_title("Local diffusivity of walkers", pad=8)
+        local.set_xlabel("replicas² per update")
+
+        tau = np.array([estimate.tau_int for estimate in estimates]) * measure_every
+        error = np.array([estimate.tau_int_error for estimate in estimates]) * measure_every
+        for bound, marker, colour, label in (
+            (False, "o", BLUE, "estimate"),
+            (True, ">", RED, "lower bound"),
+        ):
+            chosen = np.array([e.is_bound == bound for e in estimates]) & np.isfinite(tau)
+            if chosen.any():
+                taus.errorbar(
+                    tau[chosen],
+                    np.arange(replicas)[chosen],
+                    xerr=None if bound else np.minimum(error, 0.9 * tau)[chosen],
+                    fmt=marker,
+                    markersize=5,
+                    color=colour,
+                    capsize=2.5,
+                    label=label,
+                )
+        known = tau[np.isfinite(tau)]
+        if known.size and known.max() > 4 * known.min():
+            taus.set_xscale("log")
+        elif known.size:
+            taus.set_xlim(0, 1.25 * float(np.max(known + np.nan_to_num(error[np.isfinite(tau)]))))
+        taus.set_title(rf"$\tau_{{\mathrm{{int}}}}$ of {observable}", pad=8)
+        taus.set_xlabel("updates")
+        if any(estimate.is_bound for estimate in estimates):
+            taus.legend(loc="best")
+        for axes in (local, taus):
+            _replica_axis(axes, names)
+            axes.grid(axis="y", color=SHADE, linewidth=1.0, zorder=0)
+            axes.set_axisbelow(True)
+        return svg_text(figure)
+
+
+def tuning_plot(name: str, updates: NDArray, couplings: NDArray) -> str:
+    """Return how a coupling of all replicas was tuned during thermalisation.
+
+    Args:
+        name: of the coupling.
+        updates: ``(rows,)``, counted up to the start of production.
+        couplings: ``(rows, replicas)``.
+    """
+    with new_figure(2.4, (1.0,)) as (figure, (axes,)):
+        replicas = couplings.shape[1]
+        for replica in range(replicas):
+            axes.plot(
+                updates,
+                couplings[:, replica],
+                color=RED if replica == 0 else BLUE,
+                linewidth=1.2,
+                label="target" if replica == 0 else "replicas" if replica == 1 else None,
+            )
+        axes.set_ylabel(name)
+        axes.set_xlabel("update before production")
+        axes.margins(x=0.01)
+        legend_above(axes)
+        return svg_text(figure)
+
+
+def _transitions(axes: Axes, matrix: NDArray, names: Sequence[str], measure_every: int) -> None:
+    replicas = len(names)
+    axes.imshow(matrix, cmap=_WHITE_TO_BLUE, vmin=0, vmax=1, aspect="equal")
+    if replicas <= NUMBERS_IN_CELLS:
+        for (row, column), value in np.ndenumerate(matrix):
+            if value:
+                axes.text(
+                    column,
+                    row,
+                    f"{value:.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8.0,
+                    color="white" if value > 0.55 else INK,
+                )
+    _replica_axis(axes, names)
+    axes.set_xticks(range(replicas) if replicas <= NAMED_REPLICAS else axes.get_yticks())
+    axes.set_xlim(-0.5, replicas - 0.5)
+    axes.set_xlabel("to replica")
+    unit = "update" if measure_every == 1 else f"{measure_every} updates"
+    axes.set_title(f"Where walkers are one {unit} later", pad=8)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.tick_params(length=0)
+
+
+def _replica_axis(axes: Axes, names: Sequence[str]) -> None:
+    """Name the replicas along the vertical axis, the target on top."""
+    replicas = len(names)
+    axes.set_ylim(replicas - 0.5, -0.5)
+    if replicas <= NAMED_REPLICAS:
+        axes.set_yticks(range(replicas), names)
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
