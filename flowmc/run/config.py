@@ -67,11 +67,19 @@ class UpdateEntry:
 
 @dataclass(frozen=True)
 class Ladder:
-    """``[ladder]``: values of one or more couplings, one per replica, and flows between them."""
+    """``[ladder]``: values of one or more couplings, one per replica, and flows between them.
+
+    Attributes:
+        couplings: by name, one value per replica.
+        flows: one per neighbouring pair.
+        actions: one per replica.
+        tune: whether the couplings between the ends move during thermalization.
+    """
 
     couplings: Mapping[str, list[float]]
     flows: list[str]
     actions: list[Action]
+    tune: bool = False
 
 
 @dataclass(frozen=True)
@@ -177,7 +185,7 @@ def read_config(table: Mapping[str, Any], base: Path, *, for_step: bool = False)
         "update": [_resolved_update(entry) for entry in updates],
     }
     if ladder is not None:
-        resolved["ladder"] = {**ladder.couplings, "flows": ladder.flows}
+        resolved["ladder"] = {**ladder.couplings, "flows": ladder.flows, "tune": ladder.tune}
     resolved["run"] = dataclasses.asdict(run)
     resolved["measure"] = {"observables": [entry.written for entry in observables]}
     if ensemble is not None:
@@ -266,10 +274,10 @@ def _resolved_update(entry: UpdateEntry) -> dict[str, Any]:
 
 def _ladder(table: Mapping[str, Any], action: Action) -> Ladder:
     where = "[ladder]"
-    couplings = {key: value for key, value in table.items() if key != "flows"}
+    couplings = {key: value for key, value in table.items() if key not in ("flows", "tune")}
     for key, values in couplings.items():
         if key not in action.parameters:
-            known = {*action.parameters, "flows"}
+            known = {*action.parameters, "flows", "tune"}
             raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, known)}")
         if not isinstance(values, list) or len(values) < 2:
             raise ConfigError(f"{where}: {key} = {values!r}: should list one value per replica")
@@ -301,8 +309,17 @@ def _ladder(table: Mapping[str, Any], action: Action) -> Ladder:
             f"{where}: {replicas} replicas have {replicas - 1} neighbouring pairs, but flows "
             f'lists {len(flows)}; "identity" is plain exchange'
         )
+    tune = table.get("tune", False)
+    if not isinstance(tune, bool):
+        raise ConfigError(f"{where}: tune = {tune!r}: should be true or false")
+    if tune and (replicas < 3 or any(flow != "identity" for flow in flows)):
+        raise ConfigError(
+            f"{where}: tune = true moves the couplings between the ends, so it needs three "
+            "replicas or more and no flows, which are trained for their couplings: tune a plain "
+            "ladder first, then train flows for what it found"
+        )
     plain = {key: [float(value) for value in values] for key, values in couplings.items()}
-    return Ladder(plain, flows, actions)
+    return Ladder(plain, flows, actions, tune)
 
 
 def _observables(table: Mapping[str, Any], action: Action) -> list[ObservableEntry]:
@@ -358,6 +375,11 @@ def _check_together(
         raise ConfigError(
             '[chains]: start = "flow" draws from the flow of the first independence update, but '
             "there is none"
+        )
+    if ladder is not None and ladder.tune and run.thermalization < 16:
+        raise ConfigError(
+            f"[ladder]: tune = true needs a thermalization, not {run.thermalization} updates: the "
+            "ladder moves in its first half; hundreds of updates or more give it good rates"
         )
     if run.schedule == "cycle":
         weighted = [entry for entry in updates if entry.weight != 1.0]

@@ -6,6 +6,7 @@ can undo each other's work.  Parts travel when all ranks look up from their work
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,8 +57,22 @@ class Recorder:
         self.tried: dict[str, int] = {}
         self.latest: dict[str, float] = {}
 
-    def add(self, phase: str, index: int, update: int, pieces: list[Piece]) -> None:
+    def add(
+        self,
+        phase: str,
+        index: int,
+        update: int,
+        pieces: list[Piece],
+        common: Mapping[str, np.ndarray],
+    ) -> None:
         """Add a row: the observables of this rank, and the diagnostics since the last row.
+
+        Args:
+            phase: "thermalization" or "production".
+            index: of the row.
+            update: after which it was measured.
+            pieces: what this rank has measured.
+            common: whole datasets that every rank knows, by path.
 
         Raises:
             OSError: as from writing; one rank alone writes at once.
@@ -67,7 +82,7 @@ class Recorder:
             pieces = pieces + [_copied(piece) for piece in self._diagnostics.pieces(values)]
             values = {}
         else:
-            values = {path: value.copy() for path, value in values.items()}
+            values = {path: value.copy() for path, value in values.items()} | dict(common)
         self._rows.append(_Row(phase, index, update, pieces, values))
         self._diagnostics.reset()
         if self._communicator.size == 1:

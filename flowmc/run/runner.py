@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from flowmc.kernels import Info, LadderState, NonFiniteStateError, State
@@ -36,6 +37,7 @@ from flowmc.run.ensemble import ConfigurationWriter, Origins, origin_of
 from flowmc.run.infos import of_all_ranks
 from flowmc.run.interrupts import Interrupts
 from flowmc.run.journal import Display, Journal
+from flowmc.run.ladder_tuning import LadderTuner, check_tunable
 from flowmc.run.measurements import Layout, MeasurementFile
 from flowmc.run.recorder import Recorder
 from flowmc.run.rehearsal import (
@@ -106,25 +108,25 @@ class Runner:
         self.states = {
             block: self._wired(block, settled(state)) for block, state in checkpoint.states.items()
         }
-        self.proposals: SharedProposals | None = None
-        if config.parallel.proposals == "shared" and distribution.idle:
-            self.proposals = SharedProposals(
-                communicator,
-                distribution,
-                assembly.kernel,
-                [last - first for first, last in config.chains.blocks],
-                config.chains.seed,
-                assembly.device,
-            )
+        self.tuner: LadderTuner | None = None
+        if config.ladder is not None and config.ladder.tune:
+            self.tuner = LadderTuner(config, self.own)
+            self.tuner.set_tuning(checkpoint.tuning)
+            self._set_ladder(checkpoint.tuning)
+        elif checkpoint.tuning:
+            assembly.kernel.set_tuning(checkpoint.tuning)
+        self.proposals = self._share_proposals()
         self.streams: dict[tuple[int, int], torch.Generator] = {}
         for cell, state in checkpoint.streams.items():
             self.streams[cell] = torch.Generator(device=assembly.device)
             self.streams[cell].set_state(state)
-        if checkpoint.tuning:
-            assembly.kernel.set_tuning(checkpoint.tuning)
         self.diagnostics = Diagnostics(_schema_in(layout.columns), config.chains.count)
-        if checkpoint.pending:
-            self.diagnostics.restore(checkpoint.pending)
+        pending = checkpoint.pending
+        if self.tuner is not None and "ladder/tried" in pending:
+            self.tuner.restore(pending)
+        pending = {key: value for key, value in pending.items() if not key.startswith("ladder/")}
+        if pending:
+            self.diagnostics.restore(pending)
         is_root = communicator.rank == 0
         self.recorder = Recorder(
             communicator,
@@ -153,6 +155,8 @@ class Runner:
             ConfigError, FormatError, OSError: unusable input; the directory is then not made.
             CollectiveError: the same, on several ranks.
         """
+        if config.ladder is not None and config.ladder.tune:
+            check_tunable(config, assembly)
         distribution = distribute(config, assembly, communicator)
         own = distribution.blocks_of(communicator.rank)
         seed = config.chains.seed
@@ -379,6 +383,43 @@ class Runner:
             f"{self.directory.checkpoint}"
         )
 
+    def _share_proposals(self) -> SharedProposals | None:
+        """Let ranks that own nothing draw flow proposals."""
+        if self.config.parallel.proposals == "owner" or not self.distribution.idle:
+            return None
+        return SharedProposals(
+            self.communicator,
+            self.distribution,
+            self.assembly.kernel,
+            [last - first for first, last in self.config.chains.blocks],
+            self.config.chains.seed,
+            self.assembly.device,
+        )
+
+    def _set_ladder(self, tuning: Mapping[str, float]) -> None:
+        """Build the kernels again, for the couplings at which the tuner has the ladder."""
+        assert self.tuner is not None
+        clocks = {name: (part.seconds, part.calls) for name, part in self.assembly.timed.items()}
+        self.config = self.tuner.configured()
+        self.assembly = assemble(self.config, self.communicator)
+        self.assembly.kernel.set_tuning(tuning)
+        for name, (seconds, calls) in clocks.items():
+            self.assembly.timed[name].seconds, self.assembly.timed[name].calls = seconds, calls
+
+    def _move_ladder(self) -> None:
+        """Give the replicas new couplings; only their fields stay."""
+        assert self.tuner is not None
+        couplings = self.tuner.move(self.communicator)
+        self._set_ladder(self.assembly.kernel.tuning())
+        self.proposals = self._share_proposals()
+        for block, state in self.states.items():
+            assert isinstance(state, LadderState)
+            for r, replica in state.here.items():
+                field = replica.field
+                state = state.with_replica(r, State(field, self.assembly.actions[r](field)))
+            self.states[block] = state
+        self._log("progress", text="the ladder moved", couplings=couplings)
+
     def _wired(self, block: int, state: State | LadderState) -> State | LadderState:
         """Connect a ladder with its replicas on other ranks."""
         if not isinstance(state, LadderState) or len(state.here) == len(state.replicas):
@@ -410,6 +451,8 @@ class Runner:
             self.states[block], infos[block] = state, info
             for name, leaf in leaves(info, names):
                 self.diagnostics.add(first, last, name, leaf)
+                if self.tuner is not None and update <= run.thermalization:
+                    self.tuner.add(first, last, name, leaf)
         if update <= run.thermalization and kernel.adapts:
             kernel.adapt(of_all_ranks(infos, self.communicator), update - 1)
         self.update = update
@@ -418,7 +461,9 @@ class Runner:
         count = update if phase == "thermalization" else update - run.thermalization
         if count % run.measure_every == 0:
             index = count // run.measure_every - 1
-            self.recorder.add(phase, index, update, self._measurements())
+            self.recorder.add(phase, index, update, self._measurements(), self._couplings_row())
+        if self.tuner is not None and self.tuner.is_due(update):
+            self._move_ladder()
         if update == run.thermalization:
             # What is left of an unfinished row must not enter the first row of production.
             self.diagnostics.reset()
@@ -469,6 +514,13 @@ class Runner:
                 pieces += [Piece("walkers", first, last, r, walkers[:, r]) for r in state.here]
         return pieces
 
+    def _couplings_row(self) -> dict[str, np.ndarray]:
+        """Return the couplings of all replicas where they may change."""
+        if self.tuner is None:
+            return {}
+        couplings = self.tuner.couplings()
+        return {f"couplings/{name}": np.array(values) for name, values in couplings.items()}
+
     def _save(self, production_update: int) -> None:
         assert self.writer is not None
         for first, last, r, replica in self._replicas():
@@ -483,15 +535,22 @@ class Runner:
             self.update,
             self.states,
             {cell: generator.get_state() for cell, generator in self.streams.items()},
-            self.assembly.kernel.tuning(),
-            self.recorder.pending(),
+            self._tuning(),
+            self._pending(),
         )
         write_checkpoint(self.directory.checkpoint, checkpoint, self.communicator)
         self._checkpointed = self.update
         self._log("checkpoint")
 
     def _tuning(self) -> dict[str, float]:
-        return dict(self.assembly.kernel.tuning())
+        ladder = {} if self.tuner is None else self.tuner.tuning()
+        return dict(self.assembly.kernel.tuning()) | ladder
+
+    def _pending(self) -> dict[str, np.ndarray]:
+        pending = self.recorder.pending()
+        if self.tuner is not None and self.update < self.config.run.thermalization:
+            pending |= self.tuner.pending(self.communicator)
+        return pending
 
     def _acceptance(self) -> dict[str, float]:
         """Return accepted over tried by kernel, in the rows since this process began."""
@@ -602,6 +661,9 @@ def _layout(
         columns[f"kernels/{name}/tried"] = (chains,), "<i8"
         for key, tail in values.items():
             columns[f"kernels/{name}/{key}"] = (chains, *tail), "<f8"
+    if config.ladder is not None and config.ladder.tune:
+        for name in config.ladder.couplings:
+            columns[f"couplings/{name}"] = (replicas,), "<f8"
     if assembly.is_ladder:
         columns["walkers"] = (chains, replicas), "<i8"
     parameters = {f"observables/{entry.label}": entry.keys for entry in config.observables}
