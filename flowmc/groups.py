@@ -287,9 +287,11 @@ class SUN(Group):
 
     def coordinates_to_algebra(self, coordinates):
         dtype = torch.complex128 if coordinates.dtype == torch.float64 else torch.complex64
-        generators = torch.view_as_real(self.generators(dtype, coordinates.device))
-        flat = coordinates @ generators.reshape(self.algebra_dimension, -1)
-        return torch.view_as_complex(flat.reshape(*coordinates.shape[:-1], self.n, self.n, 2))
+        # In double precision: how a product in single precision is rounded depends on the threads.
+        generators = torch.view_as_real(self.generators(torch.complex128, coordinates.device))
+        flat = coordinates.to(torch.float64) @ generators.reshape(self.algebra_dimension, -1)
+        flat = flat.reshape(*coordinates.shape[:-1], self.n, self.n, 2)
+        return torch.view_as_complex(flat).to(dtype)
 
     def kinetic_energy(self, algebra):
         return sum_over_sites(torch.view_as_real(algebra).to(torch.float64).square())

@@ -47,7 +47,7 @@ def sum_over_sites(values: Tensor) -> Tensor:
         values: ``(chains, ...)``, real or complex, of any precision and memory layout.
     """
     dtype = torch.complex128 if values.is_complex() else torch.float64
-    rows = values.reshape(values.shape[0], -1)
+    rows = values.reshape(values.shape[0], -1).contiguous()
     while rows.shape[1] > _CHUNK:
         whole = rows.shape[1] // _CHUNK * _CHUNK
         parts = rows[:, :whole].reshape(len(rows), -1, _CHUNK).sum(2, dtype=dtype)

@@ -16,6 +16,7 @@ from torchdiffeq import odeint, odeint_adjoint
 
 from flowmc.actions import Action
 from flowmc.flows.base import Flow
+from flowmc.flows.products import contract, multiply
 from flowmc.flows.runge_kutta import TABLEAUS
 from flowmc.flows.symmetric_kernels import LatticeSpectrum
 from flowmc.flows.velocity import Coefficients, FixedStepMap, Velocity
@@ -255,7 +256,9 @@ class ContinuousFlow(Flow):
         phases = 2 * math.pi * torch.outer(times.to(torch.float64), multiples)
         one = torch.ones_like(phases[:, :0].sum(1, keepdim=True))
         series = torch.cat([one, phases.cos(), phases.sin()], 1).to(times.dtype)
-        kernels = torch.einsum("ofd,td->tof", self.kernels, series @ self.time_mixing.t())
+        weights = contract(series, self.time_mixing.t())
+        # (orbits, times, f), then the times in front.
+        kernels = multiply(weights, self.kernels.transpose(1, 2)).transpose(0, 1).contiguous()
         mixing = self.site_mixing[:, 1:].contiguous()
         linear = self.site_mixing[:, 0].contiguous()
         return Coefficients(
@@ -263,8 +266,8 @@ class ContinuousFlow(Flow):
             mixing=mixing,
             linear=linear,
             spectra=self.spectrum.eigenvalues(kernels),
-            slopes=kernels[:, 0] @ mixing,
-            traces=kernels[:, 0] @ linear,
+            slopes=contract(kernels[:, 0], mixing),
+            traces=contract(kernels[:, 0], linear[:, None]).squeeze(1),
         )
 
     def _to_rows(self, x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from flowmc.flows.products import multiply
 from flowmc.lattice import coordinates
 
 __all__ = ["LatticeConvolution", "neighbour_table"]
@@ -108,10 +109,7 @@ class _Convolution(torch.autograd.Function):
         ctx.rows = rows
         ctx.has_bias = bias is not None
         columns = _gather(h, neighbours[rows[0] : rows[1]])
-        matrix = weight.reshape(weight.shape[0], -1).expand(columns.shape[0], -1, -1)
-        if bias is None:
-            return torch.bmm(matrix, columns)
-        return torch.baddbmm(bias[None, :, None], matrix, columns)
+        return multiply(weight.reshape(weight.shape[0], -1), columns, bias)
 
     @staticmethod
     def backward(ctx, gradient):

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from flowmc.flows.products import multiply
 from flowmc.lattice import coordinates
 
 __all__ = ["LatticeSpectrum", "point_group_orbits"]
@@ -88,7 +89,9 @@ class LatticeSpectrum(nn.Module):
     def eigenvalues(self, kernels: Tensor) -> Tensor:
         """Return the spectra ``(..., V, f)`` of kernels ``(..., N_orb, f)`` given per orbit."""
         table, _ = self._constants(kernels)
-        return (table.t() @ kernels).index_select(-2, self.get_buffer("_orbit"))
+        members = kernels.reshape(-1, *kernels.shape[-2:])
+        spectra = multiply(table.t(), members).reshape(kernels.shape)
+        return spectra.index_select(-2, self.get_buffer("_orbit"))
 
     def transform(self, h: Tensor, *, inverse: bool = False) -> Tensor:
         """Return the orthogonal real Fourier transform of ``h (V, columns)`` over the sites."""
@@ -98,10 +101,10 @@ class LatticeSpectrum(nn.Module):
         for basis in bases:
             extent = basis.shape[0]
             after //= extent
-            matrix = (basis.t() if inverse else basis).expand(before, extent, extent)
-            h = torch.bmm(matrix, h.view(before, extent, after * columns))
+            matrix = basis.t() if inverse else basis
+            h = multiply(matrix, h.reshape(before, extent, after * columns))
             before *= extent
-        return h.view(-1, columns)
+        return h.reshape(-1, columns)
 
 
 def _real_fourier_basis(extent: int) -> Tensor:

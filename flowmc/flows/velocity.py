@@ -13,12 +13,12 @@ site, chain, feature and time; here only the field itself is kept.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from flowmc.flows.products import divisor
 from flowmc.flows.runge_kutta import Tableau, integrate, integrate_back
 from flowmc.flows.symmetric_kernels import LatticeSpectrum
 from flowmc.lattice import sum_over_rows
@@ -88,7 +88,7 @@ def _evaluate(
     theta = scratch("theta", len(column), c.frequencies)
     torch.outer(column, c.frequencies, out=theta)
     sine = torch.sin(theta, out=scratch("sine", len(column), c.frequencies))
-    features = _features(column, sine, c, sites)
+    features = _features(column, sine, c)
     transformed = spectrum.transform(features.view(sites, -1)).view(sites, chains, -1)
     mixed = torch.bmm(transformed, c.spectra[node].unsqueeze(2)).squeeze(2)
     velocity = spectrum.transform(mixed, inverse=True)
@@ -97,25 +97,15 @@ def _evaluate(
     return velocity, divergence.add_(c.traces[node].to(torch.float64), alpha=sites)
 
 
-def _features(column: Tensor, sine: Tensor, c: Coefficients, sites: int) -> Tensor:
-    """Return all F_f, ``(V * chains, f)``, from the field and its sines.
-
-    One product of large matrices would be split among threads in ways that change its rounding;
-    the members of a batch of them are not.
-    """
-    parts = _batch_size(sites)
+def _features(column: Tensor, sine: Tensor, c: Coefficients) -> Tensor:
+    """Return all F_f, ``(V * chains, f)``, from the field and its sines."""
+    # A batch of products, for the reason given in flowmc.flows.products.
+    parts = divisor(len(column))
     return torch.baddbmm(
         torch.outer(column, c.linear).view(parts, -1, len(c.linear)),
         sine.view(parts, -1, sine.shape[1]),
         c.mixing.t().expand(parts, -1, -1),
     ).view(len(column), -1)
-
-
-@functools.cache
-def _batch_size(sites: int) -> int:
-    """Return the largest divisor of the number of sites up to 64, more than 1 if there is one."""
-    small = max(n for n in range(1, min(64, sites) + 1) if sites % n == 0)
-    return small if small > 1 else sites
 
 
 def _product(
@@ -149,7 +139,7 @@ def _product(
     curvature = torch.mv(sine, slope * c.frequencies.square())
     gradient_x = gradient_x.addcmul_(curvature, per_site, value=-1)
     if accumulate is not None:
-        features = _features(column, sine, c, sites)
+        features = _features(column, sine, c)
         transformed = spectrum.transform(features.view(sites, -1)).view(sites, chains, -1)
         accumulate.spectra[node] += torch.bmm(momentum_gradient.unsqueeze(1), transformed).squeeze(
             1
