@@ -30,6 +30,7 @@ from flowmc.flows.link_jacobian import (
 from flowmc.flows.link_masks import LinkLayer, put_links, take_links
 from flowmc.groups import SUN, U1, complex_product, traceless_antihermitian
 from flowmc.lattice import sum_over_sites
+from flowmc.native import find_link_solver
 
 __all__ = ["MaskedLinkFlow", "iteration_limit"]
 
@@ -176,6 +177,9 @@ class MaskedLinkFlow(Flow):
         limit = iteration_limit(kappa, precision)
         # The error left is at most kappa / (1 - kappa) times the last change.
         threshold = precision * max(8.0, 32 * min(1.0, (1 - kappa) / max(kappa, 1e-3)))
+        solve = find_link_solver(self.group, target)
+        if solve is not None:
+            return solve(target, closing, limit, threshold)
         link = target
         converged = torch.zeros(target.shape[0], dtype=torch.bool, device=target.device)
         for _ in range(limit):

@@ -22,12 +22,14 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from flowmc.actions.base import Action
+    from flowmc.groups import Group
     from flowmc.kernels.integrators import Integrator
 
 __all__ = [
     "find_action",
     "find_force",
     "find_gradient_flow",
+    "find_link_solver",
     "find_projection",
     "find_trajectory",
 ]
@@ -133,6 +135,29 @@ def find_gradient_flow(
         return flow(field, step, counts)
 
     return checked
+
+
+def find_link_solver(
+    group: Group, links: Tensor
+) -> Callable[[Tensor, Tensor, int, float], tuple[Tensor, Tensor]] | None:
+    """Return the compiled inverse of a masked layer of SU(3) links, or None for other cases.
+
+    Args:
+        group: of the links.
+        links: decide device and dtype.
+
+    Returns:
+        :func:`flowmc.native.links.solve_links`.  Gradients do not pass through.
+    """
+    if os.environ.get("FLOWMC_NATIVE", "1") == "0" or group.name != "SU(3)":
+        return None
+    if links.device.type != "cpu" or links.dtype not in (torch.complex64, torch.complex128):
+        return None
+    if links.dim() != 4 or links.layout is not torch.strided or not links.numel():
+        return None
+    from flowmc.native.links import solve_links
+
+    return solve_links
 
 
 def _checked(action: Action, run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
