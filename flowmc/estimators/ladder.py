@@ -141,14 +141,15 @@ def diffusivity(walkers: ArrayLike) -> NDArray[np.float64]:
     per row, and :math:`D_{r+1/2} = j / (f_r - f_{r+1})` with the share f of walkers that last
     visited replica 0, in replicas squared per row (J. Stat. Mech. (2006) P03018, equation (4), with
     the index of the replica as coordinate, in which the density of walkers is 1).  NaN where f does
-    not fall, which is noise.
+    not fall, which is noise, and without any round trip.
 
     Args:
         walkers: ``(rows, chains, replicas)``, which walker sits at replica r.
     """
     fall = -np.diff(up_fraction(walkers))
     rate, _ = round_trip_rate(walkers)
-    return np.where(fall > 0, rate / np.where(fall > 0, fall, 1), np.nan)
+    known = (fall > 0) & (rate > 0)
+    return np.where(known, rate / np.where(known, fall, 1), np.nan)
 
 
 def transition_matrix(walkers: ArrayLike) -> NDArray[np.float64]:

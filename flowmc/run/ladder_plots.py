@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 from flowmc.estimators.autocorrelation import Estimate
@@ -23,7 +23,6 @@ from flowmc.run.plot_style import (
     RED,
     SERIES,
     SHADE,
-    legend_above,
     new_figure,
     svg_text,
 )
@@ -31,7 +30,7 @@ from flowmc.run.plot_style import (
 __all__ = ["ladder_plot", "transport_plot", "tuning_plot"]
 
 WALKER_ROWS = 140  # rows of walkers that can still be told apart
-NUMBERS_IN_CELLS = 8  # replicas up to which the transition matrix shows its numbers
+NUMBERS_IN_CELLS = 10  # replicas up to which the transition matrix shows its numbers
 NAMED_REPLICAS = 14  # ... and up to which every replica has its name on an axis
 _WHITE_TO_BLUE = LinearSegmentedColormap.from_list("share", ["#ffffff", BLUE])
 
@@ -128,12 +127,11 @@ def transport_plot(
         measure_every: updates between rows.
     """
     replicas = len(names)
-    height = min(6.5, 1.7 + 0.42 * replicas)
-    with new_figure(height, (1.6, 1.2, 1.6)) as (figure, (transitions, local, taus)):
+    height = min(6.0, 1.4 + 0.4 * replicas)
+    with new_figure(height, (1.6, 1.2, 1.4)) as (figure, (transitions, local, taus)):
+        _replica_axis(transitions, names)
         if matrix is not None:
-            _transitions(transitions, np.asarray(matrix), names, measure_every)
-        else:
-            transitions.set_axis_off()
+            _transitions(transitions, np.asarray(matrix), measure_every)
 
         values = np.asarray(diffusivity, dtype=float)
         finite = np.isfinite(values)
@@ -170,14 +168,18 @@ def transport_plot(
         known = tau[np.isfinite(tau)]
         if known.size and known.max() > 4 * known.min():
             taus.set_xscale("log")
+            taus.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            taus.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            taus.xaxis.set_minor_formatter(NullFormatter())
         elif known.size:
             taus.set_xlim(0, 1.25 * float(np.max(known + np.nan_to_num(error[np.isfinite(tau)]))))
         taus.set_title(rf"$\tau_{{\mathrm{{int}}}}$ of {observable}", pad=8)
         taus.set_xlabel("updates")
-        if any(estimate.is_bound for estimate in estimates):
+        if any(estimate.is_bound for estimate in estimates) and known.size:
             taus.legend(loc="best")
         for axes in (local, taus):
-            _replica_axis(axes, names)
+            axes.sharey(transitions)
+            axes.tick_params(labelleft=False)
             axes.grid(axis="y", color=SHADE, linewidth=1.0, zorder=0)
             axes.set_axisbelow(True)
         return svg_text(figure)
@@ -199,18 +201,17 @@ def tuning_plot(name: str, updates: NDArray, couplings: NDArray) -> str:
                 couplings[:, replica],
                 color=RED if replica == 0 else BLUE,
                 linewidth=1.2,
-                label="target" if replica == 0 else "replicas" if replica == 1 else None,
             )
+        axes.set_title(f"{name} of all replicas during thermalisation, the target in orange")
         axes.set_ylabel(name)
         axes.set_xlabel("update before production")
         axes.margins(x=0.01)
-        legend_above(axes)
         return svg_text(figure)
 
 
-def _transitions(axes: Axes, matrix: NDArray, names: Sequence[str], measure_every: int) -> None:
-    replicas = len(names)
-    axes.imshow(matrix, cmap=_WHITE_TO_BLUE, vmin=0, vmax=1, aspect="equal")
+def _transitions(axes: Axes, matrix: NDArray, measure_every: int) -> None:
+    replicas = len(matrix)
+    axes.imshow(matrix, cmap=_WHITE_TO_BLUE, vmin=0, vmax=1, aspect="auto")
     if replicas <= NUMBERS_IN_CELLS:
         for (row, column), value in np.ndenumerate(matrix):
             if value:
@@ -223,9 +224,9 @@ def _transitions(axes: Axes, matrix: NDArray, names: Sequence[str], measure_ever
                     fontsize=8.0,
                     color="white" if value > 0.55 else INK,
                 )
-    _replica_axis(axes, names)
-    axes.set_xticks(range(replicas) if replicas <= NAMED_REPLICAS else axes.get_yticks())
     axes.set_xlim(-0.5, replicas - 0.5)
+    if replicas <= NAMED_REPLICAS:
+        axes.set_xticks(range(replicas))
     axes.set_xlabel("to replica")
     unit = "update" if measure_every == 1 else f"{measure_every} updates"
     axes.set_title(f"Where walkers are one {unit} later", pad=8)

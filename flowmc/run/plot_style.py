@@ -84,8 +84,8 @@ def new_figure(height: float, widths: Sequence[float]) -> Iterator[tuple[Figure,
             figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.03)
         )
         FigureCanvasSVG(figure)
-        axes = figure.subplots(1, len(widths), width_ratios=widths)
-        yield figure, list(axes)
+        axes = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)
+        yield figure, list(axes[0])
 
 
 def svg_text(figure: Figure) -> str:
