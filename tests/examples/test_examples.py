@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from flowmc.cli import main
+from flowmc.flows.files import load_flow, orient
+from flowmc.run.config import load_config
 from flowmc.run.toml_text import toml_text
 
 ROOT = Path(__file__).parents[2]
@@ -18,6 +20,7 @@ RUNS = sorted(p.name for p in EXAMPLES.glob("*.toml") if "[run]" in p.read_text(
 TRAININGS = sorted(
     str(p.relative_to(EXAMPLES)) for p in EXAMPLES.rglob("*.toml") if "[training]" in p.read_text()
 )
+CAMPAIGNS = sorted(p.name for p in EXAMPLES.glob("campaigns/*.toml") if "[run]" in p.read_text())
 # Real 4^3 x 8 SU(3) files of four codes: they fit the main example as they are.
 FITTING = [
     "nersc/glu-lat..400",
@@ -71,6 +74,19 @@ def test_training_example(name, tmp_path, capsys):
     capsys.readouterr()
     assert main(["evaluate", str(output), "--samples", "16", "--json"]) in (0, 1)
     assert json.loads(capsys.readouterr().out)["samples"] == 16
+
+
+@pytest.mark.parametrize("name", CAMPAIGNS)
+def test_campaign_configuration(name):
+    """Campaigns take hours: only their tables are checked, and that the flows are what they need."""
+    config = load_config(EXAMPLES / "campaigns" / name)
+    actions = config.actions
+    flows = config.ladder.flows if config.ladder else []
+    for flow, first, second in zip(flows, actions, actions[1:], strict=False):
+        if flow != "identity":
+            source = flow if flow.startswith("zoo:") else config.path(flow)
+            loaded = load_flow(source, lattice=first.lattice)
+            orient(loaded.card, loaded.flow, first, second)
 
 
 def test_comparison_of_the_phi4_examples(tmp_path, capsys):
