@@ -78,7 +78,7 @@ def test_training_example(name, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", CAMPAIGNS)
 def test_campaign_configuration(name):
-    """Campaigns take hours: only their tables are checked, and that the flows are what they need."""
+    """Campaigns take hours: only their tables are checked, and that the flows fit."""
     config = load_config(EXAMPLES / "campaigns" / name)
     actions = config.actions
     flows = config.ladder.flows if config.ladder else []
