@@ -1,0 +1,169 @@
+"""Two-dimensional U(1) on 16x16 at beta = 7: HMC, plain tempering and flows, on equal terms.
+
+    python examples/campaigns/u1_ladders.py [--short] [--output runs/u1_ladders]
+
+runs the configurations beside this file and prints what an independent topological charge and a
+round trip through the ladder cost, on one core, everything included but the training.  The runs
+take turns, a quarter of each at a time, so that whatever else the machine does meets all alike;
+an interrupted script goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+from scipy.special import ive
+
+from flowmc.cli import main as flowmc
+from flowmc.estimators.autocorrelation import analyse, format_value
+from flowmc.estimators.ladder import round_trip_rate
+from flowmc.run.recorded import RecordedRun
+from flowmc.run.toml_text import toml_text
+
+HERE = Path(__file__).parent
+NAMES = [path.stem.removeprefix("u1_16x16_b7_") for path in sorted(HERE.glob("u1_16x16_b7_*.toml"))]
+ORDER = ["hmc", "plain", "residual", "flow", "sampler"]
+
+
+def exact(beta: float, volume: int) -> tuple[float, float]:
+    r"""Return <P> and <Q^2> of U(1) on a two-dimensional torus.
+
+    :math:`Z(\theta) = \sum_n J(n + \theta / 2\pi)^V` with
+    :math:`J(\nu) = \frac{1}{2\pi} \int e^{\beta \cos\varphi} \cos(\nu \varphi) d\varphi`, and
+    :math:`\langle Q^2 \rangle = -\partial_\theta^2 \ln Z` at 0;
+    :math:`\langle P \rangle = \partial_\beta \ln Z / V`.
+    """
+    orders = np.arange(-8, 9)
+    bessel = ive(np.abs(orders), beta) / ive(0, beta)
+    slope = (ive(np.abs(orders - 1), beta) + ive(np.abs(orders + 1), beta)) / (2 * ive(0, beta))
+    plaquette = (bessel ** (volume - 1) * slope).sum() / (bessel**volume).sum()
+
+    # The integrand is not periodic for fractional nu: Gauss-Legendre points instead of equal ones.
+    points, weights = np.polynomial.legendre.leggauss(200)
+    phi, weights = np.pi * points, weights * np.exp(beta * (np.cos(np.pi * points) - 1))
+    wave = np.cos(orders[:, None] * phi)
+    first = -(weights * phi * np.sin(orders[:, None] * phi)).sum(1) / (weights * wave).sum(1)
+    second = -(weights * phi**2 * wave).sum(1) / (weights * wave).sum(1)
+    share = ((weights * wave).sum(1) / weights.sum()) ** volume
+    curvature = volume * second + volume * (volume - 1) * first**2
+    charge = -(share * curvature).sum() / share.sum() / (2 * math.pi) ** 2
+    return float(plaquette), float(charge)
+
+
+def continue_run(name: str, output: Path, share: float, scale: float) -> None:
+    """Bring one run to a share of its updates."""
+    table = tomllib.loads((HERE / f"u1_16x16_b7_{name}.toml").read_text())
+    table["run"]["thermalization"] = max(1, round(scale * table["run"]["thermalization"]))
+    table["run"]["updates"] = max(10, round(share * scale * table["run"]["updates"]))
+    config = output / f"{name}.toml"
+    config.write_text(toml_text(table))
+    command = [sys.executable, "-m", "flowmc.cli", "run", str(config)]
+    command += ["--output", str(output / name), "--resume"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        sys.exit(result.stderr)
+
+
+def line(name: str, output: Path) -> dict[str, str | float]:
+    """Return the measured numbers of one run."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        flowmc(["report", str(output / name), "--json"])
+    report = json.loads(text.getvalue())
+    run = RecordedRun.open(output / name)
+    charge = report["observables"]["topological_charge"]
+    # Wall time of an update of one chain, or of one ladder: all of them share one core.
+    seconds = report["cost"]["seconds_per_measurement"] / run.measure_every
+    theory = run.config["theory"]
+    plaquette_exact, square_exact = exact(theory["beta"], math.prod(theory["lattice"]))
+    plaquette = analyse(run.production.observables["plaquette"][:, :, 0])
+    square = analyse(run.production.observables["topological_charge"][:, :, 0] ** 2)
+    # Squares hide a frozen charge, whose error must not look small.
+    bound = ">= " if charge["is_lower_bound"] else ""
+    result: dict[str, str | float] = {
+        "name": name,
+        "replicas": f"{run.replicas}",
+        "swaps": "-",
+        "trips": "-",
+        "tau": bound + format_value(charge["tau_int"], charge["tau_int_error"]),
+        "update": f"{1e3 * seconds:.3f}",
+        "independent": 2e3 * charge["tau_int"] * seconds,
+        "independent_error": 2e3 * charge["tau_int_error"] * seconds,
+        "bound": bound,
+        "plaquette": format_value(plaquette.mean, plaquette.error),
+        "plaquette_pull": f"{(plaquette.mean - plaquette_exact) / plaquette.error:+.1f}",
+        "square": format_value(square.mean, square.error),
+        "square_pull": f"{(square.mean - square_exact) / square.error:+.1f}",
+        "training": f"{report['cost']['training_seconds']:.0f}",
+    }
+    if run.production.walkers is not None:
+        rates = [pair["acceptance"] for pair in report["exchange"]["pairs"]]
+        low, high = f"{100 * min(rates):.0f}", f"{100 * max(rates):.0f}"
+        result["swaps"] = f"{low} %" if low == high else f"{low}-{high} %"
+        rate, error = (
+            value / run.measure_every for value in round_trip_rate(run.production.walkers)
+        )
+        result["trips"] = format_value(rate / seconds, error / seconds)
+    elif "independence" in report["kernels"]:
+        result["swaps"] = f"{100 * report['kernels']['independence']['acceptance']:.0f} %"
+    return result
+
+
+def table(lines: list[dict[str, str | float]]) -> str:
+    """Return the lines as a Markdown table."""
+    head = [
+        "run", "replicas", "swaps", "round trips / s", "tau_Q / updates", "ms / update",
+        "ms / independent Q", "against HMC", "training / s", "<P>", "pull", "<Q^2>", "pull",
+    ]  # fmt: skip
+    base = lines[0]
+    rows = [head, ["---"] * len(head)]
+    for entry in lines:
+        cost, error = float(entry["independent"]), float(entry["independent_error"])
+        gain = float(base["independent"]) / cost
+        spread = gain * math.hypot(
+            error / cost, float(base["independent_error"]) / float(base["independent"])
+        )
+        rows.append(
+            [
+                *(str(entry[key]) for key in ("name", "replicas", "swaps", "trips", "tau")),
+                str(entry["update"]),
+                str(entry["bound"]) + format_value(cost, error),
+                "1" if entry is base else str(base["bound"]) + format_value(gain, spread),
+                *(str(entry[key]) for key in ("training", "plaquette", "plaquette_pull")),
+                *(str(entry[key]) for key in ("square", "square_pull")),
+            ]
+        )
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--short", action="store_true", help="a thirtieth of the statistics")
+    parser.add_argument("--scale", type=float, help="this share of the statistics")
+    parser.add_argument("--output", type=Path, default=Path("runs/u1_ladders"))
+    parser.add_argument("--only", nargs="+", choices=NAMES, help="which runs")
+    arguments = parser.parse_args()
+    scale = arguments.scale or (1 / 30 if arguments.short else 1.0)
+    names = [name for name in ORDER if name in (arguments.only or NAMES)]
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    rounds = 4
+    for share in range(1, rounds + 1):
+        for name in names:
+            print(f"{name}: part {share} of {rounds}", file=sys.stderr, flush=True)
+            continue_run(name, arguments.output, share / rounds, scale)
+    print(table([line(name, arguments.output) for name in names]))
+
+
+if __name__ == "__main__":
+    main()
