@@ -14,11 +14,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from flowmc.flows.base import Flow
 from flowmc.groups import Group
+from flowmc.parallel import Communicator
 
 __all__ = ["PushedForce", "cotangent", "frozen", "pairing", "pull_back", "solve_linear"]
 
@@ -44,6 +46,7 @@ class PushedForce:
     def __init__(self, flow: Flow, group: Group) -> None:
         self.flow, self.group = flow, group
         self.inverse_is_differentiable: bool | None = None
+        self.communicator = Communicator()
 
     def __call__(self, x: Tensor, y: Tensor, log_density: Tensor, force: Tensor) -> Tensor:
         """Return v at ``y``, an algebra gradient shaped like the field; NaN where not converged.
@@ -58,10 +61,19 @@ class PushedForce:
             guess = self._through_inverse(y.detach(), force)
         if guess is not None and self.inverse_is_differentiable:
             return guess
-        solution, is_guess = self._solve(x, y, log_density, force, guess)
+        return self._solve(x, y, log_density, force, guess)
+
+    def agree(self, holds: bool = True) -> bool:
+        """Decide between the two ways, the same on all ranks; collective, until it is decided.
+
+        Args:
+            holds: whether the inverse of this rank's samples was differentiated correctly; a rank
+                without samples has no objection.
+        """
         if self.inverse_is_differentiable is None:
-            self.inverse_is_differentiable = is_guess
-        return solution
+            objections = self.communicator.maximum(np.array([float(not holds)]))
+            self.inverse_is_differentiable = not objections[0]
+        return self.inverse_is_differentiable
 
     def _through_inverse(self, y: Tensor, force: Tensor) -> Tensor | None:
         leaf = y.detach().requires_grad_(True)
@@ -77,7 +89,7 @@ class PushedForce:
 
     def _solve(
         self, x: Tensor, y: Tensor, log_density: Tensor, force: Tensor, guess: Tensor | None
-    ) -> tuple[Tensor, bool]:
+    ) -> Tensor:
         group, n, real = self.group, y.shape[0], force.real.dtype
         shape = group.algebra_to_coordinates(force).shape
 
@@ -100,17 +112,19 @@ class PushedForce:
             return flat(pull_back(group, x, y, unflat(vector)))
 
         target, precise = flat(right_side), real == torch.float64
-        if guess is not None:
+        if guess is None:
+            self.agree(False)
+        else:
             accept = 1e-6 if precise else 1e-2
             if not self.flow.log_density_is_exact:
                 accept = max(accept, 1e-3)
             residual = (target - operator(flat(guess))).norm(dim=1)
             # Rows that are not finite say nothing about the inverse; their batch is skipped.
-            if not bool((residual > accept * target.norm(dim=1)).any()):
-                return guess, True
+            if self.agree(not bool((residual > accept * target.norm(dim=1)).any())):
+                return guess
         start = target if guess is None else flat(guess)
         tolerance = 1e-9 if precise else 1e-3
-        return unflat(solve_linear(operator, target, start, tolerance=tolerance)), False
+        return unflat(solve_linear(operator, target, start, tolerance=tolerance))
 
 
 @contextlib.contextmanager

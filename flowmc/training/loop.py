@@ -2,25 +2,31 @@
 
 Every step draws from the stream of its own index and the learning rate is a function of the step,
 so weights, optimiser moments and the objective's ensembles are the whole state of a training.
+
+Over ranks, each evaluates its share of every batch, and the gradients are added up once per step;
+all ranks get the same sum and take the same step.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from flowmc.estimators.weights import effective_sample_size
 from flowmc.flows.files import FlowFileError, atomic_save, read_tensors
+from flowmc.parallel import Communicator
 from flowmc.random import stream
 from flowmc.registry import ConfigError
-from flowmc.training.objectives import Objective
+from flowmc.training.objectives import Batch, Objective
 from flowmc.training.schedules import learning_rate_factor
 
 __all__ = ["Progress", "Settings", "Trainer", "TrainingError"]
@@ -126,6 +132,11 @@ class Trainer:
         checkpoint: path of the checkpoint (safetensors, replaced atomically), or None.
         progress: called after every step.
         metadata: JSON-able data kept in the checkpoint; a resume returns it.
+        communicator: of the ranks that train together, all with the same arguments; rank 0 alone
+            writes and reads the checkpoint.
+
+    Raises:
+        ConfigError: if there is nothing to train, or the objective cannot be shared among ranks.
     """
 
     def __init__(
@@ -136,8 +147,10 @@ class Trainer:
         checkpoint: str | None = None,
         progress: Callable[[Progress], None] | None = None,
         metadata: dict[str, Any] | None = None,
+        communicator: Communicator | None = None,
     ) -> None:
         self.objective, self.settings = objective, settings
+        self.communicator = communicator or Communicator()
         self.checkpoint, self.progress = checkpoint, progress
         self.metadata = metadata or {}
         self.module: nn.Module = objective.module
@@ -146,6 +159,8 @@ class Trainer:
             raise ConfigError(
                 f"{type(self.module).__name__} has no trainable weights: nothing to train"
             )
+        if self.communicator.size > 1:
+            objective.distribute(self.communicator)
         self.device = self.weights[0].device
         self.optimiser = torch.optim.Adam(
             self.weights, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2)
@@ -161,7 +176,8 @@ class Trainer:
         """Train to the last step; return whether it was reached.
 
         Args:
-            stop: asked after every step; True ends the training there, with a checkpoint.
+            stop: asked after every step; True on any rank ends the training there on all of them,
+                with a checkpoint.
 
         Raises:
             TrainingError: after several non-finite losses in a row, or when the density of a
@@ -172,7 +188,7 @@ class Trainer:
         while self.step < self.settings.steps:
             report = self.advance()
             self.seconds = time.perf_counter() - started
-            stopped = stop()
+            stopped = bool(self.communicator.maximum(np.array([float(stop())]))[0])
             done = self.step == self.settings.steps
             if stopped or done or self.step % self.settings.checkpoint_every == 0:
                 self.save()
@@ -194,23 +210,51 @@ class Trainer:
         rng = stream(settings.seed, self.step, "training batch", self.device)
         self.optimiser.zero_grad(set_to_none=True)
         batch = self.objective.evaluate(settings.batch, rng)
-        batch.surrogate.backward()
+        if self.communicator.size == 1:
+            batch.surrogate.backward()
+            loss, log_weights = float(batch.loss), batch.log_weights
+        else:
+            loss, log_weights = self._add_up(batch)
         # Without clipping the norm is still wanted: for the log, and to see a NaN.
         bound = settings.gradient_clip or math.inf
         norm = float(nn.utils.clip_grad_norm_(self.weights, bound))
-        loss = float(batch.loss)
         if math.isfinite(loss) and math.isfinite(norm):
             self.optimiser.step()
             self._skips_in_a_row = 0
         else:
             self._skip(loss, norm)
-        ess = effective_sample_size(batch.log_weights).value if math.isfinite(loss) else math.nan
+        ess = effective_sample_size(log_weights).value if math.isfinite(loss) else math.nan
         if self.step % DENSITY_CHECK_EVERY == 0:
-            self.check_density(batch.log_weights)
+            self.check_density(log_weights)
         self.step += 1
         return Progress(
             self.step, loss, ess, norm, rate, self.seconds, self.skipped, self._density_error
         )
+
+    def _add_up(self, batch: Batch) -> tuple[float, Tensor]:
+        """Give the weights the gradient of the whole batch; return its loss and log-weights.
+
+        One sum over ranks, in float64, of gradients, loss and log-weights at their places.
+        """
+        if batch.surrogate.requires_grad:
+            batch.surrogate.backward()
+        assert batch.rows is not None
+        placed = np.zeros(self.settings.batch)
+        placed[batch.rows.cpu().numpy()] = batch.log_weights.cpu().numpy()
+        # A weight that no rank has used keeps the gradient None, as on one rank.
+        used = [float(weight.grad is not None) for weight in self.weights]
+        gradients = [
+            torch.zeros_like(weight) if weight.grad is None else weight.grad
+            for weight in self.weights
+        ]
+        flat = torch.cat([gradient.reshape(-1).to(torch.float64) for gradient in gradients])
+        own = np.concatenate([flat.cpu().numpy(), used, [float(batch.loss)], placed])
+        total = torch.from_numpy(self.communicator.sum(own))
+        sizes = [weight.numel() for weight in self.weights]
+        *parts, counts, loss, log_weights = total.split([*sizes, len(used), 1, len(placed)])
+        for weight, part, count in zip(self.weights, parts, counts, strict=True):
+            weight.grad = part.to(weight).reshape(weight.shape) if count else None
+        return float(loss), log_weights
 
     def check_density(self, log_weights: Tensor) -> None:
         """Measure the density error of a continuous flow and stop if the optimiser exploits it.
@@ -222,7 +266,8 @@ class Trainer:
         rng = stream(self.settings.seed, self.step, "density check", self.device)
         samples = min(DENSITY_CHECK_SAMPLES, self.settings.batch)
         errors = self.objective.density_error(samples, rng)
-        self._density_error = float(errors.max())
+        # Ranks on different hardware may round differently, and must not disagree.
+        self._density_error = self.communicator.broadcast(float(errors.max()))
         spread = float(log_weights.std()) if len(log_weights) > 1 else 0.0
         bad = not self._density_error <= max(0.5, 0.5 * spread)
         self._bad_densities = self._bad_densities + 1 if bad else 0
@@ -244,12 +289,10 @@ class Trainer:
             )
 
     def save(self) -> None:
-        """Write the checkpoint, if there is a path for one."""
+        """Write the checkpoint, if there is a path for one; collective."""
         if self.checkpoint is None:
             return
-        tensors = {f"module/{key}": value for key, value in self.module.state_dict().items()}
-        for index, moments in self.optimiser.state_dict()["state"].items():
-            tensors.update({f"optimiser/{index}/{key}": value for key, value in moments.items()})
+        path, tensors = self.checkpoint, self._learned()
         tensors.update(
             {f"objective/{key}": value for key, value in self.objective.state_dict().items()}
         )
@@ -261,33 +304,74 @@ class Trainer:
             "density_error": self._density_error,
             "seconds": self.seconds,
         }
-        atomic_save(self.checkpoint, tensors, {"checkpoint": counters, **self.metadata})
+        card = {"checkpoint": counters, **self.metadata}
+        self.communicator.from_root(lambda: atomic_save(path, tensors, card))
+        self._make_equal()
+
+    def _learned(self) -> dict[str, Tensor]:
+        """Return the weights and the moments of the optimiser."""
+        tensors = {f"module/{key}": value for key, value in self.module.state_dict().items()}
+        for index, moments in self.optimiser.state_dict()["state"].items():
+            tensors.update({f"optimiser/{index}/{key}": value for key, value in moments.items()})
+        return tensors
+
+    def _set_learned(self, tensors: Mapping[str, Tensor]) -> None:
+        modules: dict[str, Tensor] = {}
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            part, _, name = key.partition("/")
+            if part == "module":
+                modules[name] = tensor
+            elif part == "optimiser":
+                index, _, name = name.partition("/")
+                moments.setdefault(int(index), {})[name] = tensor
+        self.module.load_state_dict(modules)
+        state = self.optimiser.state_dict()
+        self.optimiser.load_state_dict({**state, "state": moments})
+
+    def _make_equal(self) -> None:
+        """Give all ranks what rank 0 has written, should they differ.
+
+        The sums are the same everywhere, but ranks on different processors may round the step of
+        the optimiser differently.
+        """
+        if self.communicator.size == 1:
+            return
+        tensors = {key: value.cpu() for key, value in self._learned().items()}
+        digest = hashlib.sha256()
+        for value in tensors.values():
+            digest.update(value.contiguous().numpy().tobytes())
+        if len(set(self.communicator.allgather(digest.digest()))) > 1:
+            self._set_learned(self.communicator.broadcast(tensors))
 
     def load(self, path: str) -> None:
-        """Continue from a checkpoint of the same objective and settings.
+        """Continue from a checkpoint of the same objective and settings; collective.
+
+        The number of ranks that wrote it does not matter.
 
         Raises:
             FlowFileError: if the file is no checkpoint or one of another flow.
+            CollectiveError: the same, on several ranks.
         """
-        tensors, metadata = read_tensors(path)
+        tensors, metadata = self.communicator.from_root(lambda: read_tensors(path))
+        self.communicator.together(lambda: self._load(path, tensors, metadata))
+
+    def _load(self, path: str, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
         counters = metadata.get("checkpoint")
         if counters is None:
             raise FlowFileError(f"{path} is not a training checkpoint; remove it or name another")
-        parts: dict[str, dict[str, Tensor]] = {"module": {}, "optimiser": {}, "objective": {}}
-        for key, tensor in tensors.items():
-            part, _, name = key.partition("/")
-            parts[part][name] = tensor
         try:
-            self.module.load_state_dict(parts["module"])
+            self._set_learned(tensors)
         except RuntimeError as error:
             raise FlowFileError(f"{path} is a checkpoint of another flow: {error}") from error
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in parts["optimiser"].items():
-            index, _, name = key.partition("/")
-            moments.setdefault(int(index), {})[name] = tensor
-        state = self.optimiser.state_dict()
-        self.optimiser.load_state_dict({**state, "state": moments})
-        self.objective.load_state_dict(parts["objective"])
+        prefix = "objective/"
+        self.objective.load_state_dict(
+            {
+                key.removeprefix(prefix): tensor
+                for key, tensor in tensors.items()
+                if key.startswith(prefix)
+            }
+        )
         self.step, self.skipped = counters["step"], counters["skipped"]
         self._skips_in_a_row = counters["skips_in_a_row"]
         self._bad_densities = counters["bad_densities"]

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from flowmc.actions.base import Action
 from flowmc.flows.base import Flow, FlowModel
+from flowmc.parallel import Communicator
+from flowmc.registry import ConfigError
 from flowmc.training.adjoint import PushedForce, pairing
 from flowmc.training.ensemble import Ensemble
 
@@ -24,18 +26,24 @@ __all__ = ["Batch", "ExchangeKL", "Objective", "ReverseKL"]
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch of an objective.
+    """One batch of an objective, or one rank's share of it.
+
+    Surrogate and loss of a share are sums over its samples divided by the size of the whole batch,
+    so that the sums over ranks are those of the batch.
 
     Attributes:
-        surrogate: scalar with a graph; its gradient is the estimate of the loss' gradient.
+        surrogate: scalar with a graph; its gradient is the estimate of the loss' gradient.  (A
+            share without samples has a zero without a graph.)
         loss: scalar, the estimate of the loss.
         log_weights: ``(n,)`` float64, the log-weights of the flow's output (minus the work of an
-            exchange flow), up to a constant.
+            exchange flow), up to a constant; ``(own,)`` for a share.
+        rows: places of the share's samples in the batch, ``(own,)`` int64; None for a whole batch.
     """
 
     surrogate: Tensor
     loss: Tensor
     log_weights: Tensor
+    rows: Tensor | None = None
 
 
 class Objective(ABC):
@@ -48,14 +56,33 @@ class Objective(ABC):
 
     @abstractmethod
     def evaluate(self, n: int, rng: torch.Generator) -> Batch:
-        """Draw a batch of ``n`` and return its losses, with a graph to the weights."""
+        """Draw a batch of ``n`` and return its losses, with a graph to the weights.
+
+        After :meth:`distribute` with several ranks, this rank's share of the batch; ``rng`` is in
+        the same state on all of them.
+        """
+
+    def distribute(self, communicator: Communicator) -> None:
+        """Share the batches of :meth:`evaluate` among ranks from now on.
+
+        Raises:
+            ConfigError: if an objective cannot do that and there are several ranks.
+        """
+        if communicator.size > 1:
+            raise ConfigError(
+                f"{type(self).__name__} does not say how to share its batches among "
+                f"{communicator.size} ranks: train on one rank, or implement distribute()"
+            )
 
     @abstractmethod
     def density_error(self, n: int, rng: torch.Generator) -> Tensor:
         """Return the error of the flow's log-density on ``n`` samples; zeros if it is exact."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what a resumed training needs beside weights and optimiser, as tensors."""
+        """Return what a resumed training needs beside weights and optimiser, as tensors.
+
+        Called on all ranks; that of rank 0 is kept, and must not depend on their number.
+        """
         return {}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:  # noqa: B027
@@ -110,24 +137,49 @@ class ReverseKL(Objective):
                 "gradient = 'reparametrised'"
             )
         self.model, self.action, self.gradient = model, action, gradient
+        self.communicator = Communicator()
         self._pushed_force = PushedForce(model.flow, action.group)
 
     @property
     def module(self) -> FlowModel:
         return self.model
 
+    def distribute(self, communicator: Communicator) -> None:
+        self.communicator = self._pushed_force.communicator = communicator
+
     def evaluate(self, n: int, rng: torch.Generator) -> Batch:
         if self.gradient == "path":
             return self._evaluate_path(n, rng)
-        x, log_q = self.model.sample(n, rng)
+        if self.communicator.size == 1:
+            (x, log_q), rows = self.model.sample(n, rng), None
+        else:
+            # Every rank draws the whole batch, so that it does not depend on their number.
+            z, log_prior = self.model.prior.sample(n, rng)
+            rows = self._rows(n)
+            if not len(rows):
+                return _nothing(rows)
+            x, log_q = self.model.flow.forward(z[rows], log_prior[rows])
         log_weights, force = self._target(x.detach(), log_q.detach())
-        surrogate = log_q.mean() + pairing(self.action.group, force, x) / n
-        return Batch(surrogate, -log_weights.mean(), log_weights)
+        surrogate = log_q.sum() / n + pairing(self.action.group, force, x) / n
+        return Batch(surrogate, -log_weights.sum() / n, log_weights, rows)
+
+    def _rows(self, n: int) -> Tensor:
+        """Return the samples of this rank: neighbours, as many on every rank as possible."""
+        size, rest = divmod(n, self.communicator.size)
+        rank = self.communicator.rank
+        first = rank * size + min(rank, rest)
+        return torch.arange(first, first + size + (rank < rest))
 
     def _evaluate_path(self, n: int, rng: torch.Generator) -> Batch:
-        group, prior = self.action.group, self.model.prior
+        group, prior, rows = self.action.group, self.model.prior, None
         with torch.no_grad():
             start, log_prior = prior.sample(n, rng)
+        if self.communicator.size > 1:
+            rows = self._rows(n)
+            if not len(rows):
+                self._pushed_force.agree()
+                return _nothing(rows)
+            start, log_prior = start[rows], log_prior[rows]
         z = start.requires_grad_(True)
         with torch.enable_grad():
             (euclidean,) = torch.autograd.grad(-prior.log_prob(z).sum(), z)
@@ -135,7 +187,7 @@ class ReverseKL(Objective):
         x, log_q = self.model.flow.forward(z, log_prior)
         log_weights, force = self._target(x.detach(), log_q.detach())
         gradient = force - self._pushed_force(z, x, log_q, prior_force)
-        return Batch(pairing(group, gradient, x) / n, -log_weights.mean(), log_weights)
+        return Batch(pairing(group, gradient, x) / n, -log_weights.sum() / n, log_weights, rows)
 
     @torch.no_grad()
     def _target(self, x: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,28 +250,50 @@ class ExchangeKL(Objective):
     def module(self) -> Flow:
         return self.flow
 
-    def evaluate(self, n: int, rng: torch.Generator) -> Batch:
-        surrogate, work = self.forward_work(self.ensembles["from"].draw(n))
-        loss = work.mean()
-        if self.direction == "symmetric":
-            reverse, reverse_work = self.reverse_work(self.ensembles["to"].draw(n))
-            surrogate = surrogate + reverse
-            loss = loss + reverse_work.mean()
-        return Batch(surrogate, loss, -work)
+    def distribute(self, communicator: Communicator) -> None:
+        self._pushed_force.communicator = communicator
+        for ensemble in self.ensembles.values():
+            ensemble.distribute(communicator)
 
-    def forward_work(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the surrogate of the mean of w_F, and w_F ``(n,)`` without a graph."""
+    def evaluate(self, n: int, rng: torch.Generator) -> Batch:
+        # A sample belongs to the rank where its chain lives, and no field has to travel.
+        x, rows = self.ensembles["from"].draw_share(n)
+        batch = _nothing(rows)
+        surrogate, loss, work = batch.surrogate, batch.loss, batch.log_weights
+        if len(x):
+            surrogate, work = self.forward_work(x, n)
+            loss = work.sum() / n
+        if self.direction == "symmetric":
+            y, _ = self.ensembles["to"].draw_share(n)
+            if len(y):
+                reverse, reverse_work = self.reverse_work(y, n)
+                surrogate = surrogate + reverse
+                loss = loss + reverse_work.sum() / n
+            else:
+                self._pushed_force.agree()
+        return Batch(surrogate, loss, -work, rows)
+
+    def forward_work(self, x: Tensor, total: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return the surrogate of the mean of w_F, and w_F ``(n,)`` without a graph.
+
+        ``total`` is the size of the whole batch if ``x`` is a share of it.
+        """
+        n = total or x.shape[0]
         zero = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
         y, log_density = self.flow.forward(x, zero)
         fixed = y.detach()
         with torch.no_grad():
             work = self.action_b(fixed) + log_density.detach() - self.action_a(x)
             force = self.action_b.force(fixed)
-        surrogate = log_density.mean() + pairing(self.action_b.group, force, y) / x.shape[0]
+        surrogate = log_density.sum() / n + pairing(self.action_b.group, force, y) / n
         return surrogate, work
 
-    def reverse_work(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the surrogate of the mean of w_R, and w_R ``(n,)`` without a graph."""
+    def reverse_work(self, y: Tensor, total: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return the surrogate of the mean of w_R, and w_R ``(n,)`` without a graph.
+
+        ``total`` is the size of the whole batch if ``y`` is a share of it.
+        """
+        n = total or y.shape[0]
         zero = torch.zeros(y.shape[0], dtype=torch.float64, device=y.device)
         with torch.no_grad():
             start, inverse_density = self.flow.inverse(y, zero)
@@ -230,12 +304,15 @@ class ExchangeKL(Objective):
         image, log_density = self.flow.forward(x, zero)
         v = self._pushed_force(x, image, log_density, force)
         # log_density is -J_f.
-        surrogate = -log_density.mean() - pairing(self.action_a.group, v, image) / y.shape[0]
+        surrogate = -log_density.sum() / n - pairing(self.action_a.group, v, image) / n
         return surrogate, work
 
     @torch.no_grad()
     def density_error(self, n: int, rng: torch.Generator) -> Tensor:
-        return self.flow.density_error(self.ensembles["from"].field[:n])
+        ensemble = self.ensembles["from"]
+        if self.flow.log_density_is_exact:
+            return torch.zeros(min(n, ensemble.chains), dtype=torch.float64)
+        return self.flow.density_error(ensemble.field[:n])
 
     def state_dict(self) -> dict[str, Tensor]:
         return {
@@ -254,3 +331,9 @@ class ExchangeKL(Objective):
                     if key.startswith(prefix)
                 }
             )
+
+
+def _nothing(rows: Tensor) -> Batch:
+    """Return the share of a rank that has no samples."""
+    zero = torch.zeros((), dtype=torch.float64)
+    return Batch(zero, zero, zero.new_empty(0), rows)
