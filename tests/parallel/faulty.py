@@ -1,0 +1,48 @@
+"""``flowmc run`` in which something goes wrong on one rank: FAULT RANK UPDATE CONFIG OUTPUT."""
+
+import errno
+import os
+import signal
+import sys
+import time
+
+import torch
+
+from flowmc.cli import main
+from flowmc.parallel import world
+from flowmc.run.runner import Runner
+
+
+def fail(fault, runner):
+    if fault == "raise":
+        raise RuntimeError("planted")
+    if fault == "nan":
+        for state in runner.states.values():
+            state.field.fill_(torch.nan)
+    elif fault == "hang":
+        time.sleep(600)
+    elif fault == "full":
+        pwrite = os.pwrite
+
+        def failing(descriptor, data, offset):
+            raise OSError(errno.ENOSPC, "No space left on device", "checkpoint.h5")
+
+        os.pwrite = failing
+        assert pwrite is not failing
+    elif fault == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif fault == "term":
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    fault, rank, update, config, output = sys.argv[1:]
+    advance = Runner._advance
+
+    def planted(self):
+        if world().rank == int(rank) and self.update + 1 == int(update):
+            fail(fault, self)
+        advance(self)
+
+    Runner._advance = planted
+    sys.exit(main(["run", config, "--output", output, "--resume"]))

@@ -1,0 +1,153 @@
+"""One rank fails, hangs, is killed or asked to stop: all end, at once, and nothing is lost."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import h5py
+import pytest
+
+from tests.mpi import command, environment, launch, needs_mpi
+from tests.run.small_runs import config, digests, write
+
+FAULTY = Path(__file__).with_name("faulty.py")
+RUN_ALL = Path(__file__).with_name("run_all.py")
+
+TABLES = config(
+    chains={"count": 6, "block": 2},
+    run={"updates": 40, "save_every": 10, "checkpoint_every": 5},
+    ensemble={"format": "npy"},
+)
+
+
+def run_faulty(tmp_path, fault, tables=TABLES, update=23, rank=1):
+    path = write(tmp_path / "out.toml", tables)
+    begin = time.monotonic()
+    done = launch(3, FAULTY, fault, rank, update, path, tmp_path / "out", timeout=120)
+    return done, time.monotonic() - begin
+
+
+def checkpointed(directory):
+    with h5py.File(directory / "checkpoint.h5") as file:
+        return int(file.attrs["update"])
+
+
+def check_resumed(tmp_path, tables=TABLES):
+    """Resume without faults; compare with a run that had none."""
+    path = write(tmp_path / "out.toml", tables)
+    done = launch(2, RUN_ALL, tmp_path, path)
+    assert done.returncode == 0, done.stderr
+    done = launch(1, RUN_ALL, tmp_path / "reference", path)
+    assert done.returncode == 0, done.stderr
+    assert digests(tmp_path / "out") == digests(tmp_path / "reference" / "out")
+
+
+@needs_mpi
+@pytest.mark.parametrize(
+    ("fault", "says", "at"),
+    [
+        ("raise", "error on rank 1 of 3: planted", 20),
+        ("nan", "error on rank 1 of 3: update 23: the field of chain 2 is not finite", 20),
+        ("full", "No space left on device", 20),
+    ],
+)
+def test_an_error_on_one_rank_ends_all_with_its_message(tmp_path, fault, says, at):
+    done, seconds = run_faulty(tmp_path, fault)
+    assert done.returncode != 0
+    assert says in done.stderr
+    assert done.stderr.count(says) == 1
+    assert checkpointed(tmp_path / "out") == at
+    assert seconds < 60
+
+
+@needs_mpi
+def test_a_killed_rank_ends_all_and_the_run_resumes(tmp_path):
+    done, seconds = run_faulty(tmp_path, "kill")
+    assert done.returncode != 0
+    assert seconds < 60
+    assert checkpointed(tmp_path / "out") == 20
+    check_resumed(tmp_path)
+
+
+@needs_mpi
+def test_sigterm_on_one_rank_stops_all_with_a_checkpoint(tmp_path):
+    # Ranks look up every two seconds, so the run must take longer.
+    tables = TABLES | {"run": TABLES["run"] | {"updates": 3000, "save_every": 500}}
+    done, _ = run_faulty(tmp_path, "term", tables)
+    assert done.returncode == 0, done.stderr
+    assert "(SIGTERM); continue with" in done.stderr
+    assert 23 <= checkpointed(tmp_path / "out") < 3000
+    check_resumed(tmp_path, tables)
+
+
+@needs_mpi
+def test_a_hung_rank_is_found_and_named(tmp_path):
+    tables = TABLES | {"parallel": {"peer_timeout": "4s"}}
+    done, seconds = run_faulty(tmp_path, "hang", tables)
+    assert done.returncode != 0
+    assert "not heard from rank 1: hung" in done.stderr
+    assert seconds < 60
+    assert checkpointed(tmp_path / "out") == 20
+
+
+def ranks_of(launcher):
+    """Return the process numbers of the Python processes below a launcher."""
+    children: dict[int, list[int]] = {}
+    names = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                text = (entry / "stat").read_text()
+            except OSError:
+                continue
+            name, rest = text[text.index("(") + 1 :].rsplit(")", 1)
+            names[int(entry.name)] = name
+            children.setdefault(int(rest.split()[1]), []).append(int(entry.name))
+    found, queue = [], [launcher]
+    while queue:
+        for child in children.get(queue.pop(), []):
+            queue.append(child)
+            if names[child].startswith("python"):
+                found.append(child)
+    return found
+
+
+def kill_again_and_again(tmp_path, kills, seed, updates):
+    """Kill a random rank at a random moment, resume on another number of ranks, and so on."""
+    tables = TABLES | {"run": TABLES["run"] | {"updates": updates, "save_every": updates // 20}}
+    path = write(tmp_path / "out.toml", tables)
+    draw = random.Random(seed)
+    killed = 0
+    while killed < kills:
+        ranks = draw.choice((2, 3, 4))
+        with (tmp_path / "stderr").open("w") as stderr:
+            launcher = subprocess.Popen(
+                command(ranks, RUN_ALL, tmp_path, path), env=environment(), stderr=stderr
+            )
+            # From the middle of the start to well into the run.
+            time.sleep(draw.uniform(1.5, 6.0))
+            processes = ranks_of(launcher.pid)
+            if launcher.poll() is None and processes:
+                os.kill(draw.choice(processes), signal.SIGKILL)
+                killed += 1
+            launcher.wait(timeout=60)
+    done = launch(3, RUN_ALL, tmp_path, path, timeout=600)
+    assert done.returncode == 0, done.stderr
+    reference = launch(1, RUN_ALL, tmp_path / "reference", path, timeout=600)
+    assert reference.returncode == 0, reference.stderr
+    assert digests(tmp_path / "out") == digests(tmp_path / "reference" / "out")
+    return killed
+
+
+@needs_mpi
+def test_random_ranks_killed_at_random_moments(tmp_path):
+    assert kill_again_and_again(tmp_path, 3, seed=1, updates=2000) == 3
+
+
+@needs_mpi
+@pytest.mark.slow
+def test_a_hundred_random_ranks_killed_over_one_long_run(tmp_path):
+    assert kill_again_and_again(tmp_path, 100, seed=2, updates=60000) == 100
