@@ -28,6 +28,7 @@ from flowmc.estimators.weights import (
 )
 from flowmc.flows.base import Flow, FlowModel
 from flowmc.flows.files import LoadedFlow, check_flow_fits, load_flow, orient
+from flowmc.parallel import Communicator
 from flowmc.random import stream
 from flowmc.registry import ConfigError, nearest
 from flowmc.training.ensemble import Ensemble
@@ -152,28 +153,42 @@ def evaluate(
 
 @torch.no_grad()
 def evaluate_sampler(
-    model: FlowModel, action: Action, samples: int, *, batch: int = 1024, seed: int = 0
+    model: FlowModel,
+    action: Action,
+    samples: int,
+    *,
+    batch: int = 1024,
+    seed: int = 0,
+    communicator: Communicator | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Draw from a sampler and measure its weights; return the result and warnings.
 
+    Batches are dealt to the ranks of a communicator; the result is the same for any number.
+
     Raises:
         DensityError: see :func:`evaluate`.
+        CollectiveError: the same, on several ranks.
     """
     model.eval()
+    communicator = communicator or Communicator()
     device = _device(model)
     logs = []
     started = time.perf_counter()
     for index, size in enumerate(_batches(samples, batch)):
-        x, log_q = model.sample(size, stream(seed, index, "evaluate", device))
-        logs.append(-action(x) - log_q)
-    log_weights = torch.cat(logs).cpu()
+        if index % communicator.size == communicator.rank:
+            x, log_q = model.sample(size, stream(seed, index, "evaluate", device))
+            logs.append((index, (-action(x) - log_q).cpu()))
+    parts = [part for own in communicator.allgather(logs) for part in own]
+    log_weights = torch.cat([part for _, part in sorted(parts, key=lambda part: part[0])])
     seconds = (time.perf_counter() - started) / samples
     result, warnings = _weight_results(log_weights, seconds)
     if not model.flow.log_density_is_exact:
         z, _ = model.prior.sample(
             min(DENSITY_SAMPLES, samples), stream(seed, 0, "density error", device)
         )
-        result["density_error"] = _check_density(model.flow, z, log_weights)
+        result["density_error"] = communicator.from_root(
+            lambda: _check_density(model.flow, z, log_weights)
+        )
     return result, warnings
 
 
@@ -190,6 +205,7 @@ def evaluate_exchange(
     dtype: torch.dtype = torch.float64,
     chains: int = 256,
     separation: int = 10,
+    communicator: Communicator | None = None,
     **hmc: Any,
 ) -> tuple[dict[str, Any], list[str]]:
     """Measure an exchange flow on configurations of both ends drawn by HMC.
@@ -205,27 +221,33 @@ def evaluate_exchange(
         device, dtype: of the configurations.
         chains: number of chains per end.
         separation: trajectories between two measurements of a chain.
+        communicator: of the ranks among which the chains are dealt; the result is the same for any
+            number of them.
         hmc: further arguments of :class:`~flowmc.training.Ensemble`.
 
     Raises:
         DensityError: see :func:`evaluate`.
     """
     flow.eval()
+    communicator = communicator or Communicator()
     chains = min(chains, samples)
     draws = []
     for action, purpose in ((action_a, "evaluate from"), (action_b, "evaluate to")):
         ensemble = Ensemble(action, purpose, seed, chains=chains, dtype=dtype, device=device, **hmc)
-        measured = [ensemble.field]
+        ensemble.distribute(communicator)
+        measured = [ensemble.own_field]
         for _ in range(-(-samples // chains) - 1):
             ensemble.advance(separation)
-            measured.append(ensemble.field)
+            measured.append(ensemble.own_field)
         # Chain by chain, so that consecutive bins are chains.
         draws.append(torch.stack(measured, 1).flatten(0, 1))
     x_a, x_b = draws
     started = time.perf_counter()
-    forward = _work(flow.forward, x_a, action_a, action_b, batch)
-    seconds = (time.perf_counter() - started) / len(x_a)
-    reverse = _work(flow.inverse, x_b, action_b, action_a, batch)
+    own = _work(flow.forward, x_a, action_a, action_b, batch)
+    forward = torch.cat(communicator.allgather(own))
+    seconds = (time.perf_counter() - started) / len(forward)
+    own = _work(flow.inverse, x_b, action_b, action_a, batch)
+    reverse = torch.cat(communicator.allgather(own))
     failed = int((~torch.isfinite(reverse)).sum())
     # An inverse that did not converge is a rejected swap: its work is infinite.
     reverse = torch.where(torch.isfinite(reverse), reverse, math.inf)
@@ -245,7 +267,10 @@ def evaluate_exchange(
             "such swaps are rejected"
         )
     if not flow.log_density_is_exact:
-        result["density_error"] = _check_density(flow, x_a[:DENSITY_SAMPLES], -forward)
+        # Rank 0 has the first chains.
+        result["density_error"] = communicator.from_root(
+            lambda: _check_density(flow, x_a[:DENSITY_SAMPLES], -forward)
+        )
     return result, warnings
 
 
@@ -302,12 +327,12 @@ def _batches(samples: int, batch: int) -> list[int]:
 
 
 def _work(move, x: Tensor, old: Action, new: Action, batch: int) -> Tensor:
-    works = []
-    for part in x.split(batch):
+    works = [torch.empty(0, dtype=torch.float64)]
+    for part in x.split(batch) if len(x) else ():
         zero = torch.zeros(len(part), dtype=torch.float64, device=part.device)
         y, log_density = move(part, zero)
-        works.append(new(y) + log_density - old(part))
-    return torch.cat(works).cpu()
+        works.append((new(y) + log_density - old(part)).cpu())
+    return torch.cat(works)
 
 
 def _weight_results(

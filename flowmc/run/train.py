@@ -11,21 +11,23 @@ import dataclasses
 import json
 import math
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from flowmc.actions.base import Action
 from flowmc.actions.theory import build_action, check_couplings, describe_theory
 from flowmc.flows.base import Flow, FlowModel
 from flowmc.flows.files import FlowFileError, build_flow, build_prior, read_card, save_flow
+from flowmc.parallel import CollectiveError, Communicator, world
+from flowmc.parallel.devices import choose_device, choose_threads, describe
 from flowmc.random import stream
 from flowmc.registry import ConfigError, build, nearest, parameters, resolve, validate
 from flowmc.run.evaluate import (
@@ -36,6 +38,7 @@ from flowmc.run.evaluate import (
     evaluate_sampler,
     read_toml,
 )
+from flowmc.run.interrupts import Interrupts
 from flowmc.training.ensemble import Ensemble
 from flowmc.training.loop import Progress, Settings, Trainer, TrainingError
 from flowmc.training.objectives import ExchangeKL, Objective, ReverseKL
@@ -52,7 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG.toml", help="theory, flow and training")
     parser.add_argument("--output", required=True, metavar="FLOW.safetensors", help="flow file")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help="cpu, cuda (a GPU for each rank), cuda:N, or auto (default: cpu)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,29 +69,67 @@ def run(args: argparse.Namespace) -> int:
     n stopped it (with a checkpoint).
     """
     command = f"flowmc train {args.config} --output {args.output}"
+    ranks = world()
     try:
-        plan = read_plan(args.config)
-        device = check_device(args.device)
-        with _signals() as caught, _display(plan.settings.steps) as show:
+        plan = ranks.together(lambda: read_plan(args.config))
+        device = ranks.together(lambda: _device_of_rank(args.device, ranks))
+        if ranks.size > 1:
+            choose_threads(ranks)
+            for text in (describe(ranks, torch.device(device)), *plan.remarks(ranks.size)):
+                _say(ranks, text)
+        display = _display(plan.settings.steps) if ranks.rank == 0 else nullcontext(_nowhere)
+        with Interrupts() as interrupts, display as show:
             finished = train(
                 plan,
                 args.output,
                 resume=args.resume,
                 device=device,
                 progress=show,
-                stop=lambda: bool(caught),
+                stop=lambda: bool(interrupts.number),
                 command=command,
+                communicator=ranks,
             )
-    except ConfigError as error:
-        sys.stderr.write(f"flowmc train: {error}\n")
-        return 2
-    except (TrainingError, DensityError) as error:
-        sys.stderr.write(f"flowmc train: {error}\n")
-        return 1
+    except CollectiveError as error:
+        status = _status(error.kinds)
+        if status is None:
+            raise
+        _say(ranks, str(error))
+        return status
+    except (TrainingError, DensityError, ConfigError) as error:
+        if ranks.size > 1 and isinstance(error, ConfigError):
+            raise  # of this rank alone, for all that is known
+        _say(ranks, str(error))
+        return 2 if isinstance(error, ConfigError) else 1
     if not finished:
-        sys.stderr.write("flowmc train: stopped with a checkpoint; --resume goes on from there\n")
-        return 128 + caught[0]
+        # Not every rank need have got the signal.
+        (number,) = ranks.maximum(np.array([float(interrupts.number)]))
+        _say(ranks, "stopped with a checkpoint; --resume goes on from there")
+        return 128 + int(number)
     return 0
+
+
+def _say(ranks: Communicator, text: str) -> None:
+    if ranks.rank == 0:
+        sys.stderr.write(f"flowmc train: {text}\n")
+        sys.stderr.flush()
+
+
+def _status(kinds: tuple[str, ...]) -> int | None:
+    """Return the exit status of an error that all ranks have got; None for a bug."""
+    for known, status in ((ConfigError, 2), (OSError, 2), (TrainingError, 1), (DensityError, 1)):
+        if f"{known.__module__}.{known.__qualname__}" in kinds:
+            return status
+    return None
+
+
+def _device_of_rank(name: str, ranks: Communicator) -> str:
+    """Return the device of this rank: "auto" and "cuda" are a GPU of its own, if there are many."""
+    if name in ("auto", "cuda"):
+        try:
+            name = str(choose_device(name, ranks))
+        except ConfigError as error:
+            raise ConfigError(f"--device {name}: this machine has no usable GPU") from error
+    return check_device(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +190,25 @@ class Plan:
     def dtype(self) -> torch.dtype:
         """Precision of weights and fields."""
         return torch.float64 if self.keys.precision == 64 else torch.float32
+
+    def remarks(self, ranks: int) -> list[str]:
+        """Return what is worth knowing before this is trained on so many ranks."""
+        found = []
+        batch = self.settings.batch
+        if self.ends is None and ranks > batch:
+            found.append(
+                f"[training] batch = {batch}: {ranks - batch} of {ranks} ranks have no sample to "
+                "work on; use a larger batch or fewer ranks"
+            )
+        if self.ends is not None:
+            groups = Ensemble(self.ends[0], "size", 0, **self.ensemble).groups
+            if ranks > groups:
+                found.append(
+                    f"[exchange] chains = {self.ensemble['chains']} are {groups} groups: "
+                    f"{ranks - groups} of {ranks} ranks have no chains to work on; use more "
+                    "chains or fewer ranks"
+                )
+        return found
 
     def build(self, device: torch.device | str) -> Objective:
         """Return the objective with a freshly initialised flow; the same weights for every seed."""
@@ -216,8 +280,11 @@ def train(
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     command: str = "",
+    communicator: Communicator | None = None,
 ) -> bool:
     """Train, measure and write a flow; return whether the training reached its end.
+
+    Over ranks every one calls this; rank 0 alone reads and writes files and reports progress.
 
     Args:
         plan: from :func:`read_plan`.
@@ -227,15 +294,49 @@ def train(
         progress: called after every step.
         stop: asked after every step; True stops with a checkpoint.
         command: recorded in the card.
+        communicator: of all ranks.
 
     Raises:
         ConfigError: if the output exists already, or the checkpoint is of another configuration.
         TrainingError, DensityError: if the flow is lost.
+        CollectiveError: one of these, on several ranks.
     """
+    ranks = communicator or Communicator()
     output = Path(output)
     stem = output.with_suffix("") if output.suffix == ".safetensors" else output
     checkpoint = stem.with_name(f"{stem.name}.checkpoint.safetensors")
     log = stem.with_name(f"{stem.name}.log.jsonl")
+    resume = ranks.from_root(lambda: _prepare(plan, output, checkpoint, resume))
+    objective = ranks.together(lambda: plan.build(device))
+    trainer = Trainer(
+        objective,
+        plan.settings,
+        checkpoint=str(checkpoint),
+        metadata={"config": plan.tables},
+        communicator=ranks,
+    )
+    if resume:
+        trainer.load(str(checkpoint))
+    with _Log(log, trainer.step) if ranks.rank == 0 else nullcontext(_nowhere) as write:
+
+        def report(event: Progress) -> None:
+            write(event)
+            if progress is not None:
+                progress(event)
+
+        trainer.progress = report
+        if not trainer.run(stop):
+            return False
+    measured = _measure(plan, objective, device, ranks)
+    module = objective.module
+    assert isinstance(module, (FlowModel, Flow))
+    card = _card(plan, trainer, measured, command)
+    ranks.from_root(lambda: save_flow(output, module, card))
+    return True
+
+
+def _prepare(plan: Plan, output: Path, checkpoint: Path, resume: bool) -> bool:
+    """Check what there is on disk; return whether there is a checkpoint to go on from."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -247,31 +348,14 @@ def train(
                     f"{path} exists: use --resume to go on with its training, remove it, or choose "
                     "another --output"
                 )
-    objective = plan.build(device)
-    trainer = Trainer(
-        objective,
-        plan.settings,
-        checkpoint=str(checkpoint),
-        metadata={"config": plan.tables},
-    )
-    if resume and checkpoint.exists():
-        _check_same_config(plan.tables, checkpoint)
-        trainer.load(str(checkpoint))
-    with _Log(log, trainer.step) as write:
-
-        def report(event: Progress) -> None:
-            write(event)
-            if progress is not None:
-                progress(event)
-
-        trainer.progress = report
-        if not trainer.run(stop):
-            return False
-    measured = _measure(plan, objective, device)
-    module = objective.module
-    assert isinstance(module, (FlowModel, Flow))
-    save_flow(output, module, _card(plan, trainer, measured, command))
+    if not checkpoint.exists():
+        return False
+    _check_same_config(plan.tables, checkpoint)
     return True
+
+
+def _nowhere(event: Progress) -> None:
+    """The log of ranks that write none."""
 
 
 def _read_exchange(
@@ -345,10 +429,14 @@ def _check_same_config(tables: dict[str, Any], checkpoint: Path) -> None:
                 )
 
 
-def _measure(plan: Plan, objective: Objective, device: torch.device | str) -> dict[str, Any]:
+def _measure(
+    plan: Plan, objective: Objective, device: torch.device | str, ranks: Communicator
+) -> dict[str, Any]:
     samples, seed = plan.keys.evaluate_samples, plan.settings.seed
     if isinstance(objective, ReverseKL):
-        result, _ = evaluate_sampler(objective.model, plan.action, samples, seed=seed)
+        result, _ = evaluate_sampler(
+            objective.model, plan.action, samples, seed=seed, communicator=ranks
+        )
     else:
         assert isinstance(objective, ExchangeKL)
         options = {key: plan.ensemble[key] for key in ENSEMBLE_KEYS}
@@ -360,6 +448,7 @@ def _measure(plan: Plan, objective: Objective, device: torch.device | str) -> di
             seed=seed,
             device=device,
             dtype=plan.dtype,
+            communicator=ranks,
             **options,
         )
     # How fast this machine was is not a property of the flow.
@@ -431,25 +520,6 @@ class _Log:
         }
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
-
-
-@contextmanager
-def _signals():
-    """Collect SIGTERM and SIGINT instead of dying in the middle of a step; a second one dies."""
-    caught: list[int] = []
-
-    def remember(number: int, frame: object) -> None:
-        caught.append(number)
-        signal.signal(number, previous[number])
-
-    previous: dict[int, Any] = {}
-    for number in (int(signal.SIGTERM), int(signal.SIGINT)):
-        previous[number] = signal.signal(number, remember)
-    try:
-        yield caught
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
