@@ -24,6 +24,7 @@ NAMES = {
     "action": "Action density S/V",
     "plaquette": "Plaquette",
     "topological_charge": "Topological charge Q",
+    "energy_density": "Energy density E",
     "polyakov_loop": "Polyakov loop",
     "wilson_loop": "Wilson loop",
     "magnetization": "Magnetisation m",

@@ -72,7 +72,7 @@ def _transport(analysis: Analysis, names: list[str]) -> str:
         exchange["transition_matrix"],
         exchange["replica_diffusion"]["diffusivity"],
         [components[0] for components in analysis.observables[observable]],
-        title_of(observable),
+        title_of(observable).removeprefix("Topological charge "),
         names,
         run.measure_every,
     )

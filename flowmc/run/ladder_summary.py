@@ -49,12 +49,17 @@ def summarise_exchange(
     trips = round_trips(walkers)
     total = int(trips.sum())
     fraction = up_fraction(walkers)
+    rate = _rate(run, walkers, pairs)
+    mean_time = run.updates * trips.size / total if total else None
     exchange: dict[str, Any] = {
         "pairs": pairs,
         "round_trips": total,
         "round_trips_per_walker": float(trips.mean()),
-        "updates_per_round_trip": run.updates * trips.size / total if total else None,
-        "round_trip_rate": _rate(run, walkers, pairs),
+        "updates_per_round_trip": mean_time,
+        "updates_per_round_trip_error": None
+        if mean_time is None
+        else mean_time * rate["per_update_error"] / rate["per_update"],
+        "round_trip_rate": rate,
         **_barrier(pairs),
         **_forgetting(run, walkers),
         "replica_diffusion": {

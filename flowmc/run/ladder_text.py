@@ -54,8 +54,7 @@ def transport_sentences(analysis: Analysis) -> list[str]:
     if trips:
         text = (
             f"{_at_least(rate)}{format_value(rate['per_update'], rate['per_update_error'])} per "
-            f"update of a ladder, one per walker every {exchange['updates_per_round_trip']:.3g} "
-            "updates"
+            f"update of a ladder, one per walker every {_round_trip_time(exchange)} updates"
         )
         if rate["per_second"] is not None:
             text += f"; {rate['per_second']:.3g} per second of all ladders"
@@ -136,6 +135,12 @@ def _share(fraction: Sequence[float], pair: int) -> str:
 
 def _finite(value: float, form: str) -> str:
     return form.format(value) if math.isfinite(value) else "-"
+
+
+def _round_trip_time(exchange: Mapping[str, Any]) -> str:
+    return format_value(
+        exchange["updates_per_round_trip"], exchange["updates_per_round_trip_error"]
+    )
 
 
 def _at_least(rate: Mapping[str, Any]) -> str:

@@ -187,7 +187,8 @@ def _observable(analysis: Analysis, name: str) -> str:
             else report_plots.history_plot
         )
         plot = draw(
-            title_of(name),
+            # The charge has its full name in the heading; with its flow time it is too long here.
+            title_of(name).removeprefix("Topological charge "),
             (run.production.updates - run.offset, production),
             (run.thermalization.updates - _end(run.thermalization.updates), thermalization),
             estimates[0],

@@ -91,7 +91,7 @@ def _flow(name: str, flow: FlowSummary) -> list[str]:
     rows = []
     for label, unit in (("t0", "t0/a^2"), ("w0", "w0/a")):
         estimates = [flow.scales[definition][label][0] for definition in flow.scales]
-        rows.append([unit, *("-" if e is None else bounded(e, str(e)) for e in estimates)])
+        rows.append([unit, *("-" if e is None else str(e) for e in estimates)])
         clover = estimates[0]
         tau = "-" if clover is None else format_value(clover.tau_int, clover.tau_int_error)
         rows[-1].append(tau if clover is None else bounded(clover, tau))

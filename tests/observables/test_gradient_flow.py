@@ -348,3 +348,17 @@ def test_unusable_keys():
     with pytest.raises(ConfigError, match="definition"):
         keys = {"definition": "cloverleaf"}
         validate(resolve("observables", "energy_density"), keys, "[measure] energy_density")
+
+
+@pytest.mark.parametrize("chains", [1, 20])
+def test_the_same_bits_for_any_number_of_threads(chains):
+    action, field = rough("SU(3)", (8, 4, 4, 8) if chains == 1 else (4, 4, 2, 4), chains)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(flow_table(field, action, 0.2, 0.1, 2, "test"))
+    finally:
+        torch.set_num_threads(before)
+    for one, three in zip(*results, strict=True):
+        assert torch.equal(one, three)
