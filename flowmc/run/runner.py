@@ -353,7 +353,12 @@ class Runner:
                         agreement.took(checkpoint=time.monotonic() - now)
                 if self._checkpointed != self.update:
                     self._checkpoint()
-                self._log("stop", reason=reason, acceptance=self._acceptance())
+                self._log(
+                    "stop",
+                    reason=reason,
+                    acceptance=self._acceptance(),
+                    **self._traffic_of_all_ranks(),
+                )
         except NonFiniteStateError as error:
             with contextlib.suppress(OSError):
                 self._log("stop", reason="not finite", text=str(error))
@@ -565,6 +570,18 @@ class Runner:
             self._acceptance(),
             self.recorder.latest,
         )
+
+    def _traffic_of_all_ranks(self) -> dict[str, Any]:
+        """Return messages and bytes of all ranks together, by purpose; collective."""
+        if self.communicator.size == 1:
+            return {}
+        total: dict[str, dict[str, int]] = {}
+        for part in self.communicator.allgather(dict(self.communicator.traffic)):
+            for purpose, entry in part.items():
+                sums = total.setdefault(purpose, {"messages": 0, "bytes": 0})
+                sums["messages"] += entry.messages
+                sums["bytes"] += entry.bytes
+        return {"communication_of_all_ranks": total}
 
     def _log(self, event: str, **values: Any) -> None:
         """Write an event to the log, with the times and messages of rank 0."""
