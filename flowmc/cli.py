@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flowmc import __version__
+from flowmc.launcher import launched_processes
 
 __all__ = ["main"]
 
@@ -43,6 +44,10 @@ _COMMANDS = {
 }
 
 
+# Those that several processes can share.
+_ON_RANKS = ("run", "train", "inspect", "convert")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status.
 
@@ -61,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             getattr(imported, declare)(sub)
             sub.set_defaults(run=getattr(imported, run))
     args = parser.parse_args(words)
+    if words[0] not in _ON_RANKS and (launched_processes() or 1) > 1:
+        text = f"flowmc {words[0]} works in one process: start it without mpirun or srun"
+        print(f"flowmc: error: {text}", file=sys.stderr)
+        return 2
     try:
         return int(args.run(args))
     except BrokenPipeError:
@@ -83,7 +92,7 @@ def _failed(error: Exception) -> int:
     several = ranks is not None and ranks.size > 1
     if status is None and not several:
         raise error
-    is_common = hasattr(error, "kinds")
+    is_common = bool(getattr(error, "kinds", ()))
     where = f" on rank {ranks.rank} of {ranks.size}" if several and not is_common else ""
     if not is_common or not several or ranks.rank == 0:
         # Standard error may be a file on the very disk that is full.

@@ -17,15 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowmc.launcher import launched_processes
 from flowmc.registry import ConfigError
 
 __all__ = ["CollectiveError", "Communicator", "Pending", "Traffic", "world"]
 
 T = TypeVar("T")
-
-# How launchers tell a process how many of its kind they have started.
-_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "PALS_SIZE")
-_RANKS = ("PMIX_RANK", "PMI_RANK", "PALS_RANKID")
 
 
 class CollectiveError(Exception):
@@ -163,17 +160,6 @@ class Communicator:
         entry.seconds += seconds
 
 
-def launched_size() -> int | None:
-    """Return the number of processes that the launcher has started; None if there is no launcher.
-
-    0 stands for a launcher that does not tell.
-    """
-    for name in _SIZES:
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 0 if any(name in os.environ for name in _RANKS) else None
-
-
 @functools.cache
 def world() -> Communicator:
     """Return the communicator of all ranks of this run.
@@ -185,7 +171,7 @@ def world() -> Communicator:
         ConfigError: several processes were started but mpi4py is missing or sees only one.
     """
     wanted = os.environ.get("FLOWMC_MPI")
-    launched = launched_size()
+    launched = launched_processes()
     if wanted == "0" or (wanted != "1" and launched in (None, 1)):
         return Communicator()
     try:

@@ -65,9 +65,11 @@ class RunStopped(RuntimeError):
 
     Attributes:
         is_unwritable: whether a file could not be written.
+        kinds: as of :class:`~flowmc.parallel.CollectiveError`, if all ranks know of it.
     """
 
     is_unwritable = False
+    kinds: tuple[str, ...] = ()
 
 
 class Runner:
@@ -367,7 +369,9 @@ class Runner:
             text = f"{error.filename or self.directory.path}: {error.strerror or error}"
             raise self._unwritable(text) from error
         except CollectiveError as error:
-            raise self._unwritable(str(error)) from error
+            stopped = self._unwritable(str(error))
+            stopped.kinds = error.kinds
+            raise stopped from error
         finally:
             if display is not None:
                 display.close()
