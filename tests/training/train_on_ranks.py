@@ -1,0 +1,104 @@
+"""Trains small flows on however many ranks it is started on: FOLDER [resume | wrong].
+
+Writes ``FOLDER/losses<ranks>.npz`` (by rank 0), and checkpoints after half of the steps, from which
+``resume`` goes on.  ``wrong`` plants an error: each rank divides by the size of its own share.
+"""
+
+import dataclasses
+import hashlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from flowmc.actions import Phi4, Wilson
+from flowmc.flows import AffineCouplingFlow, FlowModel, GaussianPrior, ResidualFlow
+from flowmc.parallel import Communicator, world
+from flowmc.training import Ensemble, ExchangeKL, ReverseKL, Settings, Trainer
+
+HALF, STEPS = 5, 8
+
+
+def sampler(gradient="reparametrised", precision=torch.float64):
+    torch.manual_seed(1)
+    action = Phi4([4, 4], lam=1.0, m2=-0.5)
+    flow = AffineCouplingFlow(action, layers=4, hidden=[4])
+    model = FlowModel(GaussianPrior(action), flow).to(precision)
+    return ReverseKL(model, action, gradient=gradient)
+
+
+def exchange(direction="symmetric", chains=150):
+    a, b = (Wilson("U(1)", [4, 4], beta=beta) for beta in (1.0, 1.4))
+    flow = ResidualFlow(a, initial_coefficient=0.01)
+    options = {"chains": chains, "thermalization": 12, "refresh_every": 2, "steps": 3}
+    ends = [Ensemble(s, n, 4, **options) for s, n in ((a, "from"), (b, "to"))]
+    return ExchangeKL(flow, *ends, direction=direction)
+
+
+CASES = {
+    "sampler": (sampler, 32),
+    "uneven": (sampler, 7),
+    "fewer samples than ranks": (sampler, 2),
+    "path": (lambda: sampler("path"), 8),
+    "path, fewer samples than ranks": (lambda: sampler("path"), 2),
+    "exchange": (exchange, 40),
+    "exchange, fewer groups than ranks": (lambda: exchange(chains=50), 30),
+    "exchange forward": (lambda: exchange("forward"), 9),
+}
+
+
+def train(case, ranks, checkpoint, *, resume=False, wrong=False):
+    """Train to the middle, or from there to the end; return losses and weights."""
+    make, batch = CASES[case]
+    objective = make()
+    settings = Settings(steps=STEPS, batch=batch, learning_rate=1e-2, seed=3, gradient_clip=2.0)
+    losses = []
+    trainer = Trainer(
+        objective,
+        settings,
+        checkpoint=str(checkpoint),
+        progress=lambda event: losses.append((event.loss, event.ess, event.gradient_norm)),
+        communicator=ranks,
+    )
+    if wrong:
+        evaluate = objective.evaluate
+
+        def divided_by_its_own(n, rng):
+            found = evaluate(n, rng)
+            factor = n / max(1, len(found.log_weights))
+            return dataclasses.replace(found, surrogate=found.surrogate * factor)
+
+        objective.evaluate = divided_by_its_own
+    if resume:
+        trainer.load(str(checkpoint))
+    # Only one rank asks to stop, and all do.
+    trainer.run(stop=lambda: ranks.rank == ranks.size - 1 and trainer.step == HALF)
+    weights = np.concatenate([p.detach().double().numpy().ravel() for p in trainer.weights])
+    digests = set(ranks.allgather(hashlib.sha256(weights.tobytes()).hexdigest()))
+    assert len(digests) == 1, "the ranks have different weights"
+    fields = objective.ensembles["to"].field if isinstance(objective, ExchangeKL) else None
+    return {
+        "losses": np.array(losses),
+        "weights": weights,
+        "fields": np.empty(0) if fields is None else fields.numpy(),
+    }
+
+
+def train_all(folder, ranks, *, resume=False, wrong=False):
+    """Return all numbers of all cases, by case and kind."""
+    found = {}
+    for number, case in enumerate(CASES):
+        checkpoint = folder / f"{number}.safetensors"
+        numbers = train(case, ranks, checkpoint, resume=resume, wrong=wrong)
+        found |= {f"{case}: {kind}": values for kind, values in numbers.items()}
+    return found
+
+
+if __name__ == "__main__":
+    where, what = Path(sys.argv[1]), sys.argv[2:]
+    ranks = world()
+    assert isinstance(ranks, Communicator)
+    results = train_all(where, ranks, resume="resume" in what, wrong="wrong" in what)
+    if ranks.rank == 0:
+        np.savez(where / f"losses{ranks.size}.npz", **results)
