@@ -82,25 +82,24 @@ def up_fraction(walkers: ArrayLike) -> NDArray[np.float64]:
     return np.where(known > 0, up / np.maximum(known, 1), np.nan)
 
 
-def round_trip_rate(walkers: ArrayLike) -> tuple[float, float]:
+def round_trip_rate(trips: ArrayLike, rows: int) -> tuple[float, float]:
     r"""Return the number of round trips of one ladder per row, all its walkers together.
 
     The error is from the scatter of the ladders, where there are at least 8 with 20 trips in all,
     and else that of a Poisson count, :math:`\sqrt{\max(n, 1)}`, the larger of the two.
 
     Args:
-        walkers: ``(rows, chains, replicas)``, which walker sits at replica r.
+        trips: ``(chains, walkers)``, of :func:`round_trips`.
+        rows: in which they were made.
 
     Returns:
         The rate and its standard deviation.
     """
-    walkers = np.asarray(walkers)
-    rows, chains = walkers.shape[:2]
-    trips = round_trips(walkers).sum(axis=1)
-    total = int(trips.sum())
+    per_ladder = np.asarray(trips).sum(axis=1)
+    chains, total = len(per_ladder), int(per_ladder.sum())
     error = math.sqrt(max(total, 1)) / (rows * chains)
     if chains >= CHAINS_FOR_SPREAD and total >= MINIMUM_TRIPS:
-        error = max(error, float(trips.std(ddof=1)) / (math.sqrt(chains) * rows))
+        error = max(error, float(per_ladder.std(ddof=1)) / (math.sqrt(chains) * rows))
     return total / (rows * chains), error
 
 
@@ -110,7 +109,7 @@ def expected_round_trip_rate(rejection: ArrayLike, schedule: str = "even_odd") -
     :math:`1 / (2 + 2 \sum_i r_i / (1 - r_i))` for deterministically alternating parities, whose
     walkers keep their direction until they are rejected, and
     :math:`1 / (2n + 2 \sum_i r_i / (1 - r_i))` with n pairs for random ones, whose walkers diffuse
-    (arXiv:1905.02939, corollary 2).  Fewer trips than that show how slowly the replicas forget.
+    (arXiv:1905.02939).  Fewer trips than that show how slowly the replicas forget.
 
     Args:
         rejection: ``(replicas - 1,)``, share of rejected exchanges of each neighbouring pair.
@@ -126,7 +125,7 @@ def expected_round_trip_rate(rejection: ArrayLike, schedule: str = "even_odd") -
 def optimal_round_trip_rate(rejection: ArrayLike) -> float:
     r"""Return :math:`1 / (2 + 2\Lambda)`: round trips per sweep of many alternating replicas.
 
-    The limit of a fine ladder between the same ends (arXiv:1905.02939, theorem 3).
+    The limit of a fine ladder between the same ends (arXiv:1905.02939).
 
     Args:
         rejection: as for :func:`expected_round_trip_rate`; their sum is the barrier.
@@ -134,20 +133,20 @@ def optimal_round_trip_rate(rejection: ArrayLike) -> float:
     return float(1 / (2 + 2 * np.asarray(rejection, dtype=np.float64).sum()))
 
 
-def diffusivity(walkers: ArrayLike) -> NDArray[np.float64]:
+def diffusivity(up_fraction: ArrayLike, rate: float) -> NDArray[np.float64]:
     r"""Return the local diffusivity between neighbouring replicas, ``(replicas - 1,)``.
 
-    In equilibrium as many walkers pass each pair on their way up as make round trips, a current j
-    per row, and :math:`D_{r+1/2} = j / (f_r - f_{r+1})` with the share f of walkers that last
-    visited replica 0, in replicas squared per row (J. Stat. Mech. (2006) P03018, equation (4), with
-    the index of the replica as coordinate, in which the density of walkers is 1).  NaN where f does
-    not fall, which is noise, and without any round trip.
+    In equilibrium as many walkers pass each pair on their way up as make round trips, a current j,
+    and :math:`D_{r+1/2} = j / (f_r - f_{r+1})` with the share f of walkers that last visited
+    replica 0, in replicas squared per unit of time (J. Stat. Mech. (2006) P03018, with the index of
+    the replica as coordinate, in which the density of walkers is 1).  NaN where f does not fall,
+    which is noise, and without any round trip.
 
     Args:
-        walkers: ``(rows, chains, replicas)``, which walker sits at replica r.
+        up_fraction: ``(replicas,)``, of :func:`up_fraction`.
+        rate: round trips of one ladder per unit of time; see :func:`round_trip_rate`.
     """
-    fall = -np.diff(up_fraction(walkers))
-    rate, _ = round_trip_rate(walkers)
+    fall = -np.diff(np.asarray(up_fraction, dtype=np.float64))
     known = (fall > 0) & (rate > 0)
     return np.where(known, rate / np.where(known, fall, 1), np.nan)
 
@@ -253,6 +252,6 @@ def _last_end(position: NDArray[np.int64]) -> NDArray[np.int8]:
     """Return which end each walker visited last: 0, 1 (the other), -1 (none yet)."""
     last = position.max()
     ends = np.where(position == 0, 0, np.where(position == last, 1, -1)).astype(np.int8)
-    row = np.arange(len(ends)).reshape(-1, *[1] * (ends.ndim - 1))
+    row = np.arange(len(ends), dtype=np.int32).reshape(-1, *[1] * (ends.ndim - 1))
     latest = np.maximum.accumulate(np.where(ends >= 0, row, 0), axis=0)
     return np.take_along_axis(ends, latest, axis=0)

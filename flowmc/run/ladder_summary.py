@@ -49,7 +49,7 @@ def summarise_exchange(
     trips = round_trips(walkers)
     total = int(trips.sum())
     fraction = up_fraction(walkers)
-    rate = _rate(run, walkers, pairs)
+    rate = _rate(run, trips, pairs)
     mean_time = run.updates * trips.size / total if total else None
     exchange: dict[str, Any] = {
         "pairs": pairs,
@@ -64,7 +64,7 @@ def summarise_exchange(
         **_forgetting(run, walkers),
         "replica_diffusion": {
             "up_fraction": fraction.tolist(),
-            "diffusivity": (diffusivity(walkers) / run.measure_every).tolist(),
+            "diffusivity": diffusivity(fraction, rate["per_update"]).tolist(),
         },
         "bottleneck": _bottleneck(run, pairs, fraction, total),
     }
@@ -115,10 +115,10 @@ def _pairs(
 
 
 def _rate(
-    run: RecordedRun, walkers: NDArray[np.int64], pairs: Sequence[Mapping[str, Any]]
+    run: RecordedRun, trips: NDArray[np.int64], pairs: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Return the round trips of one ladder per update, measured and possible."""
-    rate, error = round_trip_rate(walkers)
+    rate, error = round_trip_rate(trips, run.production.rows)
     per_update, per_update_error = rate / run.measure_every, error / run.measure_every
     seconds = run.seconds_per_update()
     result: dict[str, Any] = {

@@ -36,6 +36,10 @@ def simulate(rejection, rows, chains, schedule="even_odd", seed=1):
     return np.array(rows_of)
 
 
+def rate_of(walkers):
+    return round_trip_rate(round_trips(walkers), len(walkers))
+
+
 LADDERS = [
     ([0.0, 0.0, 0.0, 0.0], "even_odd"),
     ([0.4], "even_odd"),
@@ -47,7 +51,7 @@ LADDERS = [
 @pytest.mark.parametrize(("rejection", "schedule"), LADDERS)
 def test_rates_of_independent_exchanges(rejection, schedule):
     walkers = simulate(rejection, 4000, 60, schedule)
-    rate, error = round_trip_rate(walkers)
+    rate, error = rate_of(walkers)
     expected = expected_round_trip_rate(rejection, schedule)
     # A walker's first trip is counted from its first end on: a loss of about a trip per walker.
     edge = 1.5 * (len(rejection) + 1) / 4000
@@ -68,20 +72,19 @@ def test_errors_of_the_rate():
     """The scatter of repeated runs, for one ladder and for many."""
     for chains, rows in ((1, 300), (16, 300)):
         results = [
-            round_trip_rate(simulate([0.6, 0.4, 0.5], rows, chains, seed=seed))
-            for seed in range(60)
+            rate_of(simulate([0.6, 0.4, 0.5], rows, chains, seed=seed)) for seed in range(60)
         ]
         rates, errors = np.array(results).T
         # Poisson is generous: walkers of one ladder cannot all be lucky at a time.
         assert 0.8 * rates.std(ddof=1) < errors.mean() < 4 * rates.std(ddof=1)
     walkers = simulate([1.0, 0.0], 50, 3)
-    assert round_trip_rate(walkers) == (0.0, 1 / 150)
+    assert rate_of(walkers) == (0.0, 1 / 150)
     # Ladders that differ, some of them stuck: the scatter is larger than that of counts.
     mixed = np.concatenate(
         [simulate([0.9, 0.9], 4000, 10), simulate([0.0, 0.0], 4000, 10, seed=2)], axis=1
     )
     trips = round_trips(mixed).sum(axis=1)
-    rate, error = round_trip_rate(mixed)
+    rate, error = rate_of(mixed)
     assert error == pytest.approx(trips.std(ddof=1) / math.sqrt(20) / 4000)
     assert rate == pytest.approx(trips.mean() / 4000)
 
@@ -92,7 +95,9 @@ def test_diffusivity_of_a_random_walk():
     walkers = simulate(rejection, 6000, 100, "random")
     # A pair is tried in every second sweep, and moves its two walkers by one: D = (1 - r) / 2.
     expected = (1 - np.array(rejection)) / 2
-    np.testing.assert_allclose(diffusivity(walkers), expected, rtol=0.1)
+    np.testing.assert_allclose(
+        diffusivity(up_fraction(walkers), rate_of(walkers)[0]), expected, rtol=0.1
+    )
     fraction = up_fraction(walkers)
     assert np.argmax(-np.diff(fraction)) == 1
 
