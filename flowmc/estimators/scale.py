@@ -3,11 +3,11 @@ r"""Scales from the gradient flow: t0 and w0, with errors by the Gamma method.
 .. math:: t^2 \langle E(t) \rangle \big|_{t = t_0} = 0.3, \qquad
           t \frac{d}{dt} t^2 \langle E(t) \rangle \Big|_{t = w_0^2} = 0.3
 
-(M. Luescher, arXiv:1006.4518, section 3.3; S. Borsanyi et al., arXiv:1203.4469), in units of the
+(M. Luescher, arXiv:1006.4518; S. Borsanyi et al., arXiv:1203.4469), in units of the
 lattice spacing: :math:`t_0 / a^2` and :math:`w_0 / a`.  Near the crossing :math:`t^2 E` is
 interpolated by the polynomial through the nearest flow times, and through 0 at t = 0.
 
-Errors are propagated as for every derived observable (U. Wolff, hep-lat/0306017, section 2): each
+Errors are propagated as for every derived observable (U. Wolff, hep-lat/0306017): each
 measurement enters through its fluctuation, weighted with the derivative of the scale by
 :math:`t^2 E` at every flow time, so that the correlation of the flow times and the autocorrelation
 of the projected series are all in.

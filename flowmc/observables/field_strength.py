@@ -52,7 +52,7 @@ def clover_energy(strength: Mapping[tuple[int, int], Tensor], action: Action) ->
 def plaquette_energy(field: Tensor, action: Action) -> Tensor:
     r"""Return :math:`E = 2 \sum_{\mu<\nu} \mathrm{Re\,tr}(1 - P)` averaged over sites.
 
-    ``(chains,)``; arXiv:1006.4518, equation (3.1).  For U(1) :math:`\sum (1 - \cos\theta_P)`.
+    ``(chains,)``; arXiv:1006.4518.  For U(1) :math:`\sum (1 - \cos\theta_P)`.
     """
     total = torch.zeros(field.shape[0], dtype=torch.float64, device=field.device)
     for mu, nu in planes(action.dimensions):

@@ -77,7 +77,7 @@ def energy_density(
         flow_time: at which E is taken; 0 is the field itself.
         step: of the integrator; see :func:`wilson_flow`.
         definition: "clover", from the clover field strength, or "plaquette",
-            :math:`2 \sum_{\mu<\nu} \mathrm{Re\,tr}(1 - P)` (arXiv:1006.4518, section 3.1).
+            :math:`2 \sum_{\mu<\nu} \mathrm{Re\,tr}(1 - P)` (arXiv:1006.4518).
     """
     _, table = flow_table(field, action, flow_time, step, 1, "energy_density")
     return table[:, 0, ("clover", "plaquette").index(definition)]
@@ -164,7 +164,7 @@ def _flow_in_torch(
 
 
 def _step(field: Tensor, plain: Wilson, step: float) -> Tensor:
-    """Return the field one step later, arXiv:1006.4518 equation (C.5)."""
+    """Return the field one step later; arXiv:1006.4518, appendix C."""
     move = plain.group.move
     first = -step * plain.force(field)
     field = move(field, first / 4)
