@@ -40,7 +40,7 @@ from flowmc.actions.gauge import plaquette_angles
 from flowmc.flows.base import Flow
 from flowmc.flows.splines import OddCircleSpline
 from flowmc.groups import U1
-from flowmc.lattice import lattice_momenta_squared, shift
+from flowmc.lattice import lattice_momenta_squared, shift, sum_over_sites
 
 __all__ = ["PlaquetteFlow"]
 
@@ -153,10 +153,10 @@ class PlaquetteFlow(Flow):
 
     def _move(self, field: Tensor, change: Tensor) -> Tensor:
         """Return the links whose plaquettes differ by ``change (chains, V)`` from the field's."""
-        source = torch.fft.rfftn(change.reshape(-1, *self.lattice), dim=(1, 2))
-        potential = torch.fft.irfftn(
-            source * _propagator(self.lattice, field.device), s=self.lattice, dim=(1, 2)
-        )
+        # Complex transforms: the rounding of real ones depends on the number of threads.
+        source = torch.fft.fftn(change.reshape(-1, *self.lattice), dim=(1, 2))
+        propagator = _propagator(self.lattice, field.device)
+        potential = torch.fft.ifftn(source * propagator, dim=(1, 2)).real
         step = torch.stack(
             [potential - shift(potential, 1, -1), shift(potential, 0, -1) - potential], dim=1
         )
@@ -202,16 +202,16 @@ def _transport(start: float, end: float, bins: int) -> tuple[Tensor, Tensor, Ten
 
 @functools.lru_cache(maxsize=16)
 def _propagator(lattice: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return 1 / p_hat^2 in the order of ``rfftn``, and 0 for the constant mode."""
+    """Return 1 / p_hat^2 in the order of ``fftn``, and 0 for the constant mode."""
     squared = lattice_momenta_squared(lattice, device)
     squared[0, 0] = torch.inf
-    return 1 / squared[:, : lattice[1] // 2 + 1]
+    return 1 / squared
 
 
 def _log_determinant(log_stretch: Tensor, inverse_stretch: Tensor, rate: Tensor) -> Tensor:
     """Return the logarithm of the determinant from log g, u / g and u, each ``(chains, V)``."""
-    ratio = inverse_stretch.sum(1) / rate.sum(1)
-    return log_stretch.sum(1) + ratio.log()
+    ratio = sum_over_sites(inverse_stretch) / sum_over_sites(rate)
+    return sum_over_sites(log_stretch) + ratio.log()
 
 
 def _solve(
@@ -234,13 +234,13 @@ def _solve(
         converged = torch.zeros_like(c, dtype=torch.bool)
         for _ in range(_ITERATIONS):
             angles, rate = shifted(c)
-            excess = angles.sum(1, keepdim=True) - total
+            excess = _sum(angles) - total
             # A few units in the last place of every angle.
             converged = converged | (excess.abs() <= 1e-15 * angles.shape[1])
             if bool((converged | excess.isnan()).all()):
                 break
             low, high = torch.where(excess < 0, c, low), torch.where(excess > 0, c, high)
-            newton = c - (excess / rate.sum(1, keepdim=True)).clamp(-1, 1)
+            newton = c - (excess / _sum(rate)).clamp(-1, 1)
             inside = (newton > low) & (newton < high)
             middle = torch.where(torch.isfinite(high - low), (low + high) / 2, newton)
             proposal = torch.where(inside, newton, middle)
@@ -250,6 +250,11 @@ def _solve(
             c = torch.where(converged, c, proposal)
     if torch.is_grad_enabled():
         angles, rate = shifted(c)
-        excess = angles.sum(1, keepdim=True) - total
-        angles, rate = shifted(c - (excess - excess.detach()) / rate.sum(1, keepdim=True).detach())
+        excess = _sum(angles) - total
+        angles, rate = shifted(c - (excess - excess.detach()) / _sum(rate).detach())
     return angles, rate, converged.squeeze(1)
+
+
+def _sum(values: Tensor) -> Tensor:
+    """Return the sums over the plaquettes, ``(chains, 1)``."""
+    return sum_over_sites(values)[:, None]

@@ -14,10 +14,12 @@ from flowmc.actions import DefectWilson, FreeScalar, Phi4, Wilson
 from flowmc.flows import (
     AffineCouplingFlow,
     ContinuousFlow,
+    DefectFlow,
     FlowModel,
     FreeFieldPrior,
     GaussianPrior,
     HaarPrior,
+    PlaquetteFlow,
     ResidualFlow,
 )
 from flowmc.groups import SUN, complex_product
@@ -213,6 +215,13 @@ FLOWS = {
     "residual u1 network": (
         Wilson("U(1)", [64, 64], beta=2.0),
         lambda a: ResidualFlow(a, loops=["plaquette", "rectangle"], coefficients="network"),
+        0.02,
+    ),
+    "plaquette": (Wilson("U(1)", [182, 181], beta=2.0), PlaquetteFlow, 0.1),
+    "defect u1": (ACTIONS["u1_defect"], lambda a: DefectFlow(a, width=1), 0.1),
+    "defect su3": (
+        DefectWilson("SU(3)", [4, 4, 4, 6], beta=5.7, defect=0.3),
+        lambda a: DefectFlow(a, width=1),
         0.02,
     ),
     "residual su2": (SU2, lambda a: ResidualFlow(a, coefficients="network"), 0.02),
