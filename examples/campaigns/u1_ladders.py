@@ -3,9 +3,9 @@
     python examples/campaigns/u1_ladders.py [--short] [--output runs/u1_ladders]
 
 runs the configurations beside this file and prints what an independent topological charge and a
-round trip through the ladder cost, on one core, everything included but the training.  The runs
-take turns, a part of each at a time, so that whatever else the machine does meets all alike;
-an interrupted script goes on where it was.
+round trip through the ladder cost, on one core, everything included but the training.  Costs are
+processor time, the difference of two short runs of each configuration, which take turns: other
+programs on the machine hardly matter.  An interrupted script goes on where it was.
 """
 
 from __future__ import annotations
@@ -15,10 +15,15 @@ import contextlib
 import io
 import json
 import math
+import os
+import resource
+import statistics
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.special import ive
@@ -58,45 +63,90 @@ def exact(beta: float, volume: int) -> tuple[float, float]:
     return float(plaquette), float(charge)
 
 
-def continue_run(name: str, output: Path, share: float, scale: float) -> None:
-    """Bring one run to a share of its updates."""
-    table = tomllib.loads((HERE / f"u1_16x16_b7_{name}.toml").read_text())
-    table["run"]["thermalization"] = max(1, round(scale * table["run"]["thermalization"]))
-    table["run"]["updates"] = max(10, round(share * scale * table["run"]["updates"]))
-    config = output / f"{name}.toml"
+def configuration(name: str) -> dict[str, Any]:
+    return tomllib.loads((HERE / f"u1_16x16_b7_{name}.toml").read_text())
+
+
+def run(table: dict[str, Any], output: Path) -> float:
+    """Run a configuration, or go on with it; return the processor time in seconds."""
+    config = output.with_suffix(".toml")
     config.write_text(toml_text(table))
     command = [sys.executable, "-m", "flowmc.cli", "run", str(config)]
-    command += ["--output", str(output / name), "--resume"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = subprocess.run(
+        [*command, "--output", str(output), "--resume"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     if result.returncode:
         sys.exit(result.stderr)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def line(name: str, output: Path) -> dict[str, str | float]:
-    """Return the measured numbers of one run."""
+def continue_run(name: str, output: Path, share: float, scale: float) -> None:
+    """Bring one run to a share of its updates."""
+    table = configuration(name)
+    table["run"]["thermalization"] = max(1, round(scale * table["run"]["thermalization"]))
+    table["run"]["updates"] = max(10, round(share * scale * table["run"]["updates"]))
+    run(table, output / name)
+
+
+def seconds_per_update(name: str, updates: int) -> float:
+    """Return the processor time of an update of one chain, or of one ladder."""
+    table = configuration(name)
+    times = []
+    for count in (20, 20 + updates):
+        table["run"] |= {"thermalization": 1, "updates": count}
+        with tempfile.TemporaryDirectory() as folder:
+            times.append(run(table, Path(folder) / "timing"))
+    return (times[1] - times[0]) / updates / table["chains"]["count"]
+
+
+def timings(names: list[str], output: Path, scale: float) -> dict[str, list[float]]:
+    """Return what is in ``timings.json``, or measure it: three values per run, taken in turns."""
+    file = output / "timings.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    missing = [name for name in names if name not in known]
+    updates = max(20, round(300 * min(1.0, 10 * scale)))
+    measured: dict[str, list[float]] = {name: [] for name in missing}
+    for _ in range(3):
+        for name in missing:
+            print(f"timing {name}", file=sys.stderr, flush=True)
+            measured[name].append(seconds_per_update(name, updates))
+    file.write_text(json.dumps(known | measured, indent=2) + "\n")
+    return known | measured
+
+
+def line(name: str, output: Path, times: list[float]) -> dict[str, str | float]:
+    """Return the measured numbers of one run, whose updates take ``times`` seconds per chain."""
+    seconds = statistics.median(times)
+    scatter = statistics.stdev(times) / math.sqrt(len(times)) / seconds
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
         flowmc(["report", str(output / name), "--json"])
     report = json.loads(text.getvalue())
-    run = RecordedRun.open(output / name)
+    recorded = RecordedRun.open(output / name)
     charge = report["observables"]["topological_charge"]
-    # Wall time of an update of one chain, or of one ladder: all of them share one core.
-    seconds = report["cost"]["seconds_per_measurement"] / run.measure_every
-    theory = run.config["theory"]
+    theory = recorded.config["theory"]
     plaquette_exact, square_exact = exact(theory["beta"], math.prod(theory["lattice"]))
-    plaquette = analyse(run.production.observables["plaquette"][:, :, 0])
-    square = analyse(run.production.observables["topological_charge"][:, :, 0] ** 2)
+    plaquette = analyse(recorded.production.observables["plaquette"][:, :, 0])
+    square = analyse(recorded.production.observables["topological_charge"][:, :, 0] ** 2)
     # Squares hide a frozen charge, whose error must not look small.
     bound = ">= " if charge["is_lower_bound"] else ""
     result: dict[str, str | float] = {
         "name": name,
-        "replicas": f"{run.replicas}",
+        "replicas": f"{recorded.replicas}",
         "swaps": "-",
         "trips": "-",
         "tau": bound + format_value(charge["tau_int"], charge["tau_int_error"]),
         "update": f"{1e3 * seconds:.3f}",
         "independent": 2e3 * charge["tau_int"] * seconds,
-        "independent_error": 2e3 * charge["tau_int_error"] * seconds,
+        "independent_error": 2e3
+        * seconds
+        * math.hypot(charge["tau_int_error"], scatter * charge["tau_int"]),
         "bound": bound,
         "plaquette": format_value(plaquette.mean, plaquette.error),
         "plaquette_pull": f"{(plaquette.mean - plaquette_exact) / plaquette.error:+.1f}",
@@ -104,13 +154,14 @@ def line(name: str, output: Path) -> dict[str, str | float]:
         "square_pull": f"{(square.mean - square_exact) / square.error:+.1f}",
         "training": f"{report['cost']['training_seconds']:.0f}",
     }
-    if run.production.walkers is not None:
+    if recorded.production.walkers is not None:
         rates = [pair["acceptance"] for pair in report["exchange"]["pairs"]]
         low, high = f"{100 * min(rates):.0f}", f"{100 * max(rates):.0f}"
         result["swaps"] = f"{low} %" if low == high else f"{low}-{high} %"
         rate, error = (
-            value / run.measure_every for value in round_trip_rate(run.production.walkers)
+            value / recorded.measure_every for value in round_trip_rate(recorded.production.walkers)
         )
+        error = math.hypot(error, scatter * rate)
         result["trips"] = format_value(rate / seconds, error / seconds)
     elif "independence" in report["kernels"]:
         result["swaps"] = f"{100 * report['kernels']['independence']['acceptance']:.0f} %"
@@ -162,7 +213,8 @@ def main() -> None:
         for name in names:
             print(f"{name}: part {share} of {rounds}", file=sys.stderr, flush=True)
             continue_run(name, arguments.output, share / rounds, scale)
-    print(table([line(name, arguments.output) for name in names]))
+    seconds = timings(names, arguments.output, scale)
+    print(table([line(name, arguments.output, seconds[name]) for name in names]))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from exactness import THRESHOLD, p_value_of_change
 from scipy.special import i0
 from scipy.stats import vonmises
 
@@ -269,6 +270,65 @@ def test_the_swap_rate_does_not_fall_with_the_volume(lattice):
         _, info = kernel.step(kernel.init([fields[a], fields[b]]), rng)
         rate = info.parts["pair[0]"].is_accepted.double().mean()
         assert 0.57 < rate < 0.79
+
+
+def change_after_exchange(flow):
+    """Return the p-value of "exchange leaves exact draws of both replicas as they were"."""
+    rng = torch.Generator().manual_seed(9)
+    actions = [Wilson("U(1)", (4, 4), beta=beta) for beta in (1.0, 2.5)]
+    before, fresh = ([sample_wilson_2d(a, 4000, rng) for a in actions] for _ in range(2))
+    kernel = Exchange(actions, [flow])
+    state = kernel.init(before)
+    accepted = []
+    for _ in range(3):
+        state, info = kernel.step(state, rng)
+        accepted.append(info.parts["pair[0]"].is_accepted.double().mean())
+    assert min(accepted) > 0.05
+
+    def statistics(links, action):
+        loop = torch.cos(links[:, 0].sum(1)).mean(1)
+        largest = wrapped(links).abs().amax(1)
+        charge = topological_charge(links, action)
+        return torch.stack([action(links), largest, charge, loop], 1)
+
+    p_values = [
+        p_value_of_change(*(statistics(links, action) for links in (start, replica.field, new)))
+        for action, start, replica, new in zip(actions, before, state.replicas, fresh, strict=True)
+    ]
+    return 2 * min(p_values)
+
+
+def imperfect(scale):
+    """A transport with noise on its parameters."""
+    action = Wilson("U(1)", (4, 4), beta=1.0)
+    flow = PlaquetteFlow(action, bins=6, initial_transport=(1.0, 2.5))
+    rng = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter += scale * torch.randn(parameter.shape, generator=rng).double()
+    return flow
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.1, 0.3])
+def test_exchange_leaves_exact_draws_alone(scale):
+    """At most 1e-6 false alarms per case; the errors below show the power."""
+    assert change_after_exchange(imperfect(scale)) > THRESHOLD
+
+
+@pytest.mark.parametrize("error", ["slope", "charge"])
+def test_errors_of_the_flow_are_caught_in_exchange(monkeypatch, error):
+    def wrong(log_stretch, inverse_stretch, rate):
+        if error == "slope":
+            return true(0.8 * log_stretch, inverse_stretch, rate)
+        return true(log_stretch, inverse_stretch, rate)
+
+    true = plaquette._log_determinant
+    monkeypatch.setattr(plaquette, "_log_determinant", wrong)
+    if error == "charge":
+        # A sum that is not kept: the map is no bijection of the links any more.
+        solve = plaquette._solve
+        monkeypatch.setattr(plaquette, "_solve", lambda shifted, total: solve(shifted, 0 * total))
+    assert change_after_exchange(imperfect(0.1)) < THRESHOLD
 
 
 EVEN = torch.linspace(0, math.pi, 3, dtype=torch.float64)
