@@ -115,6 +115,13 @@ def ranks_of(launcher):
     return found
 
 
+def wait_for_start(launcher, log):
+    """Return when the log grows, or the launcher ends."""
+    size = log.stat().st_size if log.exists() else 0
+    while launcher.poll() is None and (log.stat().st_size if log.exists() else 0) <= size:
+        time.sleep(0.02)
+
+
 def kill_again_and_again(tmp_path, kills, seed, updates):
     """Kill a random rank at a random moment, resume on another number of ranks, and so on."""
     tables = TABLES | {"run": TABLES["run"] | {"updates": updates, "save_every": updates // 20}}
@@ -127,8 +134,10 @@ def kill_again_and_again(tmp_path, kills, seed, updates):
             launcher = subprocess.Popen(
                 command(ranks, RUN_ALL, tmp_path, path), env=environment(), stderr=stderr
             )
-            # From the middle of the start to well into the run.
-            time.sleep(draw.uniform(1.5, 6.0))
+            # Mostly into the run, now and then into its start.
+            if draw.random() < 0.8:
+                wait_for_start(launcher, tmp_path / "out" / "log.jsonl")
+            time.sleep(draw.uniform(0.0, 2.0))
             processes = ranks_of(launcher.pid)
             if launcher.poll() is None and processes:
                 os.kill(draw.choice(processes), signal.SIGKILL)
