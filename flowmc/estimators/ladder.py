@@ -29,6 +29,7 @@ __all__ = [
     "diffusivity",
     "equalised",
     "expected_round_trip_rate",
+    "expected_up_fraction",
     "optimal_round_trip_rate",
     "positions",
     "relaxation_rows",
@@ -118,8 +119,39 @@ def expected_round_trip_rate(rejection: ArrayLike, schedule: str = "even_odd") -
     rates = np.asarray(rejection, dtype=np.float64)
     if (rates >= 1).any():
         return 0.0
-    straight = {"even_odd": 1, "random": rates.size}[schedule]
-    return float(1 / (2 * straight + 2 * (rates / (1 - rates)).sum()))
+    total = _resistance(rates).sum() + _straight(rates.size, schedule).sum()
+    return float(1 / (2 * total))
+
+
+def expected_up_fraction(rejection: ArrayLike, schedule: str = "even_odd") -> NDArray[np.float64]:
+    r"""Return the share of walkers that last were at replica 0 if replicas forget, ``(replicas,)``.
+
+    Across pair i it falls by a share of :math:`r_i / (1 - r_i)`, plus 1/2 at both end pairs for
+    alternating parities or 1 at every pair for random ones, out of the sum of these over the pairs.
+    Walkers of alternating parities that are seldom rejected run from end to end, so that half of
+    those inside are on their way up: only then is the fall at the ends steep without a bottleneck.
+
+    Args:
+        rejection, schedule: as for :func:`expected_round_trip_rate`.
+    """
+    falls = _resistance(rejection) + _straight(len(np.asarray(rejection)), schedule)
+    return 1 - np.concatenate([[0.0], np.cumsum(falls) / falls.sum()])
+
+
+def _resistance(rejection: ArrayLike) -> NDArray[np.float64]:
+    """Return r / (1 - r) of each pair, finite for pairs that reject all."""
+    rates = np.minimum(np.asarray(rejection, dtype=np.float64), 1 - 1e-9)
+    return rates / (1 - rates)
+
+
+def _straight(pairs: int, schedule: str) -> NDArray[np.float64]:
+    """Return what each pair costs without rejections: in sum 1 for alternating parities."""
+    if schedule == "random":
+        return np.ones(pairs)
+    ends = np.zeros(pairs)
+    ends[0] += 0.5
+    ends[-1] += 0.5
+    return ends
 
 
 def optimal_round_trip_rate(rejection: ArrayLike) -> float:
@@ -140,7 +172,8 @@ def diffusivity(up_fraction: ArrayLike, rate: float) -> NDArray[np.float64]:
     and :math:`D_{r+1/2} = j / (f_r - f_{r+1})` with the share f of walkers that last visited
     replica 0, in replicas squared per unit of time (J. Stat. Mech. (2006) P03018, with the index of
     the replica as coordinate, in which the density of walkers is 1).  NaN where f does not fall,
-    which is noise, and without any round trip.
+    which is noise, and without any round trip.  Walkers that run instead of diffusing, see
+    :func:`expected_up_fraction`, show a large D inside and a small one at the ends.
 
     Args:
         up_fraction: ``(replicas,)``, of :func:`up_fraction`.

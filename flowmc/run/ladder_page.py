@@ -33,6 +33,7 @@ def ladder_section(analysis: Analysis) -> str:
         run.production.walkers[:, 0],
         exchange["pairs"],
         exchange["replica_diffusion"]["up_fraction"],
+        exchange["replica_diffusion"]["expected_up_fraction"],
         names,
     )
     sentences = [escape(sentence(text)) for text in transport_sentences(analysis)]

@@ -40,6 +40,7 @@ def ladder_plot(
     walkers: NDArray,
     pairs: Sequence[Mapping[str, Any]],
     up_fraction: Sequence[float],
+    expected: Sequence[float] | None,
     names: Sequence[str],
 ) -> str:
     """Return the swap diagram: walker paths, swap rate of each pair, share of walkers going up.
@@ -48,7 +49,8 @@ def ladder_plot(
         updates: ``(rows,)``.
         walkers: of one chain, ``(rows, replicas)``, which walker sits at replica r.
         pairs: as in the JSON document under exchange.
-        up_fraction: of each replica.
+        up_fraction: of each replica, the share of walkers that last were at the target.
+        expected: the same from the swap rates alone; None if they are not known.
         names: of the replicas, the target first.
     """
     replicas = walkers.shape[1]
@@ -95,10 +97,11 @@ def ladder_plot(
         rates.set_title("Swap rate  (◆ Gaussian works)", pad=8)
         rates.set_xlabel("accepted exchanges")
 
-        flow.plot([1, 0], [0, replicas - 1], color=GREY, linestyle=(0, (4, 3)), linewidth=0.9)
+        if expected is not None:
+            flow.plot(expected, range(replicas), color=GREY, linestyle=(0, (4, 3)), linewidth=0.9)
         flow.plot(up_fraction, range(replicas), "o-", color=GREEN, markersize=5)
         flow.set_xlim(-0.05, 1.05)
-        flow.set_title("Last seen at the target  (- - ideal)", pad=8)
+        flow.set_title("Going up  (- - from swap rates)", pad=8)
         flow.set_xlabel("share of walkers")
         for axes in (rates, flow):
             axes.sharey(paths)

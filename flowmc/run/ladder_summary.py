@@ -16,6 +16,7 @@ from flowmc.estimators.ladder import (
     acceptance_from_work,
     diffusivity,
     expected_round_trip_rate,
+    expected_up_fraction,
     optimal_round_trip_rate,
     positions,
     relaxation_rows,
@@ -29,7 +30,9 @@ from flowmc.run.recorded import RecordedRun
 
 __all__ = ["summarise_exchange"]
 
-BOTTLENECK = 1.5  # times the mean, beyond which a pair's share of the ladder is named a bottleneck
+BOTTLENECK = 1.5  # times the mean share of the ladder, beyond which a pair is a bottleneck
+MINIMAL_SHARE = 0.15  # ... and this share at least
+FORGETTING = 1.5  # times what its rejections explain, beyond which they are not the reason
 _PAIR = re.compile(r"^pair\[(\d+)\]")
 
 
@@ -49,7 +52,9 @@ def summarise_exchange(
     trips = round_trips(walkers)
     total = int(trips.sum())
     fraction = up_fraction(walkers)
-    rate = _rate(run, trips, pairs)
+    rejection = _rejection(pairs, run.replicas)
+    expected = None if not rejection else expected_up_fraction(rejection, _schedule(run)).tolist()
+    rate = _rate(run, trips, rejection)
     mean_time = run.updates * trips.size / total if total else None
     exchange: dict[str, Any] = {
         "pairs": pairs,
@@ -60,13 +65,16 @@ def summarise_exchange(
         if mean_time is None
         else mean_time * rate["per_update_error"] / rate["per_update"],
         "round_trip_rate": rate,
-        **_barrier(pairs),
+        **_barrier(pairs, rejection),
         **_forgetting(run, walkers),
         "replica_diffusion": {
             "up_fraction": fraction.tolist(),
+            "expected_up_fraction": expected,
             "diffusivity": diffusivity(fraction, rate["per_update"]).tolist(),
         },
-        "bottleneck": _bottleneck(run, pairs, fraction, total),
+        "bottleneck": _bottleneck(
+            run, rejection, fraction, total >= MINIMUM_TRIPS and not rate["is_lower_bound"]
+        ),
     }
     if total == 0:
         warnings.append(
@@ -115,7 +123,7 @@ def _pairs(
 
 
 def _rate(
-    run: RecordedRun, trips: NDArray[np.int64], pairs: Sequence[Mapping[str, Any]]
+    run: RecordedRun, trips: NDArray[np.int64], rejection: Sequence[float] | None
 ) -> dict[str, Any]:
     """Return the round trips of one ladder per update, measured and possible."""
     rate, error = round_trip_rate(trips, run.production.rows)
@@ -130,9 +138,8 @@ def _rate(
         "optimal_per_update": None,
         "is_lower_bound": False,
     }
-    rejection = _rejection(pairs, run.replicas)
     sweeps = _sweeps_per_update(run)
-    if rejection is not None and sweeps:
+    if rejection and sweeps:
         expected = expected_round_trip_rate(rejection, _schedule(run))
         result["expected_per_update"] = sweeps * expected
         result["optimal_per_update"] = sweeps * optimal_round_trip_rate(rejection)
@@ -169,10 +176,10 @@ def _rejection(pairs: Sequence[Mapping[str, Any]], replicas: int) -> list[float]
     return [float(np.mean(rates[pair])) for pair in range(replicas - 1)]
 
 
-def _barrier(pairs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+def _barrier(
+    pairs: Sequence[Mapping[str, Any]], rejection: Sequence[float] | None
+) -> dict[str, float | None]:
     """Return the sum of the rejection rates with its error."""
-    replicas = 2 + max((entry["pair"] for entry in pairs), default=-1)
-    rejection = _rejection(pairs, replicas)
     if not rejection:
         return {"barrier": None, "barrier_error": None}
     errors = [entry["error"] for entry in pairs if entry["error"] is not None]
@@ -201,42 +208,48 @@ def _forgetting(run: RecordedRun, walkers: NDArray[np.int64]) -> dict[str, Any]:
 
 def _bottleneck(
     run: RecordedRun,
-    pairs: Sequence[Mapping[str, Any]],
+    rejection: Sequence[float] | None,
     fraction: NDArray[np.float64],
-    total: int,
+    is_followed: bool,
 ) -> dict[str, Any] | None:
     """Return the pair that slows walkers down most, and a sentence that says why.
 
     By the fall of the share of walkers going up, which sees everything that keeps walkers from
-    passing; with too few round trips by the rejection rate.  None for ladders of two replicas and
-    where no pair stands out.
+    passing, less what running walkers lose at the ends; where walkers cannot be followed (too few
+    round trips, rows far apart) by the fall that the rejection rates imply.  None for ladders of
+    two replicas and where no pair stands out.
     """
     replicas = run.replicas
-    if replicas < 3:
+    if replicas < 3 or not rejection:
         return None
-    fall = -np.diff(fraction)
-    rejection = _rejection(pairs, replicas)
-    if total >= MINIMUM_TRIPS and np.isfinite(fall).all():
-        pair = int(fall.argmax())
-        if fall[pair] < BOTTLENECK / (replicas - 1):
-            return None
-        reason = (
-            f"{fall[pair]:.0%} of the fall of the up-fraction lie there, {1 / (replicas - 1):.0%} "
-            "in a balanced ladder"
-        )
-        if rejection is not None and rejection[pair] < 1.2 * float(np.mean(rejection)):
-            reason += (
-                "; its exchanges are accepted as often as others, so replicas there forget slowly"
-            )
-    elif rejection is not None:
-        pair = int(np.argmax(rejection))
-        if rejection[pair] < BOTTLENECK * float(np.mean(rejection)):
-            return None
+    schedule = _schedule(run)
+    ideal = -np.diff(expected_up_fraction(rejection, schedule))
+    # A ladder that rejects nothing falls like this, in units of the fall of a resisting one.
+    straight = -np.diff(expected_up_fraction(np.zeros(replicas - 1), schedule))
+    running = expected_round_trip_rate(rejection, schedule) / expected_round_trip_rate(
+        np.zeros(replicas - 1), schedule
+    )
+    is_followed = is_followed and bool(np.isfinite(fraction).all())
+    fall = -np.diff(fraction) if is_followed else ideal
+    lost = fall - (running * straight if schedule == "even_odd" else 0)
+    pair = int(lost.argmax())
+    balanced = float(lost.mean())
+    if lost[pair] < max(BOTTLENECK * balanced, MINIMAL_SHARE):
+        return None
+    names = f"{run.replica_name(pair)} -> {run.replica_name(pair + 1)}"
+    if not is_followed:
         reason = f"{rejection[pair]:.0%} of its exchanges are rejected, the most of all pairs"
     else:
-        return None
-    names = run.replica_name(pair), run.replica_name(pair + 1)
-    return {"pair": pair, "reason": f"{names[0]} -> {names[1]}: {reason}"}
+        reason = (
+            f"{lost[pair]:.0%} of the fall of the up-fraction lie there, {balanced:.0%} if all "
+            "pairs shared it"
+        )
+        if fall[pair] > FORGETTING * ideal[pair]:
+            reason += (
+                f"; its rejections explain {ideal[pair]:.0%}, so the replicas beside it forget "
+                "slowly: update them more between exchanges"
+            )
+    return {"pair": pair, "reason": f"{names}: {reason}"}
 
 
 def _symmetry_pull(values: Mapping[str, NDArray]) -> float | None:

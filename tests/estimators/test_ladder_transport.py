@@ -8,6 +8,7 @@ import pytest
 from flowmc.estimators.ladder import (
     diffusivity,
     expected_round_trip_rate,
+    expected_up_fraction,
     optimal_round_trip_rate,
     relaxation_rows,
     round_trip_rate,
@@ -58,6 +59,15 @@ def test_rates_of_independent_exchanges(rejection, schedule):
     assert -5 * error - edge < rate - expected < 5 * error
     assert error < 0.05 * rate
     assert optimal_round_trip_rate(rejection) >= expected
+
+
+@pytest.mark.parametrize(("rejection", "schedule"), LADDERS)
+def test_up_fraction_of_independent_exchanges(rejection, schedule):
+    walkers = simulate(rejection, 6000, 100, schedule)
+    expected = expected_up_fraction(rejection, schedule)
+    # Thousands of round trips: the shares are known to better than 0.005.
+    np.testing.assert_allclose(up_fraction(walkers), expected, atol=0.02)
+    assert expected_up_fraction([1.0, 0.5])[1] < 1e-6
 
 
 def test_the_optimum_is_reached_by_many_replicas():

@@ -57,6 +57,10 @@ def test_transport_of_independent_exchanges(tmp_path):
     assert 0 < exchange["position_tau_int"] < 20
     diffusivity = exchange["replica_diffusion"]["diffusivity"]
     assert len(diffusivity) == 2 and diffusivity[0] < diffusivity[1]
+    diffusion = exchange["replica_diffusion"]
+    np.testing.assert_allclose(
+        diffusion["up_fraction"], diffusion["expected_up_fraction"], atol=0.05
+    )
     assert exchange["bottleneck"] is None
 
 
@@ -65,7 +69,7 @@ def test_bottleneck_is_named(tmp_path, capsys):
     replace_walkers(path, [0.1, 0.95], 4)
     bottleneck = summarise(path)["exchange"]["bottleneck"]
     assert bottleneck["pair"] == 1
-    assert "beta=4.5 -> beta=3" in bottleneck["reason"] and "50%" in bottleneck["reason"]
+    assert "beta=4.5 -> beta=3" in bottleneck["reason"] and "if all pairs" in bottleneck["reason"]
     assert invoke(path) == 0
     assert "bottleneck: beta=4.5 -> beta=3" in capsys.readouterr().out
     # Too few trips: by the rejection rate.
@@ -73,6 +77,16 @@ def test_bottleneck_is_named(tmp_path, capsys):
     replace_walkers(path, [0.1, 0.995], 4)
     bottleneck = summarise(path)["exchange"]["bottleneck"]
     assert bottleneck["pair"] == 1 and "rejected" in bottleneck["reason"]
+
+
+def test_running_walkers_make_no_bottleneck(tmp_path):
+    """Nothing is rejected: the share falls at the ends alone, and that is as it should be."""
+    path = make_run(tmp_path / "run", replicas=3, rows=2000, vector=False)
+    replace_walkers(path, [0.0, 0.0], 4)
+    exchange = summarise(path)["exchange"]
+    assert exchange["bottleneck"] is None
+    assert exchange["round_trip_rate"]["per_update"] == pytest.approx(0.5, abs=0.01)
+    assert exchange["replica_diffusion"]["up_fraction"] == pytest.approx([1, 0.5, 0], abs=0.01)
 
 
 def test_random_schedule_expects_fewer_trips(tmp_path):
