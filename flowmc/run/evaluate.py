@@ -239,6 +239,8 @@ def evaluate_exchange(
         for _ in range(-(-samples // chains) - 1):
             ensemble.advance(separation)
             measured.append(ensemble.own_field)
+            # A rank without chains would otherwise wait as long as all of this takes.
+            communicator.barrier()
         # Chain by chain, so that consecutive bins are chains.
         draws.append(torch.stack(measured, 1).flatten(0, 1))
     x_a, x_b = draws
