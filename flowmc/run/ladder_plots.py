@@ -56,7 +56,8 @@ def ladder_plot(
     replicas = walkers.shape[1]
     height = min(6.5, 1.5 + 0.55 * replicas)
     with new_figure(height, (3.1, 1.2, 1.2)) as (figure, (paths, rates, flow)):
-        recent = slice(-WALKER_ROWS, None)
+        shown = min(len(updates), WALKER_ROWS if replicas <= 9 else 9 * WALKER_ROWS // replicas)
+        recent = slice(-shown, None)
         position = positions(walkers[recent])
         colours = (
             SERIES
@@ -72,7 +73,6 @@ def ladder_plot(
                 solid_joinstyle="round",
                 alpha=0.9,
             )
-        shown = min(len(updates), WALKER_ROWS)
         paths.set_title(
             f"Paths of the {replicas} walkers of chain 0, last {shown} measurements", pad=8
         )
@@ -88,8 +88,16 @@ def ladder_plot(
             centre = entry["pair"] + 0.5
             rates.barh(centre, entry["acceptance"], height=0.42, color=BLUE)
             digits = 0 if entry["acceptance"] >= 0.1 else 1
+            # Beside the bar, or inside where there is no room beside it.
+            is_long = max(entry["acceptance"], entry["erfc_estimate"] or 0) > 0.75
             rates.text(
-                1.0, centre, f"{entry['acceptance']:.{digits}%}", va="center", ha="right", color=INK
+                0.03 if is_long else 1.0,
+                centre,
+                f"{entry['acceptance']:.{digits}%}",
+                va="center",
+                ha="left" if is_long else "right",
+                color="white" if is_long and entry["acceptance"] > 0.3 else INK,
+                fontsize=9.0 if replicas <= NAMED_REPLICAS else 7.0,
             )
             if entry["erfc_estimate"] is not None:
                 rates.plot(entry["erfc_estimate"], centre, "D", color=RED, markersize=4)
@@ -231,8 +239,8 @@ def _transitions(axes: Axes, matrix: NDArray, measure_every: int) -> None:
     if replicas <= NAMED_REPLICAS:
         axes.set_xticks(range(replicas))
     axes.set_xlabel("to replica")
-    unit = "update" if measure_every == 1 else f"{measure_every} updates"
-    axes.set_title(f"Where walkers are one {unit} later", pad=8)
+    when = "one update" if measure_every == 1 else f"{measure_every} updates"
+    axes.set_title(f"Where walkers are {when} later", pad=8)
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.tick_params(length=0)
 
