@@ -126,11 +126,12 @@ def test_results_do_not_depend_on_the_number_of_ranks(configs, alone, tmp_path, 
 
 @needs_mpi
 def test_a_run_continues_on_another_number_of_ranks(configs, alone, tmp_path):
-    """25 updates on 3, then 1, then 4 ranks."""
-    for ranks, updates in ((3, 4), (1, 11), (4, 20)):
+    """A fifth of the production on 3 ranks, up to half of it on 1, the rest on 4."""
+    for ranks, share in ((3, 0.2), (1, 0.5), (4, 1.0)):
         parts = []
         for mode, path in zip(MODES, configs, strict=True):
-            tables = MODES[mode] | {"run": MODES[mode]["run"] | {"updates": updates}}
+            run = MODES[mode]["run"]
+            tables = MODES[mode] | {"run": run | {"updates": int(share * run["updates"])}}
             parts.append(write(Path(path).with_name("parts") / f"{mode}.toml", tables))
         done = launch(ranks, PROGRAM, tmp_path, *parts)
         assert done.returncode == 0, done.stderr
