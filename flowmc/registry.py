@@ -24,6 +24,7 @@ BUILTIN: dict[str, dict[str, str]] = {
     "actions": {
         "phi4": "flowmc.actions:Phi4",
         "free": "flowmc.actions:FreeScalar",
+        "double_well": "flowmc.actions:DoubleWell",
         "wilson": "flowmc.actions:Wilson",
         "wilson_defect": "flowmc.actions:DefectWilson",
     },

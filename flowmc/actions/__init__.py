@@ -3,11 +3,13 @@
 from flowmc.actions.base import Action, ScaledAction, SumAction, check_force
 from flowmc.actions.defect import DefectWilson
 from flowmc.actions.gauge import Wilson
+from flowmc.actions.path import DoubleWell
 from flowmc.actions.scalar import FreeScalar, Phi4
 
 __all__ = [
     "Action",
     "DefectWilson",
+    "DoubleWell",
     "FreeScalar",
     "Phi4",
     "ScaledAction",

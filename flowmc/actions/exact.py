@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flowmc.actions.defect import DefectWilson
 from flowmc.actions.gauge import Wilson
-from flowmc.actions.scalar import FreeScalar, Phi4
+from flowmc.actions.scalar import FreeScalar, HoppingAction
 from flowmc.groups import SUN, Group
 from flowmc.lattice import sum_over_sites
 
@@ -55,8 +55,8 @@ def sample_wilson_2d(action: Wilson, chains: int, rng: torch.Generator) -> Tenso
     return _random_gauge(group, _reject(attempt, chains, rng), rng)
 
 
-def sample_phi4(action: Phi4, chains: int, rng: torch.Generator) -> Tensor:
-    r"""Draw phi^4 fields on a lattice of a few sites by rejection from a free field.
+def sample_phi4(action: HoppingAction, chains: int, rng: torch.Generator) -> Tensor:
+    r"""Draw fields of phi^4 or a double well on a few sites by rejection from a free field.
 
     With the same hopping term and the free mass term :math:`c\,\phi^2` in place of
     :math:`a\,\phi^2 + \lambda\phi^4`, the ratio of densities per site is

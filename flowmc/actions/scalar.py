@@ -21,11 +21,17 @@ from flowmc.actions.base import Action
 from flowmc.groups import Real
 from flowmc.lattice import lattice_momenta_squared, sum_over_sites
 
-__all__ = ["FreeScalar", "Phi4"]
+__all__ = ["FreeScalar", "HoppingAction", "Phi4"]
 
 
-class _Hopping(Action):
-    """S = sum_x [-2k sum_mu phi phi_mu + a phi^2 + lambda phi^4]."""
+class HoppingAction(Action):
+    r"""The hopping form :math:`\sum_x [-2k \sum_\mu \phi\phi_\mu + a\phi^2 + \lambda\phi^4]`.
+
+    Attributes:
+        k: half the hopping coefficient.
+        a: coefficient of phi^2.
+        quartic: coefficient lambda of phi^4.
+    """
 
     group = Real()
     k: float
@@ -85,7 +91,7 @@ class _Hopping(Action):
         return local.sub_(neighbours, alpha=2 * self.k)
 
 
-class Phi4(_Hopping):
+class Phi4(HoppingAction):
     r"""The phi^4 action on a periodic lattice of any dimension >= 1.
 
     Either with (m2, lambda),
@@ -146,7 +152,7 @@ class Phi4(_Hopping):
         return Phi4(self.lattice, lam=lam, **merged)
 
 
-class FreeScalar(_Hopping):
+class FreeScalar(HoppingAction):
     r"""The free field, exactly solvable.
 
     :math:`S = \sum_x [\sum_\mu (\phi_{x+\mu} - \phi_x)^2 + m^2\phi_x^2]`.  In

@@ -1,11 +1,12 @@
 """Native CPU kernels for the built-in actions: whole trajectories in compiled code.
 
-Torch stays the general path (any action, GPU, autograd).  For the phi^4, free and Wilson actions
-(also with a defect) on a CPU, :func:`find_trajectory`, :func:`find_force`, :func:`find_action` and
-:func:`find_projection` return compiled versions that agree with it to rounding, are the same bit
-for bit for any number of threads, and run on ``torch.get_num_threads()`` of them.  They return
-None where there is none, also for subclasses of those actions and for fields that require
-gradients; the environment variable ``FLOWMC_NATIVE=0`` makes them always do so.
+Torch stays the general path (any action, GPU, autograd).  For the phi^4, free, double-well and
+Wilson actions (also with a defect) on a CPU, :func:`find_trajectory`, :func:`find_force`,
+:func:`find_action` and :func:`find_projection` return compiled versions that agree with it to
+rounding, are the same bit for bit for any number of threads, and run on
+``torch.get_num_threads()`` of them.  They return None where there is none, also for subclasses of
+those actions and for fields that require gradients; the environment variable ``FLOWMC_NATIVE=0``
+makes them always do so.
 
 Kernels are compiled on first use (seconds) and cached on disk by numba (``NUMBA_CACHE_DIR`` moves
 the cache).  numba is imported on first use only.
@@ -196,10 +197,10 @@ def _module(action: Action, field: Tensor) -> Any:
         return None
     if tuple(field.shape) != action.field_shape(field.shape[0]):
         return None
-    from flowmc.actions import DefectWilson, FreeScalar, Phi4, Wilson
+    from flowmc.actions import DefectWilson, DoubleWell, FreeScalar, Phi4, Wilson
 
     # Exact classes: a subclass may have changed the density or the force.
-    if type(action) in (Phi4, FreeScalar):
+    if type(action) in (Phi4, FreeScalar, DoubleWell):
         from flowmc.native import scalar
 
         return scalar

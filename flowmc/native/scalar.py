@@ -1,4 +1,4 @@
-r"""Native HMC of the hopping form of a real scalar field (phi^4, free field), any lattice.
+r"""Native HMC of scalar fields in the hopping form: phi^4, free field, double well; any lattice.
 
 .. math:: S = \sum_x [-2k \sum_\mu \phi_x \phi_{x+\mu} + a \phi_x^2 + \lambda \phi_x^4]
 
@@ -21,7 +21,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from flowmc.actions import FreeScalar, Phi4
+from flowmc.actions.scalar import HoppingAction
 from flowmc.native.compiled import compiled
 from flowmc.native.lanes import accumulate, flip, fma, lane_width, lanes, load, store, traced
 from flowmc.native.layout import (
@@ -167,7 +167,7 @@ _COPY_TIME = 10.0
 class _Setting:
     """Everything a native call needs besides the fields: layout and couplings."""
 
-    def __init__(self, action: Phi4 | FreeScalar, field: Tensor) -> None:
+    def __init__(self, action: HoppingAction, field: Tensor) -> None:
         self.dtype = np.dtype("float64" if field.dtype == torch.float64 else "float32")
         self.width = lane_width(self.dtype.itemsize)
         self.layout = layout_for(action.lattice, field.shape[0], self.width)
@@ -235,7 +235,7 @@ class _Setting:
         run_operations(whole, phases, layout.groups, blocks, _OPERATION_TIME)
 
 
-def make_trajectory(action: Phi4 | FreeScalar, integrator: Integrator) -> Trajectory:
+def make_trajectory(action: HoppingAction, integrator: Integrator) -> Trajectory:
     """Return a native ``(field, momentum, step_size, steps) -> (field, momentum)``."""
 
     def run(
@@ -251,7 +251,7 @@ def make_trajectory(action: Phi4 | FreeScalar, integrator: Integrator) -> Trajec
     return run
 
 
-def make_force(action: Phi4 | FreeScalar) -> Callable[[Tensor], Tensor]:
+def make_force(action: HoppingAction) -> Callable[[Tensor], Tensor]:
     """Return a native ``field -> force``."""
 
     def run(field: Tensor) -> Tensor:
@@ -266,7 +266,7 @@ def make_force(action: Phi4 | FreeScalar) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def make_action(action: Phi4 | FreeScalar) -> Callable[[Tensor], Tensor]:
+def make_action(action: HoppingAction) -> Callable[[Tensor], Tensor]:
     """Return a native ``field -> S`` per chain, accumulated in float64."""
 
     def run(field: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from exactness import assert_mean
 
-from flowmc.actions import Action, FreeScalar, Phi4, Wilson, check_force
+from flowmc.actions import Action, DoubleWell, FreeScalar, Phi4, Wilson, check_force
 from flowmc.actions.exact import sample_phi4, sample_wilson_2d
 from flowmc.observables import (
     correlator,
@@ -23,6 +23,8 @@ ACTIONS = [
     Phi4([2, 3, 4], m2=0.5, lam=0.3),
     Phi4([2, 2, 4, 3], kappa=0.1, lam=0.5),
     FreeScalar([3, 4], m2=0.3),
+    DoubleWell([6], m0=2.75, spacing=0.5),
+    DoubleWell([5], m0=1.3, mu2=0.7, lam=0.2, spacing=0.8),
     Wilson("U(1)", [4, 3], beta=2.0),
     Wilson("U(1)", [2, 3, 4], beta=1.3),
     Wilson("SU(2)", [4, 3], beta=2.2),
