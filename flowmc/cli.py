@@ -26,6 +26,12 @@ _COMMANDS = {
     "step": ("flowmc.run.step", "add_arguments", "run", "one cycle of updates on one file"),
     "train": ("flowmc.run.train", "add_arguments", "run", "train a flow"),
     "evaluate": ("flowmc.run.evaluate", "add_arguments", "run", "how good a flow is"),
+    "correlate": (
+        "flowmc.run.correlate.command",
+        "add_arguments",
+        "run",
+        "what an ensemble says about theories nearby: reweighting and derivatives",
+    ),
     "status": ("flowmc.run.status", "add_arguments", "run", "how far runs are"),
     "report": ("flowmc.run.report", "add_arguments", "run", "numbers and plots of a run"),
     "inspect": (

@@ -46,6 +46,9 @@ BUILTIN: dict[str, dict[str, str]] = {
         "free_field": "flowmc.flows:FreeFieldPrior",
         "haar": "flowmc.flows:HaarPrior",
     },
+    "derivatives": {
+        "difference": "flowmc.run.correlate.difference:Difference",
+    },
     "observables": {
         "action": "flowmc.observables:action_density",
         "plaquette": "flowmc.observables:plaquette",

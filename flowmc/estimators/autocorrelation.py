@@ -25,8 +25,11 @@ __all__ = [
     "Estimate",
     "analyse",
     "analyse_topological_charge",
+    "compare_chain_means",
     "count_hops",
     "format_value",
+    "from_few_rows",
+    "judge_length",
 ]
 
 WINDOW_PARAMETER = 2.0  # S of hep-lat/0306017, section 3.3
@@ -127,22 +130,32 @@ def analyse(series: ArrayLike) -> Estimate:
             "constant: all measurements are equal, so nothing is known about error and "
             "autocorrelation"
         )
+    lengths = np.full(chains, length)
     if length < MINIMUM_LENGTH:
-        return _from_few_rows(deltas, mean, variance, warnings)
+        return from_few_rows(deltas.mean(axis=0), lengths, mean, variance, warnings)
 
     gamma_method = _with_pyerrors if chains <= PYERRORS_CHAINS else _batched
     error, tau, tau_error, window, rho = gamma_method(deltas)
     estimate = Estimate(
         mean, error, tau, tau_error, values.size, window, variance, tuple(warnings), False, rho
     )
-    estimate = _compare_chains(estimate, values)
-    if window >= length // 2 - 1 and window < DECAY * estimate.tau_int:
-        estimate = estimate.warned(
+    return judge_length(compare_chain_means(estimate, deltas.mean(axis=0), lengths), length)
+
+
+def judge_length(estimate: Estimate, length: int) -> Estimate:
+    """Return an estimate with a warning if the run was too short for its autocorrelation time.
+
+    Args:
+        estimate: from the Gamma method.
+        length: measurements of the longest chain.
+    """
+    if estimate.window >= length // 2 - 1 and estimate.window < DECAY * estimate.tau_int:
+        return estimate.warned(
             f"the autocorrelation has not decayed within half the length of the chains "
             f"({length} measurements): tau_int is a lower bound, run longer"
         )
-    elif estimate.samples < MINIMUM_RATIO * estimate.tau_int:
-        estimate = estimate.warned(
+    if estimate.samples < MINIMUM_RATIO * estimate.tau_int:
+        return estimate.warned(
             f"{estimate.samples} measurements are fewer than {MINIMUM_RATIO} tau_int "
             f"(tau_int = {estimate.tau_int:.3g}): take tau_int as a lower bound and the error as "
             "uncertain, run longer"
@@ -278,17 +291,22 @@ def _blocks(deltas: NDArray, size: int) -> Iterator[NDArray]:
         yield deltas[:, start : start + size]
 
 
-def _compare_chains(estimate: Estimate, values: NDArray) -> Estimate:
+def compare_chain_means(estimate: Estimate, means: NDArray, lengths: NDArray) -> Estimate:
     r"""Enlarge the error to the scatter of the chain means where the two disagree.
 
     The mean of a chain of T measurements has variance :math:`2 \tau_{int} \sigma^2 / T`.
+
+    Args:
+        estimate: from the Gamma method.
+        means: of every chain, less the mean of all measurements, ``(chains,)``.
+        lengths: measurements of every chain, ``(chains,)``.
     """
-    length, chains = values.shape
+    chains = len(means)
     if chains < 2:
         return estimate
     freedom = chains - 1
-    expected = 2 * estimate.tau_int * estimate.variance / length
-    ratio = float(np.var(values.mean(axis=0), ddof=1)) / expected
+    expected = 2 * estimate.tau_int * estimate.variance
+    ratio = float(np.sum(lengths * means**2)) / freedom / expected
     if ratio < DISAGREEMENT_RATIO or chi2.sf(ratio * freedom, freedom) > DISAGREEMENT:
         return estimate
     tau = estimate.tau_int * ratio
@@ -304,23 +322,34 @@ def _compare_chains(estimate: Estimate, values: NDArray) -> Estimate:
     )
 
 
-def _from_few_rows(deltas: NDArray, mean: float, variance: float, warnings: list[str]) -> Estimate:
-    """Use chains as independent samples; too short for an autocorrelation function."""
-    length, chains = deltas.shape
+def from_few_rows(
+    means: NDArray, lengths: NDArray, mean: float, variance: float, warnings: list[str]
+) -> Estimate:
+    """Use chains that are too short for an autocorrelation function as independent samples.
+
+    Args:
+        means: of every chain, less the mean of all measurements, ``(chains,)``.
+        lengths: measurements of every chain, ``(chains,)``.
+        mean: of all measurements.
+        variance: of a single measurement.
+        warnings: so far.
+    """
+    chains, length, samples = len(means), int(lengths.max()), int(lengths.sum())
     few = f"{length} measurement{'s' if length > 1 else ''} per chain"
     if chains < CHAINS_FOR_SPREAD:
         nothing = Estimate(
-            mean, math.nan, math.nan, math.nan, deltas.size, 0, variance, tuple(warnings)
+            mean, math.nan, math.nan, math.nan, samples, 0, variance, tuple(warnings)
         )
         return nothing.warned(f"{few} are too few for an error: run longer", is_bound=False)
-    spread = float(np.var(deltas.mean(axis=0), ddof=1))
-    tau = max(0.5, length * spread / (2 * variance))
+    # Variance of the weighted mean of all chains.
+    spread = float(np.sum((lengths / samples * means) ** 2)) * chains / (chains - 1)
+    tau = max(0.5, samples * spread / (2 * variance))
     estimate = Estimate(
         mean,
-        math.sqrt(spread / chains),
+        math.sqrt(spread),
         tau,
         tau * math.sqrt(2 / (chains - 1)),
-        deltas.size,
+        samples,
         0,
         variance,
         tuple(warnings),

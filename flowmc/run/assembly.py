@@ -19,7 +19,7 @@ from flowmc.random import Randomness
 from flowmc.registry import ConfigError
 from flowmc.run.config import RunConfig, UpdateEntry
 
-__all__ = ["Assembly", "TimedKernel", "assemble"]
+__all__ = ["Assembly", "TimedKernel", "assemble", "fingerprint_of"]
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class _Flows:
             flow = orient(loaded.card, loaded.flow.to(self.dtype), first, second)
         except ConfigError as error:
             raise ConfigError(f"[ladder]: flows: {written!r}: {error}") from error
-        self.fingerprints[written] = _digest(flow)
+        self.fingerprints[written] = fingerprint_of(flow)
         return flow
 
 
@@ -213,8 +213,9 @@ def _kernel(entry: UpdateEntry, config: RunConfig, flows: _Flows) -> Kernel:
     return Repeat(kernel, entry.repeat) if entry.repeat > 1 else kernel
 
 
-def _digest(flow: Flow) -> str:
-    # A flow without a prior; FlowModel hashes weights and the repr of the prior.
+def fingerprint_of(flow: Flow) -> str:
+    """Return a short digest of the weights of a flow without a prior."""
+    # FlowModel hashes weights and the repr of the prior.
     return FlowModel(_NO_PRIOR, flow).fingerprint()
 
 

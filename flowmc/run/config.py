@@ -37,6 +37,7 @@ __all__ = [
     "check_format",
     "load_config",
     "read_config",
+    "read_observables",
 ]
 
 _TABLES = ("theory", "chains", "update", "ladder", "run", "measure", "ensemble", "parallel")
@@ -164,7 +165,7 @@ def read_config(table: Mapping[str, Any], base: Path, *, for_step: bool = False)
     run = _table(RunTable, table.get("run", {"updates": 1}), "[run]")
     updates = [_update(entry, i) for i, entry in enumerate(table["update"], start=1)]
     ladder = _ladder(table["ladder"], action) if "ladder" in table else None
-    observables = _observables(table.get("measure", {}), action)
+    observables = read_observables(table.get("measure", {}), action)
     ensemble = _table(Ensemble, table["ensemble"], "[ensemble]") if "ensemble" in table else None
     parallel = _table(Parallel, table.get("parallel", {}), "[parallel]")
     _check_together(chains, run, updates, ladder)
@@ -322,7 +323,12 @@ def _ladder(table: Mapping[str, Any], action: Action) -> Ladder:
     return Ladder(plain, flows, actions, tune)
 
 
-def _observables(table: Mapping[str, Any], action: Action) -> list[ObservableEntry]:
+def read_observables(table: Mapping[str, Any], action: Action) -> list[ObservableEntry]:
+    """Validate a ``[measure]`` table.
+
+    Raises:
+        ConfigError: naming the observable or key that is unusable.
+    """
     for key in table:
         if key != "observables":
             raise ConfigError(f"[measure]: unknown key {key!r}{nearest(key, ['observables'])}")

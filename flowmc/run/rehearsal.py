@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.kernels import Info, LadderState, State
@@ -22,6 +23,7 @@ from flowmc.run.diagnostics import leaves, schema_of
 __all__ = [
     "kernel_names",
     "measure",
+    "measure_field",
     "measure_replica",
     "observable_shapes",
     "rehearse",
@@ -86,12 +88,23 @@ def measure(
     return np.stack(values, axis=1)
 
 
-@torch.no_grad()
 def measure_replica(entry: ObservableEntry, action: Action, state: State) -> np.ndarray:
     """Return an observable of one replica of one block of chains, ``(chains, ...)`` float64."""
-    value = entry.function(state.field, action, **entry.keys)
+    return measure_field(entry, action, state.field)
+
+
+@torch.no_grad()
+def measure_field(entry: ObservableEntry, action: Action, field: Tensor) -> np.ndarray:
+    """Return an observable of fields ``(chains, ...)``, one value or array per chain, float64.
+
+    Complex observables get a last axis of real and imaginary part.
+
+    Raises:
+        ConfigError: if it does not return one value per chain.
+    """
+    value = entry.function(field, action, **entry.keys)
     value = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
-    if value.dim() == 0 or value.shape[0] != state.chains:
+    if value.dim() == 0 or value.shape[0] != field.shape[0]:
         raise ConfigError(
             f"{entry.label} should return one value per chain, an array (chains, ...), not of "
             f"shape {tuple(value.shape)}"

@@ -57,7 +57,7 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"flowmc {flowmc.__version__}\n"
 
 
-@pytest.mark.parametrize("name", ["run", "step", "train", "evaluate", "report", "zoo"])
+@pytest.mark.parametrize("name", ["run", "step", "train", "evaluate", "correlate", "report", "zoo"])
 def test_every_command_explains_itself(name, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([name, "--help"])

@@ -1,0 +1,6 @@
+"""``flowmc correlate``: what an ensemble says about theories nearby.
+
+``config`` reads the file, ``session`` passes the configurations to the measurements
+(``measurement``: what they have in common; ``targets``, ``difference``: what they are) and keeps
+their series (``store``), ``output`` writes results.
+"""

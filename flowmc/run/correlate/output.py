@@ -1,0 +1,149 @@
+"""Results of ``flowmc correlate`` as text, JSON and files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from flowmc_adapters import atomic_write
+
+from flowmc.estimators.history import Result
+from flowmc.estimators.reweighting import Verdict
+from flowmc.run.correlate.measurement import Entry, Section, Series
+from flowmc.run.correlate.session import CorrelateDirectory
+from flowmc.run.exports import result_dict, write_csv, write_hdf5, write_pyerrors
+from flowmc.run.text_parts import table
+
+__all__ = ["document", "results_text", "write_results"]
+
+# Columns of the table: key of Entry.against, heading.
+AGAINST = (
+    ("rho", "rho"),
+    ("gain_independent", "gain vs two ensembles"),
+    ("gain_reweighting", "gain vs reweighting"),
+)
+
+
+def document(series: Series, sections: Sequence[Section]) -> dict[str, Any]:
+    """Return what ``--json`` prints; see docs/correlate.md."""
+    return {
+        "configurations": len(series.history),
+        "replicas": {name: len(n) for name, n in series.history.numbers.items()},
+        "spacing": series.history.spacing,
+        "sections": {section.label: _section(section) for section in sections},
+    }
+
+
+def results_text(series: Series, sections: Sequence[Section]) -> str:
+    """Return the tables that are printed."""
+    blocks = []
+    for section in sections:
+        lines = [section.title]
+        for name, verdict in section.weights.items():
+            lines.append(f"  weights at {name}: {_weights_text(verdict)}")
+        columns = [
+            (key, heading)
+            for key, heading in AGAINST
+            if any(key in entry.against for entry in section.entries)
+        ]
+        header = ["quantity", "value", "tau_int", *(heading for _, heading in columns)]
+        rows = [
+            [
+                entry.observable,
+                marked(entry.result),
+                f"{entry.result.tau_int:.3g}" if math.isfinite(entry.result.tau_int) else "-",
+                *(str(entry.against[key]) if key in entry.against else "-" for key, _ in columns),
+            ]
+            for entry in section.entries
+        ]
+        lines += [f"  {line}" for line in table(header, rows)]
+        lines += [f"  warning: {text}" for text in warnings_of(section)]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def marked(result: Result) -> str:
+    """Return ``0.31498(72)``, with an exclamation mark if the error is a lower bound only."""
+    return f"{result}!" if result.is_bound else str(result)
+
+
+def warnings_of(section: Section) -> list[str]:
+    """Return all different warnings of a section, each with the quantities it is about."""
+    about: dict[str, list[str]] = {}
+    for entry in section.entries:
+        for text in entry.result.warnings:
+            about.setdefault(text, []).append(entry.observable)
+    found = list(section.warnings)
+    for name, verdict in section.weights.items():
+        found += [f"weights at {name}: {text}" for text in verdict.warnings]
+    known = {text for verdict in section.weights.values() for text in verdict.warnings}
+    for text, names in about.items():
+        if not any(text.endswith(one) for one in known):
+            several = len(names) > 3
+            found.append(f"{', '.join(names[:3])}{', ...' if several else ''}: {text}")
+    return found
+
+
+def write_results(
+    directory: CorrelateDirectory, series: Series, sections: Sequence[Section]
+) -> None:
+    """Write ``summary.json``, ``results.json.gz``, ``results.csv`` and ``results.h5``.
+
+    Raises:
+        OSError: as from writing.
+    """
+    results = list(_named(sections))
+    with atomic_write(directory.summary) as file:
+        file.write((json.dumps(document(series, sections), indent=2) + "\n").encode())
+    description = {"what": "flowmc correlate", "ensemble": series.history.ensemble}
+    write_pyerrors(directory.results, results, description)
+    write_csv(directory.table, results)
+    write_hdf5(directory.path / "results.h5", results)
+
+
+def _named(sections: Sequence[Section]) -> Iterator[Result]:
+    """Yield all results under unique names: the section, then the quantity."""
+    for section in sections:
+        for entry in section.entries:
+            name = f"{section.label}: {entry.observable}"
+            yield dataclasses.replace(entry.result, name=name)
+            for key, result in entry.against.items():
+                yield dataclasses.replace(result, name=f"{name}: {key}")
+
+
+def _section(section: Section) -> dict[str, Any]:
+    return {
+        "title": section.title,
+        "results": {entry.observable: _entry(entry) for entry in section.entries},
+        "weights": {name: _verdict(verdict) for name, verdict in section.weights.items()},
+        "details": _plain(section.details),
+        "warnings": warnings_of(section),
+    }
+
+
+def _entry(entry: Entry) -> dict[str, Any]:
+    against = {name: result_dict(result) for name, result in entry.against.items()}
+    return {**result_dict(entry.result), **against}
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    return {**_plain(dataclasses.asdict(verdict)), "text": str(verdict)}
+
+
+def _weights_text(verdict: Verdict) -> str:
+    tail = f", Pareto k {verdict.pareto_k:.2f}" if math.isfinite(verdict.pareto_k) else ""
+    return (
+        f"ESS {verdict.ess:.3f}({verdict.ess_error:.3f}), largest share {verdict.max_share:.2%}"
+        f"{tail}; " + ("sound" if not verdict.warnings else "do not trust them")
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,64 @@
+"""The ensemble itself: plain means of all observables."""
+
+from __future__ import annotations
+
+from flowmc.estimators.autocorrelation import MINIMUM_HOPS, count_hops
+from flowmc.run.correlate.measurement import (
+    Columns,
+    Context,
+    Entry,
+    Measurement,
+    Sample,
+    Section,
+    Series,
+)
+from flowmc.run.correlate.quantities import component_label, components, judged
+
+__all__ = ["SourceSection"]
+
+
+class SourceSection(Measurement):
+    """Means, errors and autocorrelation times in the ensemble's own theory.
+
+    Args:
+        label: of the section.
+        context: the theory and the observables.
+    """
+
+    def __init__(self, label: str, context: Context) -> None:
+        self.label, self.context = label, context
+
+    def measure(self, sample: Sample) -> Columns:
+        return {}
+
+    def analyse(self, series: Series) -> Section:
+        means = series.means()
+        means = {**means, **self.context.derived.values(means)}
+        entries = []
+        for label, index in components(means):
+            name = component_label(label, index)
+            entries.append(Entry(name, judged(name, means[label][index])))
+        return Section(
+            self.label,
+            f"the ensemble, {self.context.action!r}",
+            entries,
+            warnings=_tunnelling(series),
+        )
+
+
+def _tunnelling(series: Series) -> list[str]:
+    """Return a warning for every topological charge that hardly ever changes."""
+    found = []
+    for label, values in series.under("observables").items():
+        if not label.startswith("topological_charge") or values.ndim != 1:
+            continue
+        if abs(values - values.round()).mean() > 0.15:
+            continue  # not near integers: its changes cannot be counted
+        hops = sum(count_hops(part) for part in series.history.split(values))
+        if hops < MINIMUM_HOPS:
+            found.append(
+                f"{label} changed {hops} times in {len(values)} configurations: the ensemble is "
+                f"frozen (at least {MINIMUM_HOPS} changes needed), and errors of everything that "
+                "depends on the charge are lower bounds"
+            )
+    return found
