@@ -32,6 +32,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "hmc": "flowmc.kernels:HMC",
         "independence": "flowmc.kernels:Independence",
         "exchange": "flowmc.kernels:Exchange",
+        "sign_flip": "flowmc.kernels:SignFlip",
     },
     "flows": {
         "identity": "flowmc.flows:Identity",

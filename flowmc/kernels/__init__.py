@@ -1,4 +1,6 @@
-"""Markov kernels that leave a target invariant: HMC, flow proposals, exchange, compositions."""
+"""Markov kernels that leave a target invariant: HMC, flow proposals, exchange, a symmetry, and
+compositions of these.
+"""
 
 from flowmc.kernels.base import Info, Kernel, NonFiniteStateError, State
 from flowmc.kernels.composition import Cycle, Mixture, Repeat
@@ -6,6 +8,7 @@ from flowmc.kernels.exchange import EachReplica, Exchange, LadderState, OnReplic
 from flowmc.kernels.hmc import HMC
 from flowmc.kernels.independence import Independence
 from flowmc.kernels.integrators import INTEGRATORS, Integrator
+from flowmc.kernels.sign_flip import SignFlip
 
 __all__ = [
     "HMC",
@@ -22,5 +25,6 @@ __all__ = [
     "NonFiniteStateError",
     "OnReplica",
     "Repeat",
+    "SignFlip",
     "State",
 ]

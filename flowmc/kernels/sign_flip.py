@@ -1,0 +1,49 @@
+r"""The global sign flip of a scalar field: the symmetry that chains in a broken phase lack."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flowmc.actions.base import Action
+from flowmc.kernels.base import Info, Kernel, State
+from flowmc.registry import ConfigError
+
+__all__ = ["SignFlip"]
+
+
+class SignFlip(Kernel):
+    r"""Send :math:`\phi \to -\phi` with probability 1/2, for actions with S(-phi) = S(phi).
+
+    A symmetry of the target is a move that is always accepted.  HMC hardly ever makes it where two
+    wells are deep; with it, samples are right between the wells, however long the chains.
+
+    Args:
+        action: a scalar action.
+
+    Raises:
+        ConfigError: for links, and (by :meth:`init`) for an action that is not even.
+    """
+
+    name = "sign_flip"
+
+    def __init__(self, action: Action) -> None:
+        if action.is_gauge:
+            raise ConfigError(f"sign_flip is for scalar fields, but the theory is {action!r}")
+        self.action = action
+
+    def init(self, field: Tensor) -> State:
+        self.action.check_field(field)
+        value = self.action(field)
+        finite = torch.isfinite(value)
+        if not torch.allclose(self.action(-field)[finite], value[finite], rtol=1e-9, atol=1e-9):
+            raise ConfigError(f"sign_flip needs S(-phi) = S(phi), which {self.action!r} breaks")
+        return State(field, value)
+
+    @torch.no_grad()
+    def step(self, state: State, rng: torch.Generator) -> tuple[State, Info]:
+        uniform = torch.rand(state.chains, dtype=torch.float64, device=rng.device, generator=rng)
+        flip = uniform < 0.5
+        sign = torch.where(flip, -1.0, 1.0).to(state.field.dtype)
+        field = state.field * sign.reshape(-1, *[1] * (state.field.dim() - 1))
+        return state.moved(field, state.action), Info(flip[:, None])

@@ -1,0 +1,142 @@
+"""Where processes begin: exact draws of solved actions, or Markov chains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from flowmc.actions.base import Action
+from flowmc.actions.exact import sample_wilson_2d
+from flowmc.actions.gauge import Wilson
+from flowmc.actions.scalar import HoppingAction
+from flowmc.actions.solved import log_partition
+from flowmc.flows.base import Prior
+from flowmc.kernels.base import Kernel, State, apply
+from flowmc.lattice import lattice_momenta_squared
+
+__all__ = ["ExactStart", "MarkovStart", "can_be_drawn", "update"]
+
+
+class ExactStart(Prior, nn.Module):
+    r"""Exact independent draws of an action whose ln Z is known, as a prior.
+
+    That is scalar fields without a hopping term (phi^4 at kappa = 0: independent sites) or without
+    a quartic one (Gaussian, drawn by an FFT), links at beta = 0 (Haar), and two-dimensional gauge
+    theory at any beta (:func:`~flowmc.actions.exact.sample_wilson_2d`).
+    :math:`\ln r(x) = -S(x) - \ln Z` with the exact ln Z.
+
+    Args:
+        action: what is drawn.
+
+    Raises:
+        ValueError: for an action that is not of this kind.
+    """
+
+    def __init__(self, action: Action) -> None:
+        nn.Module.__init__(self)
+        log_z = log_partition(action) if can_be_drawn(action) else None
+        if log_z is None:
+            raise ValueError(
+                f"{action!r} cannot be drawn exactly: begin where it can (phi4 at kappa = 0, a "
+                "gauge theory at beta = 0, a double well at lambda = 0 and mu2 > 0), or from "
+                "Markov chains"
+            )
+        self.action, self.log_z = action, log_z
+        self.group = action.group
+
+    def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        x = _draw(self.action, n, rng)
+        return x, self.log_prob(x)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return -self.action(x) - self.log_z
+
+    def __repr__(self) -> str:
+        return f"ExactStart({self.action!r})"
+
+
+class MarkovStart:
+    """Markov chains in equilibrium, of whose successive configurations processes begin.
+
+    Args:
+        action: what the chains sample.
+        kernels: updates that leave it invariant, applied in order.
+        chains: number of chains.
+        thermalization: updates before the first configuration, in which kernels may adapt.
+        separation: updates between configurations.
+        start: "hot" or "cold".
+    """
+
+    def __init__(
+        self,
+        action: Action,
+        kernels: Sequence[Kernel],
+        *,
+        chains: int,
+        thermalization: int,
+        separation: int = 1,
+        start: str = "hot",
+    ) -> None:
+        if chains < 1 or thermalization < 0 or separation < 1 or start not in ("hot", "cold"):
+            raise ValueError(
+                "Markov chains need chains >= 1, thermalization >= 0, separation >= 1 and a 'hot' "
+                f"or 'cold' start, got {chains}, {thermalization}, {separation} and {start!r}"
+            )
+        self.action, self.kernels = action, list(kernels)
+        self.chains, self.thermalization = chains, thermalization
+        self.separation, self.start = separation, start
+
+    def configurations(self, count: int, rng: torch.Generator) -> Iterator[Tensor]:
+        """Yield ``count`` batches ``(chains, ...)``, one per measurement."""
+        action = self.action
+        if self.start == "hot":
+            field = action.hot(self.chains, rng)
+        else:
+            field = action.cold(self.chains, device=rng.device)
+        state = self.kernels[0].init(field)
+        for step in range(self.thermalization):
+            for kernel in self.kernels:
+                state, info = apply(kernel, state, rng)
+                kernel.adapt(info, step)
+        for _ in range(count):
+            for _ in range(self.separation):
+                state, _ = update(self.kernels, state, rng)
+            yield state.field
+
+
+def update(
+    kernels: Sequence[Kernel], state: State, rng: torch.Generator
+) -> tuple[State, float | None]:
+    """Apply kernels in order; return the state and the mean acceptance of the first, if it has."""
+    acceptance = None
+    for index, kernel in enumerate(kernels):
+        state, info = apply(kernel, state, rng)
+        if index == 0 and info.is_accepted.numel():
+            acceptance = float(info.is_accepted.double().mean())
+    return state, acceptance
+
+
+def can_be_drawn(action: Action) -> bool:
+    """Return whether :class:`ExactStart` can draw this action."""
+    if log_partition(action) is None:
+        return False
+    if isinstance(action, HoppingAction):
+        return action.k == 0 or action.quartic == 0
+    return isinstance(action, Wilson)
+
+
+def _draw(action: Action, n: int, rng: torch.Generator) -> Tensor:
+    if isinstance(action, HoppingAction) and action.quartic == 0:
+        noise = torch.randn(
+            (n, *action.lattice), dtype=torch.float64, device=rng.device, generator=rng
+        )
+        axes = tuple(range(1, 1 + action.dimensions))
+        # S = 1/V sum_p [k p_hat^2 + a - 2 k d] |phi_p|^2.
+        mass = action.a - 2 * action.k * action.dimensions
+        modes = action.k * lattice_momenta_squared(action.lattice, rng.device) + mass
+        return torch.fft.ifftn(torch.fft.fftn(noise, dim=axes) * (2 * modes).rsqrt(), dim=axes).real
+    if isinstance(action, Wilson) and action.beta > 0:
+        return sample_wilson_2d(action, n, rng)
+    return action.hot(n, rng)
