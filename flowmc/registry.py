@@ -27,6 +27,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "double_well": "flowmc.actions:DoubleWell",
         "wilson": "flowmc.actions:Wilson",
         "wilson_defect": "flowmc.actions:DefectWilson",
+        "wilson_anisotropic": "flowmc.actions:AnisotropicWilson",
     },
     "kernels": {
         "hmc": "flowmc.kernels:HMC",
@@ -41,6 +42,11 @@ BUILTIN: dict[str, dict[str, str]] = {
         "residual": "flowmc.flows:ResidualFlow",
         "defect": "flowmc.flows:DefectFlow",
         "plaquette": "flowmc.flows:PlaquetteFlow",
+    },
+    "vector_fields": {
+        "kernels": "flowmc.vector_fields:KernelFields",
+        "loops": "flowmc.vector_fields:LoopFields",
+        "krylov": "flowmc.vector_fields:KrylovFields",
     },
     "priors": {
         "gaussian": "flowmc.flows:GaussianPrior",

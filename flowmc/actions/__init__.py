@@ -1,5 +1,6 @@
 """Targets: actions S(field) with their forces in the group's algebra."""
 
+from flowmc.actions.anisotropic import AnisotropicWilson
 from flowmc.actions.base import Action, ScaledAction, SumAction, check_force
 from flowmc.actions.defect import DefectWilson
 from flowmc.actions.gauge import Wilson
@@ -8,6 +9,7 @@ from flowmc.actions.scalar import FreeScalar, Phi4
 
 __all__ = [
     "Action",
+    "AnisotropicWilson",
     "DefectWilson",
     "DoubleWell",
     "FreeScalar",
