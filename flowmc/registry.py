@@ -55,6 +55,7 @@ BUILTIN: dict[str, dict[str, str]] = {
     },
     "derivatives": {
         "difference": "flowmc.run.correlate.difference:Difference",
+        "linear": "flowmc.run.correlate.linear:Linear",
     },
     "observables": {
         "action": "flowmc.observables:action_density",

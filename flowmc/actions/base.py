@@ -122,13 +122,17 @@ class Action(ABC):
         Raises:
             ValueError: for a coupling that this action does not have.
         """
-        return self._difference(coupling, lambda action: action(field))
+        return self.differentiate(coupling, lambda action: action(field))
 
     def coupling_force(self, coupling: str, field: Tensor) -> Tensor:
         r"""Return the algebra gradient of :math:`\partial S / \partial\lambda`, like the field."""
-        return self._difference(coupling, lambda action: action.force(field))
+        return self.differentiate(coupling, lambda action: action.force(field))
 
-    def _difference(self, coupling: str, function: Callable[[Action], Tensor]) -> Tensor:
+    def differentiate(self, coupling: str, function: Callable[[Action], Tensor]) -> Tensor:
+        """Return the derivative of a function of the action with respect to a coupling.
+
+        By the difference that :meth:`coupling_derivative` describes.
+        """
         if coupling not in self.parameters:
             raise ValueError(
                 f"the {self.name} action has no coupling {coupling!r}, only "

@@ -138,9 +138,18 @@ class Measurement(ABC):
 
     Attributes:
         label: unique; the first part of the paths of its columns.
+        has_survey: whether a pass over the whole ensemble comes before the measurements.
     """
 
     label: str
+    has_survey: bool = False
+
+    def survey(self, sample: Sample) -> Columns:
+        """Return the columns of that first pass, as :meth:`measure`."""
+        return {}
+
+    def settle(self, survey: Series) -> None:  # noqa: B027
+        """Learn from the first pass; its own columns are ``survey.under(self.label)``."""
 
     @abstractmethod
     def measure(self, sample: Sample) -> Columns:

@@ -58,6 +58,7 @@ class CorrelateDirectory(RunDirectory):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.series = path / "series.h5"
+        self.survey = path / "survey.h5"
         self.results = path / "results.json.gz"
         self.table = path / "results.csv"
         self.summary = path / "summary.json"
@@ -67,7 +68,10 @@ class CorrelateDirectory(RunDirectory):
 
     @property
     def holds_a_run(self) -> bool:
-        return any(path.exists() for path in (self.config, self.series, self.results, self.chain))
+        return any(
+            path.exists()
+            for path in (self.config, self.series, self.survey, self.results, self.chain)
+        )
 
 
 class Session:
@@ -128,15 +132,27 @@ class Session:
         directory.claim()
         self._write_provenance()
         journal = Journal(directory.log)
-        before = measured_before(directory.series)
+        self.say(f"{selection_text(ensemble)} of {ensemble.name}")
+        surveying = [one for one in self.measurements if one.has_survey]
+        if surveying:
+            survey = self._pass(journal, "surveying", directory.survey, self._survey_batch)
+            for measurement in surveying:
+                measurement.settle(survey)
+        return self._pass(journal, "measuring", directory.series, self._measure_batch)
+
+    def _pass(
+        self, journal: Journal, task: str, path: Path, compute: Callable[[Batch], Columns]
+    ) -> Series:
+        """Fill in the rows of a file that are missing; return all of them."""
+        ensemble = self.ensemble
+        before = measured_before(path)
         keys = [(one.replica, one.number) for one in ensemble.members]
         done = sum(key in before for key in keys)
-        self.say(f"{selection_text(ensemble)} of {ensemble.name}")
         if before:
             self.say(f"{done} of them are measured already")
-        journal.write("start", done, resumed=bool(before), configurations=len(ensemble))
+        journal.write("start", done, task=task, resumed=bool(before), configurations=len(ensemble))
         display = Display(len(ensemble), done)
-        store = self._open_store(keys)
+        store = self._open_store(path, keys)
         try:
             batches = ensemble.batches(
                 self.config.action,
@@ -146,12 +162,12 @@ class Session:
                 skip=lambda place: keys[place] in before,
             )
             for batch in batches:
-                columns = self._measure_batch(batch)
+                columns = compute(batch)
                 for note in batch.notes:
                     journal.write("warning", batch.first, text=note)
                 if store is None:
                     shapes = {name: values.shape[1:] for name, values in columns.items()}
-                    store = SeriesStore.create(directory.series, ensemble, shapes)
+                    store = SeriesStore.create(path, ensemble, shapes)
                 store.write(batch.first, columns)
                 done += len(batch.members)
                 if display.is_due():
@@ -160,13 +176,13 @@ class Session:
                         for name, values in columns.items()
                         if name.startswith("observables/") and values.ndim == 1
                     }
-                    display.show(done, "measuring", {}, latest)
+                    display.show(done, task, {}, latest)
         finally:
             display.close()
             if store is not None:
                 store.close()
         assert store is not None
-        journal.write("stop", done)
+        journal.write("stop", done, task=task)
         return Series(ensemble.history, store.columns())
 
     def analyse(self, series: Series) -> list[Section]:
@@ -182,6 +198,16 @@ class Session:
                     series.columns[f"{measurement.label}/log_weight"],
                 )
         return sections
+
+    def _survey_batch(self, batch: Batch) -> Columns:
+        with torch.no_grad():
+            energy = self.config.action(batch.field)
+        sample = Sample(batch.members, batch.field, energy, {})
+        return {
+            f"{measurement.label}/{path}": array
+            for measurement in self.measurements
+            for path, array in measurement.survey(sample).items()
+        }
 
     def _measure_batch(self, batch: Batch) -> Columns:
         action = self.config.action
@@ -201,9 +227,8 @@ class Session:
                 columns[f"{measurement.label}/{path}"] = array
         return columns
 
-    def _open_store(self, keys: list[tuple[str, int]]) -> SeriesStore | None:
+    def _open_store(self, path: Path, keys: list[tuple[str, int]]) -> SeriesStore | None:
         """Open what is there, with the rows of this ensemble; None if nothing is."""
-        path = self.directory.series
         if not path.exists():
             return None
         store = SeriesStore(path)
