@@ -1,9 +1,10 @@
 """The campaigns run, shortened, and compare with exact numbers."""
 
-import json
+import importlib
+import math
 import subprocess
 import sys
-import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,20 +15,60 @@ from flowmc.run.toml_text import toml_text
 CAMPAIGNS = Path(__file__).parents[2] / "examples" / "campaigns"
 
 
-@pytest.mark.parametrize("name", ["hmc", "plain", "residual", "flow", "sampler"])
-def test_campaign_runs(name, tmp_path, capsys):
-    table = tomllib.loads((CAMPAIGNS / f"u1_16x16_b7_{name}.toml").read_text())
-    table["run"] |= {"thermalization": 1, "updates": 4}
-    table["chains"]["count"] = 2
-    config = tmp_path / f"{name}.toml"
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(CAMPAIGNS))
+    return importlib.import_module
+
+
+def short_run(campaign, name, folder, updates=8, **theory):
+    table = campaign.configuration(name)
+    table["theory"] |= theory
+    table["run"] |= {"thermalization": 1, "updates": updates, "measure_every": 2, "report": False}
+    table["chains"] |= {"count": 2, "block": 2}
+    config = folder / f"{name}.toml"
     config.write_text(toml_text(table))
-    assert main(["run", str(config), "--output", str(tmp_path / "run")]) == 0
-    capsys.readouterr()
-    assert main(["report", str(tmp_path / "run"), "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["updates"] == 4
-    kernels = report["kernels"].values()
-    assert all(entry.get("non_finite", 0) == 0 for entry in kernels)
+    assert main(["run", str(config), "--output", str(folder / name)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("module", "theory"), [("u1_ladders", {}), ("su3_ladders", {"lattice": [4, 4, 4, 4]})]
+)
+def test_campaign(module, theory, script, tmp_path):
+    """All runs of a campaign, and the table of what they say."""
+    costs, campaign = script("ladder_costs"), script(module).CAMPAIGN
+    runs = []
+    for name in campaign.names:
+        short_run(campaign, name, tmp_path, **theory)
+        runs.append(costs.read(name, tmp_path, [0.9, 1.0, 1.1]))
+        kernels = runs[-1].report["kernels"].values()
+        assert all(entry.get("non_finite", 0) == 0 for entry in kernels)
+        assert runs[-1].recorded.updates == 8
+    lines = [line.split(" | ") for line in campaign.table(runs).splitlines()]
+    assert [line[0].removeprefix("| ") for line in lines[2:]] == list(campaign.names)
+    assert len({len(line) for line in lines}) == 1
+    by_name = {
+        run.name: dict(zip(lines[0], line, strict=True))
+        for run, line in zip(runs, lines[2:], strict=True)
+    }
+    assert by_name["hmc"]["round trips / s"] == "-"
+    for run in runs:
+        if run.recorded.replicas > 1:
+            rate = run.report["exchange"]["round_trip_rate"]["per_update"]
+            shown = by_name[run.name]["round trips / s"].removeprefix(">= ")
+            # An update takes a second.
+            assert float(shown.partition("(")[0]) == pytest.approx(rate, abs=1e-2)
+
+
+def test_costs(script, tmp_path):
+    """tau is counted in updates, whatever the distance of measurements; errors are propagated."""
+    costs, campaign = script("ladder_costs"), script("u1_ladders").CAMPAIGN
+    short_run(campaign, "sampler", tmp_path, updates=40)
+    found = costs.read("sampler", tmp_path, [0.9, 1.0, 1.1])
+    charge = found.report["observables"]["topological_charge"]
+    assert found.tau == (2 * charge["tau_int"], 2 * charge["tau_int_error"])
+    exact = replace(found, tau=(3.0, 0.3), seconds=(2.0, 0.1))
+    assert exact.cost == pytest.approx((12.0, 12.0 * math.hypot(0.1, 0.05)))
 
 
 @pytest.mark.slow
