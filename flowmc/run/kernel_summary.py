@@ -19,7 +19,7 @@ __all__ = ["SIGMAS", "mean_of_complete_rows", "summarise_kernels"]
 
 SIGMAS = 4.0  # deviation of an exact identity that is worth a warning
 MAXIMUM_LOG_WEIGHTS = 2_000_000  # the estimators of weights hold all of them several times
-_PART = re.compile(r"^(?P<name>.+?)\[\d+\](?P<suffix>_\d+)?$")
+_PART = re.compile(r"^(?P<name>.+?)\[(?P<index>\d+)\](?P<suffix>_\d+)?$")
 
 
 def summarise_kernels(run: RecordedRun, warnings: list[str]) -> dict[str, dict[str, Any]]:
@@ -35,6 +35,7 @@ def summarise_kernels(run: RecordedRun, warnings: list[str]) -> dict[str, dict[s
     for name in recorded:
         groups.setdefault(_top_name(name, times), []).append(name)
     for top, parts in groups.items():
+        parts.sort(key=_index)
         entry: dict[str, Any] = {
             **_acceptance([recorded[part] for part in parts]),
             "seconds": times.get(top, {}).get("seconds"),
@@ -66,6 +67,12 @@ def _top_name(part: str, tops: Mapping[str, Any]) -> str:
     name = match["name"]
     stem = re.sub(r"^pair(?=$|_)", "exchange", name) + (match["suffix"] or "")
     return stem
+
+
+def _index(part: str) -> int:
+    """Return the replica or pair of a part; -1 for a kernel without parts."""
+    match = _PART.match(part)
+    return -1 if match is None else int(match["index"])
 
 
 def _acceptance(parts: Sequence[Mapping[str, NDArray]]) -> dict[str, Any]:

@@ -150,7 +150,9 @@ def transport_plot(
         local.barh(centres[finite], values[finite], height=0.42, color=GREEN)
         largest = float(values[finite].max()) if finite.any() else 1.0
         for centre, value in zip(centres, values, strict=True):
-            text = f" {value:.2g}" if math.isfinite(value) else " not known"
+            # As many decimals for each: 0.20 beside 0.19.
+            number = f"{value:.2f}" if largest >= 0.1 else f"{value:.2g}"
+            text = f" {number}" if math.isfinite(value) else " not known"
             place = value if math.isfinite(value) else 0.0
             if replicas <= NAMED_REPLICAS:
                 local.text(place, centre, text, va="center", color=INK)

@@ -27,7 +27,7 @@ from flowmc.run.html_parts import (
 )
 from flowmc.run.ladder_page import ladder_section
 from flowmc.run.summary import Analysis
-from flowmc.run.text_parts import duration, value_text
+from flowmc.run.text_parts import duration, step_size_text, value_text
 
 __all__ = ["page", "write_page"]
 
@@ -307,7 +307,7 @@ def _details(entry: Mapping[str, Any]) -> str:
     if entry.get("reversibility_violation") is not None:
         parts.append(f"reversible to {entry['reversibility_violation']:.0e}")
     if "step_size" in entry:
-        parts.append("step size " + ", ".join(f"{size:.3g}" for size in entry["step_size"]))
+        parts.append(step_size_text(entry["step_size"]))
     if entry.get("non_finite"):
         parts.append(f'<span class="bound">{entry["non_finite"]} not finite</span>')
     return ", ".join(parts)

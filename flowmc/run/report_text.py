@@ -17,6 +17,7 @@ from flowmc.run.text_parts import (
     duration,
     number_text,
     ordinal_text,
+    step_size_text,
     table,
     value_text,
 )
@@ -145,8 +146,7 @@ def _extra(entry: Mapping[str, Any]) -> str:
     if entry.get("reversibility_violation") is not None:
         parts.append(f"reversible to {entry['reversibility_violation']:.1e}")
     if "step_size" in entry:
-        sizes = ", ".join(f"{size:.3g}" for size in entry["step_size"])
-        parts.append(f"step size {sizes}")
+        parts.append(step_size_text(entry["step_size"]))
     return ", ".join(parts)
 
 

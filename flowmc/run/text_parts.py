@@ -15,6 +15,7 @@ __all__ = [
     "duration",
     "number_text",
     "ordinal_text",
+    "step_size_text",
     "table",
     "value_text",
 ]
@@ -45,6 +46,12 @@ def duration(seconds: float | None) -> str:
         if seconds >= length or unit == "µs":
             return f"{seconds / length:.3g} {unit}"
     return "-"
+
+
+def step_size_text(sizes: Sequence[float]) -> str:
+    """Return the step sizes of a kernel at all replicas, once if they are the same."""
+    texts = [f"{size:.3g}" for size in sizes]
+    return "step size " + (texts[0] if len(set(texts)) == 1 else ", ".join(texts))
 
 
 def acceptance_text(entry: Mapping[str, Any]) -> str:

@@ -10,8 +10,10 @@ import pytest
 
 from flowmc.estimators.ladder import expected_round_trip_rate
 from flowmc.run import report
+from flowmc.run.kernel_summary import summarise_kernels
 from flowmc.run.recorded import RecordedRun
 from flowmc.run.report import summarise
+from flowmc.run.text_parts import step_size_text
 from tests.estimators.test_ladder_transport import simulate
 from tests.run.test_report import invoke, make_run, refuse
 
@@ -154,3 +156,18 @@ def test_ladders_that_have_just_begun(tmp_path, capsys, written, replicas):
     exchange = json.loads(capsys.readouterr().out, parse_constant=refuse)["exchange"]
     assert len(exchange["replica_diffusion"]["diffusivity"]) == replicas - 1
     assert (exchange["transition_matrix"] is None) == (written == 1)
+
+
+def test_parts_in_the_order_of_the_ladder(tmp_path):
+    path = make_run(tmp_path / "run", replicas=3, rows=40, vector=False)
+    with h5py.File(path / "measurements.h5", "r+") as file:
+        kernels = file["production/kernels"]
+        for old, new in (("pair[0]", "pair[9]"), ("pair[1]", "pair[10]")):
+            kernels.move(old, new)
+    found = summarise_kernels(RecordedRun.open(path), [])
+    assert [name for name in found if name.startswith("pair")] == ["pair[9]", "pair[10]"]
+
+
+def test_equal_step_sizes_stand_once():
+    assert step_size_text([0.1, 0.1]) == "step size 0.1"
+    assert step_size_text([0.1, 0.125]) == "step size 0.1, 0.125"
