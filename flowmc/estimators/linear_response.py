@@ -46,8 +46,9 @@ __all__ = [
 ]
 
 # Directions of the family in which B varies less than this, relative to the largest, are left out
-# of a fit: they are linearly dependent to rounding.
-_RANK = 1e-10
+# of a fit.  They are linearly dependent up to what divergences may be off, and a fit would use that
+# error to make B constant, with a v that vanishes: a derivative of zero with no noise at all.
+_RANK = 1e-5
 
 
 @torch.no_grad()

@@ -240,6 +240,34 @@ def test_fits_need_enough_configurations():
     assert fit_coefficients(np.ones(3), np.ones((3, 0))).shape == (0,)
 
 
+def degenerate():
+    """Return pull and gain with the same field twice, its divergence once by differences."""
+    action = Wilson("SU(2)", [2, 4], beta=2.0)
+    field = sample_wilson_2d(action, 200, rng())
+    families = [LoopFields(action, loops=["plaquette"]), KrylovFields(action, "beta", degree=0)]
+    found, plain = measure(action, "beta", families, field, lambda u: plaquette(u, action))
+    # The torus of two by four sites is felt: against plain reweighting of many more draws.
+    many = sample_wilson_2d(action, 20000, rng(9))
+    _, reference = measure(action, "beta", [], many, lambda u: plaquette(u, action))
+    pull = (found[0].value - reference[0].value) / math.hypot(found[0].error, reference[0].error)
+    return pull, gain(found[0], plain[0])
+
+
+def test_a_field_that_occurs_twice():
+    """Divergences by differences are off by little; no fit may live on that."""
+    pull, gained = degenerate()
+    assert abs(pull) < 5 and gained < 200
+
+
+def test_a_fit_that_lives_on_an_error_is_caught(monkeypatch):
+    """The test above sees a systematic error of 1e-6 that a fit without cut-off amplifies."""
+    divergences = KrylovFields.divergences
+    monkeypatch.setattr(KrylovFields, "divergences", lambda *args: (1 + 1e-6) * divergences(*args))
+    monkeypatch.setattr("flowmc.estimators.linear_response._RANK", 1e-12)
+    pull, gained = degenerate()
+    assert abs(pull) > 5 and gained > 1000
+
+
 def test_dependent_fields_do_no_harm():
     """The same field twice shares its coefficient."""
     x = np.random.default_rng(1).normal(size=(50, 1))
