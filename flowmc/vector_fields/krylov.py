@@ -55,8 +55,10 @@ class KrylovFields(VectorFields):
         self.names = tuple(f"krylov_{n}" for n in range(degree + 1))
 
     def velocities(self, field: Tensor) -> list[Tensor]:
-        group, force = self.action.group, self._force(field)
-        found = [self.action.coupling_force(self.coupling, field)]
+        group, force = self.action.group, _force(self.action, field)
+        # As coupling_force of the action, with compiled forces where there are some.
+        slope = self.action.differentiate(self.coupling, lambda one: _force(one, field)(field))
+        found = [slope]
         for _ in range(self.degree):
             direction = found[-1]
             norm = scalar_product(group, direction, direction)
@@ -118,5 +120,6 @@ class KrylovFields(VectorFields):
                         unit[mu, ..., component] = colour
                     yield unit
 
-    def _force(self, field: Tensor) -> Callable[[Tensor], Tensor]:
-        return native.find_force(self.action, field) or self.action.force
+
+def _force(action: Action, field: Tensor) -> Callable[[Tensor], Tensor]:
+    return native.find_force(action, field) or action.force
