@@ -60,6 +60,7 @@ BUILTIN: dict[str, dict[str, str]] = {
     "observables": {
         "action": "flowmc.observables:action_density",
         "plaquette": "flowmc.observables:plaquette",
+        "plaquette_correlator": "flowmc.observables:plaquette_correlator",
         "topological_charge": "flowmc.observables:topological_charge",
         "energy_density": "flowmc.observables:energy_density",
         "gradient_flow": "flowmc.observables:gradient_flow",

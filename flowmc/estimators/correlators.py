@@ -82,11 +82,12 @@ def _derived(function: Function, observables: NDArray[Any]) -> NDArray[Any]:
     import pyerrors
 
     values = np.array([one.value for one in observables])
-    found = function(values)
-    result = np.empty(len(found), dtype=object)
-    good = np.flatnonzero(np.isfinite(found))
-    if good.size:
-        # Only the finite components: a derivative of one that is not would spoil its neighbours.
-        derived = pyerrors.derived_observable(lambda x: function(x)[good], list(observables))
-        result[good] = derived
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = function(values)
+        result = np.empty(len(found), dtype=object)
+        good = np.flatnonzero(np.isfinite(found))
+        if good.size:
+            # Only finite components: a derivative of one that is not would spoil its neighbours.
+            derived = pyerrors.derived_observable(lambda x: function(x)[good], list(observables))
+            result[good] = derived
     return result

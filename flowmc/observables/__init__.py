@@ -11,6 +11,7 @@ from flowmc.observables.gauge import (
     topological_charge,
     wilson_loop,
 )
+from flowmc.observables.glueball import plaquette_correlator
 from flowmc.observables.scalar import (
     abs_magnetization,
     action_density,
@@ -29,6 +30,7 @@ __all__ = [
     "magnetization",
     "phi2",
     "plaquette",
+    "plaquette_correlator",
     "polyakov_loop",
     "susceptibility",
     "topological_charge",

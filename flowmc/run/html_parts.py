@@ -23,6 +23,7 @@ __all__ = [
 NAMES = {
     "action": "Action density S/V",
     "plaquette": "Plaquette",
+    "plaquette_correlator": "Correlator of spatial plaquettes",
     "topological_charge": "Topological charge Q",
     "energy_density": "Energy density E",
     "polyakov_loop": "Polyakov loop",
