@@ -29,7 +29,7 @@ from flowmc.run.ladder_page import ladder_section
 from flowmc.run.summary import Analysis
 from flowmc.run.text_parts import duration, step_size_text, value_text
 
-__all__ = ["page", "write_page"]
+__all__ = ["page", "theory_text", "verdict_html", "write_page"]
 
 
 def write_page(analysis: Analysis) -> Path:
@@ -64,14 +64,15 @@ def page(analysis: Analysis) -> str:
     sections += [_kernels(analysis), _cost(analysis), _sources(analysis)]
     return Template(template).substitute(
         title=escape(os.path.basename(os.path.abspath(run.path)) or str(run.path)),
-        theory=escape(_theory(run.config.get("theory", {}))),
+        theory=escape(theory_text(run.config.get("theory", {}))),
         facts=_facts(analysis),
-        verdict=_verdict(analysis.warnings),
+        verdict=verdict_html(analysis.warnings),
         sections="\n".join(sections),
     )
 
 
-def _theory(table: Mapping[str, Any]) -> str:
+def theory_text(table: Mapping[str, Any]) -> str:
+    """Return a ``[theory]`` table in words."""
     words = []
     action = str(table.get("action", ""))
     known = {
@@ -117,7 +118,8 @@ def _facts(analysis: Analysis) -> str:
     )
 
 
-def _verdict(warnings: Sequence[str]) -> str:
+def verdict_html(warnings: Sequence[str]) -> str:
+    """Return the box at the top of a page: what to look at, or that nothing was found."""
     if not warnings:
         return (
             '<div class="verdict fine"><strong>Nothing to object to.</strong> '

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from flowmc.run.correlate.config import load_correlate_config
 from flowmc.run.correlate.output import document, results_text, write_results
+from flowmc.run.correlate.page import write_page
 from flowmc.run.correlate.session import CorrelateDirectory, Session
 
 __all__ = ["add_arguments", "run"]
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         series = session.measure()
         sections = session.analyse(series)
         write_results(directory, series, sections)
+        write_page(directory, config.resolved["theory"], series, sections)
     finally:
         directory.release()
     if args.json:

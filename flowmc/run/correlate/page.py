@@ -1,0 +1,172 @@
+"""``report.html`` of ``flowmc correlate``: a single file that loads nothing else."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+from flowmc_adapters import atomic_write
+
+from flowmc.estimators.history import Result, fluctuations_of
+from flowmc.estimators.reweighting import Verdict
+from flowmc.run.correlate.measurement import Entry, Section, Series
+from flowmc.run.correlate.output import AGAINST, warnings_of
+from flowmc.run.correlate.plots import change_plot, steps_plot, vectors_plot, weights_plot
+from flowmc.run.correlate.session import CorrelateDirectory
+from flowmc.run.html_parts import html_table, image, tau_html
+from flowmc.run.report_page import theory_text, verdict_html
+
+__all__ = ["write_page"]
+
+_CHANGES = 3  # of a target that are drawn
+
+
+def write_page(
+    directory: CorrelateDirectory,
+    theory: Mapping[str, Any],
+    series: Series,
+    sections: Sequence[Section],
+) -> None:
+    """Write the page, replacing an older one atomically.
+
+    Raises:
+        OSError: if the directory cannot be written.
+    """
+    template = (files("flowmc.run") / "report_template.html").read_text(encoding="utf-8")
+    warnings = [text for section in sections for text in warnings_of(section)]
+    text = Template(template).substitute(
+        title=escape(os.path.basename(os.path.abspath(directory.path)) or str(directory.path)),
+        theory=escape(theory_text(theory)),
+        facts=_facts(series),
+        verdict=verdict_html(list(dict.fromkeys(warnings))),
+        sections="\n".join(_section(series, section) for section in sections),
+    )
+    with atomic_write(directory.report) as file:
+        file.write(text.encode())
+
+
+def _facts(series: Series) -> str:
+    history = series.history
+    facts = [
+        ("ensemble", history.ensemble),
+        ("configurations", f"{len(history):,}"),
+        ("replicas", str(len(history.numbers))),
+        ("distance of numbers", str(history.spacing)),
+    ]
+    return "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in facts
+    )
+
+
+def _section(series: Series, section: Section) -> str:
+    return (
+        f"<h2>{escape(section.title[:1].upper() + section.title[1:])}</h2>"
+        + _weights(section.weights)
+        + _table(section.entries)
+        + "".join(_plots(series, section))
+    )
+
+
+def _weights(weights: Mapping[str, Verdict]) -> str:
+    if not weights:
+        return ""
+    rows = [
+        [
+            escape(name),
+            f"{one.ess:.3f} ± {one.ess_error:.3f}",
+            f"{one.samples * one.ess:,.0f} of {one.samples:,}",
+            f"{one.max_share:.2%}",
+            "–" if math.isnan(one.pareto_k) else f"{one.pareto_k:.2f}",
+            f"{one.spread:.3g}",
+            '<span class="bound">not to be trusted</span>' if one.warnings else "sound",
+        ]
+        for name, one in weights.items()
+    ]
+    header = [
+        "weights at",
+        "ESS",
+        "effective configurations",
+        "largest share",
+        "Pareto k",
+        "spread of ln W",
+        "verdict",
+    ]
+    return html_table(header, rows, numbers=range(1, 6))
+
+
+def _table(entries: Sequence[Entry]) -> str:
+    columns = [
+        (key, heading) for key, heading in AGAINST if any(key in one.against for one in entries)
+    ]
+    rows = [
+        [
+            escape(one.observable),
+            _value_html(one.result),
+            tau_html(one.result.estimate),
+            *(escape(str(one.against[key])) if key in one.against else "–" for key, _ in columns),
+        ]
+        for one in entries
+    ]
+    header = [
+        "quantity",
+        "value",
+        "τ<sub>int</sub> (configurations)",
+        *(escape(heading) for _, heading in columns),
+    ]
+    return html_table(header, rows, numbers=range(1, len(header)))
+
+
+def _value_html(result: Result) -> str:
+    text = escape(str(result))
+    return f'<span class="bound">{text} (bound)</span>' if result.is_bound else text
+
+
+def _plots(series: Series, section: Section) -> list[str]:
+    """Return whatever pictures a section has the material for."""
+    found = []
+    logs = {
+        path.removesuffix("/log_weight").removesuffix("log_weight") or section.label: values
+        for path, values in series.under(section.label).items()
+        if path.endswith("log_weight")
+    }
+    if logs:
+        found.append(image(weights_plot(logs), f"Histogram of ln W, {section.label}"))
+    table = section.details.get("by_step")
+    if table:
+        results = {one.observable: one.result for one in section.entries}
+        found.append(image(steps_plot(table, results), "Derivatives against the step"))
+    vectors = {
+        name: results
+        for name, results in _vectors(section.entries).items()
+        if name.startswith(("effective_mass", "connected", "change of effective_mass"))
+    }
+    if vectors:
+        found.append(image(vectors_plot(vectors), ", ".join(vectors)))
+    changes = [
+        one
+        for one in section.entries
+        if one.observable.startswith("change of ") and not one.observable.endswith("]")
+    ]
+    for entry in changes[:_CHANGES]:
+        if entry.result.observable is not None and entry.result.error > 0:
+            deltas = fluctuations_of(entry.result.observable, series.history)
+            value = entry.result.value
+            plot = change_plot(entry.observable, series.history, value + deltas, value)
+            found.append(image(plot, entry.observable))
+    return found
+
+
+def _vectors(entries: Sequence[Entry]) -> dict[str, dict[int, Result]]:
+    """Return the components of vectors by name and place."""
+    vectors: dict[str, dict[int, Result]] = {}
+    for entry in entries:
+        match = re.fullmatch(r"(.*)\[(\d+)\]", entry.observable)
+        if match:
+            vectors.setdefault(match[1], {})[int(match[2])] = entry.result
+    return vectors

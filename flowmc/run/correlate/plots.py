@@ -1,0 +1,119 @@
+"""The plots in ``report.html`` of ``flowmc correlate``, each as SVG text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from flowmc.estimators.history import History, Result
+from flowmc.run.plot_style import BLUE, ORANGE, SERIES, new_figure, svg_text
+
+__all__ = ["change_plot", "steps_plot", "vectors_plot", "weights_plot"]
+
+PANELS = 3  # per row
+CURVES = len(SERIES)
+
+
+def weights_plot(log_weights: Mapping[str, NDArray]) -> str:
+    """Return histograms of ln W less its mean, one curve per set of weights."""
+    with new_figure(2.4, (1.0,)) as (figure, (axes,)):
+        for color, (name, logs) in zip(SERIES, list(log_weights.items())[:CURVES], strict=False):
+            finite = logs[np.isfinite(logs)]
+            if finite.size:
+                centred = finite - finite.mean()
+                bins = min(60, max(10, round(math.sqrt(finite.size))))
+                axes.hist(
+                    centred, bins=bins, density=True, histtype="step", color=color, label=name
+                )
+        axes.set_xlabel("ln W less its mean")
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.legend(loc="upper left", ncols=2)
+        return svg_text(figure)
+
+
+def steps_plot(table: Mapping[str, Mapping[str, Any]], results: Mapping[str, Result]) -> str:
+    """Return central differences against the squared step, three quantities side by side.
+
+    Args:
+        table: by quantity ``{steps, values, errors}``.
+        results: the extrapolated values by quantity, drawn at zero.
+    """
+    names = list(table)[:PANELS]
+    with new_figure(2.6, (1.0,) * len(names)) as (figure, panels):
+        for axes, name in zip(panels, names, strict=True):
+            entry = table[name]
+            squares = np.square(entry["steps"])
+            _points(axes, squares, entry["values"], entry["errors"], BLUE)
+            result = results[name]
+            if len(squares) > 1:
+                _points(axes, [0.0], [result.value], [result.error], ORANGE)
+                axes.set_xlim(-0.04 * squares.max(), 1.06 * squares.max())
+            axes.set_title(name)
+            axes.set_xlabel("step²")
+        return svg_text(figure)
+
+
+def vectors_plot(vectors: Mapping[str, Mapping[int, Result]]) -> str:
+    """Return the components of vectors, such as effective masses, three side by side."""
+    names = list(vectors)[:PANELS]
+    with new_figure(2.4, (1.0,) * len(names)) as (figure, panels):
+        for axes, name in zip(panels, names, strict=True):
+            places = sorted(vectors[name])
+            values = [vectors[name][place].value for place in places]
+            errors = [vectors[name][place].error for place in places]
+            _points(axes, places, values, errors, BLUE)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_title(name)
+            axes.set_xlabel("t")
+        return svg_text(figure)
+
+
+def change_plot(name: str, history: History, contributions: NDArray, value: float) -> str:
+    """Return what every configuration contributes to a difference, by configuration number.
+
+    Args:
+        name: of the difference.
+        history: of the configurations.
+        contributions: ``(configurations,)``, of mean ``value``.
+        value: the difference.
+    """
+    with new_figure(2.2, (3.0, 0.7)) as (figure, (axes, histogram)):
+        offset = 0
+        for numbers, part in zip(
+            history.numbers.values(), history.split(contributions), strict=True
+        ):
+            # Replicas one behind the other.
+            places = offset + (numbers - numbers[0])
+            offset = int(places[-1]) + history.spacing
+            axes.plot(places, part, ".", markersize=2.0, color=BLUE)
+        histogram.hist(
+            contributions, bins=40, orientation="horizontal", histtype="step", color=BLUE
+        )
+        axes.axhline(value, color=ORANGE, linewidth=1.0)
+        axes.set_xlabel("configuration number, replicas one behind the other")
+        axes.set_title(name)
+        histogram.set_xticks([])
+        histogram.tick_params(labelleft=False)
+        return svg_text(figure)
+
+
+def _points(
+    axes: Axes, places: Any, values: Sequence[float], errors: Sequence[float], color: str
+) -> None:
+    known = [error if math.isfinite(error) else 0.0 for error in errors]
+    axes.errorbar(
+        places,
+        values,
+        known,
+        fmt="o",
+        markersize=3.5,
+        color=color,
+        capsize=2,
+    )
