@@ -35,6 +35,7 @@ __all__ = [
 WINDOW_PARAMETER = 2.0  # S of hep-lat/0306017, section 3.3
 MINIMUM_LENGTH = 8  # measurements per chain below which no autocorrelation function is formed
 MINIMUM_RATIO = 50  # measurements per tau_int below which the estimate counts as a bound
+NEAR_INTEGERS = 0.15  # mean distance to them beyond which a charge has no hops
 MINIMUM_HOPS = 20  # changes of the topological charge below which its tau_int counts as a bound
 PYERRORS_CHAINS = 64  # more chains than this go through one batched Fourier transform
 DECAY = 5  # tau_int after which an autocorrelation cut off by the chains' length has decayed
@@ -177,7 +178,7 @@ def analyse_topological_charge(series: ArrayLike) -> Estimate:
     estimate = analyse(values)
     values, _ = _finite_rows(values.reshape(values.shape[0], -1))
     hops = count_hops(values)
-    if float(np.mean(np.abs(values - np.round(values)))) > 0.15:
+    if float(np.mean(np.abs(values - np.round(values)))) > NEAR_INTEGERS:
         return estimate.warned(
             "the charge is not near integers (a rough field, not smoothed), so its changes cannot "
             "be counted and freezing cannot be ruled out: measure it at a larger flow_time",

@@ -5,6 +5,7 @@ import shutil
 import tomllib
 from pathlib import Path
 
+import flowmc_adapters
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,9 @@ from flowmc.cli import main
 from flowmc.groups import SUN, U1
 from flowmc.io import write_field
 from flowmc.kernels import HMC
+from flowmc.registry import ConfigError
+from flowmc.run.correlate.store import SeriesStore, measured_before
+from flowmc.run.stored_ensemble import Member, StoredEnsemble
 from flowmc.run.toml_text import toml_text
 
 
@@ -54,6 +58,8 @@ def u1_config(folder, **tables):
 
 
 def write_config(path, tables):
+    """Write a configuration, without the page unless it is asked for."""
+    tables = {**tables, "analysis": {"report": False, **tables.get("analysis", {})}}
     path.write_text(toml_text(tables))
     return str(path)
 
@@ -218,3 +224,139 @@ def test_correlated_configurations_carry_weights(tmp_path, capsys):
     assert float(stored.metadata["FLOWMC_LOG_WEIGHT"]) == pytest.approx(expected)
     assert float(rows[6][2]) == pytest.approx(expected)
     assert np.mean([float(row[3]) for row in rows]) == pytest.approx(1)
+
+
+LIVE = {
+    "chains": {"count": 2, "seed": 4, "start": "cold"},
+    "update": [{"kernel": "hmc", "trajectory": 1.0, "steps": 6}],
+    "run": {"thermalization": 20, "updates": 30},
+}
+
+
+def test_live_chain_and_its_run_directory_agree(tmp_path, capsys):
+    tables = u1_config(tmp_path, derivative=[], analysis={"report": True}, **LIVE)
+    del tables["ensemble"]
+    config = write_config(tmp_path / "live.toml", tables)
+    status, live, _ = correlate(capsys, config, "--output", tmp_path / "live")
+    assert status == 0 and live["replicas"] == {"chain0000": 30, "chain0001": 30}
+    tables = {
+        "ensemble": {"run": "live/chain", "batch": 7},
+        "measure": tables["measure"],
+        "target": tables["target"],
+    }
+    config = write_config(tmp_path / "run.toml", tables)
+    status, of_run, _ = correlate(capsys, config, "--output", tmp_path / "of_run")
+    assert status == 0
+    for label, section in live["sections"].items():
+        for name, entry in section["results"].items():
+            again = of_run["sections"][label]["results"][name]
+            assert again["value"] == pytest.approx(entry["value"], rel=1e-9, abs=1e-12)
+    assert (tmp_path / "live" / "report.html").stat().st_size > 10_000
+    tables["theory"] = {"action": "wilson", "group": "U(1)", "lattice": [6, 6], "beta": 2.5}
+    config = write_config(tmp_path / "run.toml", tables)
+    status, _, error = correlate(capsys, config, "--output", tmp_path / "other")
+    assert status == 2 and "is not that of the run" in error
+
+
+def test_one_hdf5_file_with_many_configurations(tmp_path, capsys):
+    action = write_u1(tmp_path / "files", count=20)
+    for number in range(1, 21):
+        flowmc_adapters.append_field(
+            tmp_path / "all.h5",
+            flowmc_adapters.read_field(tmp_path / "files" / f"u1.{number}.h5"),
+            number,
+        )
+    documents = []
+    for name, files in (("one", "all.h5"), ("many", "files")):
+        config = write_config(
+            tmp_path / "c.toml", u1_config(tmp_path, ensemble={"files": files, "name": "e"})
+        )
+        status, document, _ = correlate(capsys, config, "--output", tmp_path / name)
+        assert status == 0
+        documents.append(document["sections"])
+    assert documents[0] == documents[1]
+    assert action.beta == 2.0
+
+
+def test_replicas_are_told_apart(tmp_path):
+    for place in ("a/lat.1", "a/lat.2", "b/lat.1", "b/x_7.2"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        np.save(tmp_path / "f.npy", np.zeros((4, 4)))
+        shutil.move(tmp_path / "f.npy", tmp_path / place)
+    ensemble = StoredEnsemble.of_files([str(tmp_path / "a")])
+    assert ensemble.name == "lat" and ensemble.history.lengths == [2]
+    both = StoredEnsemble.of_files([str(tmp_path / "a"), str(tmp_path / "b" / "*")])
+    replicas = {(one.replica, one.number) for one in both.members}
+    assert replicas == {("a_lat", 1), ("a_lat", 2), ("b_lat", 1), ("b_x_7", 2)}
+    part = both.selected(first=2)
+    assert len(part) == 2
+    with pytest.raises(ConfigError, match="there twice"):
+        StoredEnsemble.of_files([str(tmp_path / "a" / "lat.1")] * 2)
+    with pytest.raises(ConfigError, match="from 7 to None"):
+        both.selected(first=7)
+    np.save(tmp_path / "nameless.npy", np.zeros((4, 4)))
+    with pytest.raises(ConfigError, match="no configuration number"):
+        StoredEnsemble.of_files([str(tmp_path / "nameless.npy")])
+
+
+def test_files_of_another_coupling_are_named(tmp_path, capsys):
+    write_u1(tmp_path / "files", beta=2.5, count=12)
+    for path in sorted((tmp_path / "files").iterdir()):
+        field = flowmc_adapters.read_field(path)
+        field.metadata["BETA"] = "2.5"
+        flowmc_adapters.write_field(path, field, "hdf5")
+    config = write_config(tmp_path / "c.toml", u1_config(tmp_path / "files", derivative=[]))
+    status, document, error = correlate(capsys, config, "--output", tmp_path / "out")
+    assert status == 0 and "say beta = 2.5" in error
+    assert any("beta = 2.5" in text for text in document["sections"]["source"]["warnings"])
+
+
+def test_diagnostics_mark_numbers_as_bounds(tmp_path, capsys):
+    """Weights that are too wide, and a charge that does not move, are named and marked."""
+    write_u1(tmp_path / "files", count=40)
+    tables = u1_config(
+        tmp_path / "files",
+        measure={"observables": ["plaquette", "topological_charge"]},
+        target=[{"beta": 6.0}],
+        derivative=[],
+    )
+    config = write_config(tmp_path / "c.toml", tables)
+    status, document, _ = correlate(capsys, config, "--output", tmp_path / "out")
+    far = document["sections"]["beta=6.0"]
+    assert status == 0 and far["weights"]["beta=6.0"]["is_bound"]
+    assert any("fewer than 10 / ESS" in text for text in far["warnings"])
+    assert all(entry["is_bound"] for entry in far["results"].values())
+    action = Wilson(U1(), (6, 6), beta=2.0)
+    cold = tmp_path / "cold"
+    rng = torch.Generator().manual_seed(1)
+    for number in range(30):
+        field = action.cold(1) + 0.01 * torch.randn(action.field_shape(1), generator=rng)
+        write_field(cold / f"u1.{number}.h5", field.double(), action, format="hdf5")
+    config = write_config(tmp_path / "c.toml", {**tables, "ensemble": {"files": "cold"}})
+    status, document, _ = correlate(capsys, config, "--output", tmp_path / "out_cold")
+    source = document["sections"]["source"]
+    assert source["results"]["topological_charge"]["is_bound"]
+    assert any("frozen" in text for text in source["warnings"])
+
+
+def test_rows_count_only_when_they_are_on_the_disk(tmp_path):
+    """What a kill leaves behind: rows without their mark are measured again."""
+    members = [Member("r", number, "x") for number in (1, 2, 3)]
+    path = tmp_path / "series.h5"
+    store = SeriesStore.create(path, StoredEnsemble("e", members), {"action": (), "a/b": (2,)})
+    store.write(0, {"action": np.ones(1), "a/b": np.ones((1, 2))})
+    store.sync()
+    store.write(1, {"action": np.full(1, 2.0), "a/b": np.full((1, 2), 2.0)})
+    assert measured_before(path) == {("r", 1)}
+    with pytest.raises(ValueError, match="missing or unknown"):
+        store.write(2, {"action": np.ones(1)})
+    store.close()
+    assert measured_before(path) == {("r", 1), ("r", 2)}
+    more = StoredEnsemble("e", [Member("q", 9, "x"), *members])
+    grown = SeriesStore.create(path, more, {"action": (), "a/b": (2,)})
+    grown.close()
+    assert grown.keys == [("q", 9), ("r", 1), ("r", 2), ("r", 3)]
+    assert list(grown.measured) == [False, True, True, False]
+    np.testing.assert_array_equal(grown.columns()["a/b"][2], [2.0, 2.0])
+    with pytest.raises(ConfigError, match="other columns"):
+        SeriesStore.create(path, more, {"action": ()})

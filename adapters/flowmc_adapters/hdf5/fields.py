@@ -68,6 +68,10 @@ def read(path: PathLike, number: int | None = None) -> FieldConfiguration:
         OSError: the file cannot be opened.
     """
     with _view(path) as file, guarded(path):
+        # Straight to the one that is asked for: listing all takes a time that grows with them.
+        asked = None if number is None else member(file, f"{GROUP}/{number:08d}")
+        if _is_field_group(asked, path):
+            return _read_group(asked, path)
         groups = _groups(file, path)
         if not groups:
             raise FormatError(

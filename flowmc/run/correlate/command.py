@@ -6,10 +6,10 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from flowmc.run.correlate.config import load_correlate_config
 from flowmc.run.correlate.output import document, results_text, write_results
-from flowmc.run.correlate.page import write_page
 from flowmc.run.correlate.session import CorrelateDirectory, Session
 
 __all__ = ["add_arguments", "run"]
@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
         series = session.measure()
         sections = session.analyse(series)
         write_results(directory, series, sections)
-        write_page(directory, config.resolved["theory"], series, sections)
+        if config.analysis.report:
+            _write_page(directory, config.resolved["theory"], series, sections)
     finally:
         directory.release()
     if args.json:
@@ -56,6 +57,13 @@ def run(args: argparse.Namespace) -> int:
         print(results_text(series, sections))
     _say(f"results are in {path}")
     return 0
+
+
+def _write_page(*arguments: Any) -> None:
+    # Plots need matplotlib, which takes a second to import.
+    from flowmc.run.correlate.page import write_page
+
+    write_page(*arguments)
 
 
 def _say(text: str) -> None:

@@ -105,9 +105,11 @@ class Analysis:
 
     Attributes:
         effective_masses: labels of correlators, or tables ``{of = LABEL, first = 1, last = 3}``.
+        report: write ``report.html``.
     """
 
     effective_masses: list[Any] = dataclasses.field(default_factory=list)
+    report: bool = True
 
     @property
     def masses(self) -> list[Masses]:

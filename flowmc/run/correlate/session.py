@@ -10,6 +10,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from flowmc.run.correlate.writing import CorrelatedWriter, write_weights
 from flowmc.run.directory import RunDirectory, environment
 from flowmc.run.journal import Display, Journal
 from flowmc.run.rehearsal import measure_field
-from flowmc.run.runner import open_run
+from flowmc.run.runner import RunStopped, open_run
 from flowmc.run.stored_ensemble import Batch, StoredEnsemble, selection_text
 from flowmc.run.toml_text import toml_text
 
@@ -100,6 +101,7 @@ class Session:
         self.device = choose_device(config.source.device, Communicator())
         self.dtype = torch.float64 if config.source.precision == 64 else torch.float32
         self.fingerprints: dict[str, str] = {}
+        self.doubts: dict[str, None] = {}
         self.cards: dict[str, Mapping[str, Any]] = {}
         if directory.holds_a_run:
             if not resume:
@@ -162,6 +164,7 @@ class Session:
                 skip=lambda place: keys[place] in before,
             )
             for batch in batches:
+                self._compare_couplings(batch)
                 columns = compute(batch)
                 for note in batch.notes:
                     journal.write("warning", batch.first, text=note)
@@ -182,13 +185,15 @@ class Session:
             if store is not None:
                 store.close()
         assert store is not None
+        for text in self.doubts:
+            journal.write("warning", done, text=text)
         journal.write("stop", done, task=task)
         return Series(ensemble.history, store.columns())
 
     def analyse(self, series: Series) -> list[Section]:
         """Return the results, the ensemble's own first."""
-        source = SourceSection("source", self.context)
-        sections = [source.analyse(series)]
+        source = SourceSection("source", self.context).analyse(series)
+        sections = [replace(source, warnings=[*self.doubts, *source.warnings])]
         for measurement in self.measurements:
             sections.append(measurement.analyse(series))
             if isinstance(measurement, Target) and measurement.writer is not None:
@@ -208,6 +213,23 @@ class Session:
             for measurement in self.measurements
             for path, array in measurement.survey(sample).items()
         }
+
+    def _compare_couplings(self, batch: Batch) -> None:
+        """Note couplings in the files' metadata that are not those of the theory."""
+        for member, metadata in zip(batch.members, batch.metadata, strict=True):
+            for name, value in self.config.action.parameters.items():
+                try:
+                    stored = float(metadata.get(name.upper(), "nan"))
+                except ValueError:
+                    continue
+                if abs(stored - value) > 1e-6 * max(1.0, abs(value)):
+                    text = (
+                        f"{Path(member.path).name} and maybe others say {name} = {stored:g}, but "
+                        f"[theory] has {name} = {value:g}: all weights would be wrong"
+                    )
+                    if not self.doubts:
+                        self.say(f"warning: {text}")
+                        self.doubts[text] = None
 
     def _measure_batch(self, batch: Batch) -> Columns:
         action = self.config.action
@@ -262,7 +284,7 @@ class Session:
         finally:
             directory.release()
         if reason != "finished":
-            raise ConfigError(
+            raise RunStopped(
                 f"the chain stopped after update {runner.update} of {runner.total} ({reason}): "
                 "continue with --resume"
             )

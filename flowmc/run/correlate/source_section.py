@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flowmc.estimators.autocorrelation import MINIMUM_HOPS, count_hops
+from flowmc.estimators.autocorrelation import MINIMUM_HOPS, NEAR_INTEGERS, count_hops
 from flowmc.run.correlate.measurement import (
     Columns,
     Context,
@@ -34,29 +34,32 @@ class SourceSection(Measurement):
     def analyse(self, series: Series) -> Section:
         means = series.means()
         means = {**means, **self.context.derived.values(means)}
+        frozen = _tunnelling(series)
         entries = []
         for label, index in components(means):
             name = component_label(label, index)
-            entries.append(Entry(name, judged(name, means[label][index])))
+            # Frozen charges have small apparent errors.
+            sentences = [frozen[label]] if label in frozen else []
+            entries.append(Entry(name, judged(name, means[label][index], *sentences)))
         return Section(
             self.label,
             f"the ensemble, {self.context.action!r}",
             entries,
-            warnings=_tunnelling(series),
+            warnings=list(frozen.values()),
         )
 
 
-def _tunnelling(series: Series) -> list[str]:
-    """Return a warning for every topological charge that hardly ever changes."""
-    found = []
+def _tunnelling(series: Series) -> dict[str, str]:
+    """Return a warning for every topological charge that hardly ever changes, by label."""
+    found = {}
     for label, values in series.under("observables").items():
         if not label.startswith("topological_charge") or values.ndim != 1:
             continue
-        if abs(values - values.round()).mean() > 0.15:
-            continue  # not near integers: its changes cannot be counted
+        if abs(values - values.round()).mean() > NEAR_INTEGERS:
+            continue  # its changes cannot be counted
         hops = sum(count_hops(part) for part in series.history.split(values))
         if hops < MINIMUM_HOPS:
-            found.append(
+            found[label] = (
                 f"{label} changed {hops} times in {len(values)} configurations: the ensemble is "
                 f"frozen (at least {MINIMUM_HOPS} changes needed), and errors of everything that "
                 "depends on the charge are lower bounds"

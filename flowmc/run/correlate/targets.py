@@ -8,7 +8,10 @@ import numpy as np
 import torch
 
 from flowmc.actions.base import Action
-from flowmc.estimators.reweighting import log_partition_ratio
+from flowmc.estimators.autocorrelation import Estimate
+from flowmc.estimators.gain import block_length
+from flowmc.estimators.history import Result
+from flowmc.estimators.reweighting import block_jackknife, log_partition_ratio
 from flowmc.flows.base import Flow
 from flowmc.run.correlate.measurement import (
     Columns,
@@ -67,9 +70,10 @@ class Target(Measurement):
         for label, index in components(target):
             name = component_label(label, index)
             value = judged(name, target[label][index], *verdict.warnings)
+            check = self._cross_check(series, columns, label, index, value)
             there = _at(source, label, index)
             if there is None:
-                entries.append(Entry(name, value))
+                entries.append(Entry(name, value, check))
                 continue
             change = judged(f"change of {name}", target[label][index] - there, *verdict.warnings)
             without = None if plain is None else _at(plain, label, index)
@@ -80,12 +84,35 @@ class Target(Measurement):
                 independent=(there, 2.0),
                 reweighting=None if without is None else without - there,
             )
-            entries += [Entry(name, value), Entry(f"change of {name}", change, compared)]
+            entries += [Entry(name, value, check), Entry(f"change of {name}", change, compared)]
         logs = columns[LOG_WEIGHT]
         details = {"log_weight_mean": float(np.mean(logs)), "log_weight_spread": verdict.spread}
         return Section(self.label, f"at {self.label}", entries, {self.label: verdict}, details)
+
+    def _cross_check(
+        self,
+        series: Series,
+        columns: Columns,
+        label: str,
+        index: tuple[int, ...],
+        value: Result,
+    ) -> dict[str, Result]:
+        """Return value and error by the block jackknife, of observables that are means."""
+        values = columns.get(f"observables/{label}")
+        if values is None or not value.error > 0:
+            return {}
+        history = series.history
+        block = block_length(history, value.tau_int)
+        component = values.reshape(len(values), -1)[:, _flat(values.shape[1:], index)]
+        mean, error, bias = block_jackknife(history, component, columns[LOG_WEIGHT], block)
+        estimate = Estimate(mean - bias, error, 0.5, 0.0, len(history) // block, 0)
+        return {"jackknife": Result("jackknife", estimate)}
 
 
 def _at(quantities: dict[str, Any], label: str, index: tuple[int, ...]) -> Any:
     array = quantities.get(label)
     return None if array is None else array[index]
+
+
+def _flat(shape: tuple[int, ...], index: tuple[int, ...]) -> int:
+    return int(np.ravel_multi_index(index, shape)) if index else 0
