@@ -1,6 +1,7 @@
 """How much the vector fields of linear response gain: SU(3) in two and four dimensions.
 
-    python examples/derivatives/gains.py [--quick] [--only 2d 4d] [--krylov 2] [--output FILE.json]
+    python examples/derivatives/gains.py [--quick] [--only 2d 4d] [--output FILE.json]
+    python examples/derivatives/gains.py --only 4d --extents 4 --betas 6 --krylov 2 --length 20
 
 For d/d beta of Wilson loops and of a glueball-like correlator (connected, of the time slices'
 spatial plaquettes; in two dimensions of all plaquettes), on chains of HMC.  Gains are ratios of
@@ -143,6 +144,16 @@ def run(case: Case, degree: int | None, seed: int = 1) -> dict:
     }
 
 
+def selected(found: list[Case], args: argparse.Namespace) -> list[Case]:
+    """Return the cases of the betas, extents and length asked for."""
+    return [
+        dataclasses.replace(case, length=args.length or case.length)
+        for case in found
+        if (args.betas is None or case.beta in args.betas)
+        and (args.extents is None or case.lattice[0] in args.extents)
+    ]
+
+
 def cases(names: list[str], quick: bool) -> list[Case]:
     found = []
     if "2d" in names:
@@ -179,6 +190,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="seconds, to see that it works")
     parser.add_argument("--only", nargs="+", choices=["2d", "4d"], default=["2d", "4d"])
     parser.add_argument("--krylov", type=int, help="add Krylov fields of this degree")
+    parser.add_argument("--betas", nargs="+", type=float, help="only these")
+    parser.add_argument("--extents", nargs="+", type=int, help="only these")
+    parser.add_argument("--length", type=int, help="configurations per chain")
     parser.add_argument("--output", type=Path, help="write all numbers here, as JSON")
     args = parser.parse_args()
     head = ["lattice", "beta", "N", *(f"W({r}x{t})" for r, t in LOOPS), "C(0)", "C(1)"]
@@ -187,7 +201,7 @@ def main() -> None:
     print("| " + " | ".join(head) + " |")
     print("|" + " --- |" * len(head), flush=True)
     entries = []
-    for case in cases(args.only, args.quick):
+    for case in selected(cases(args.only, args.quick), args):
         entries.append(run(case, args.krylov))
         print(line(entries[-1]), flush=True)
         if args.output:

@@ -86,14 +86,41 @@ def loop_holonomy(links: Tensor, word: Word, group: Group) -> Tensor:
 
 
 def loop_trace(links: Tensor, words: Iterable[Word], group: Group) -> Tensor:
-    """Return the sum over words of Re tr (U(1): cos) at every site, ``(chains, *L)``."""
+    """Return the sum over closed words of Re tr (U(1): cos) at every site, ``(chains, *L)``.
+
+    Products of two links, which many loops share, are formed once.
+    """
+    corners: dict[Word, Tensor] = {}
     total: Tensor | None = None
     for word in words:
-        product = loop_holonomy(links, word, group)
-        if isinstance(group, SUN):
-            trace = torch.diagonal(product, dim1=-2, dim2=-1).sum(-1).real
-        else:
-            trace = torch.cos(product)
+        position = [0] * links.shape[1]
+        product: Tensor | None = None
+        trace: Tensor | None = None
+        for start in range(0, len(word), 2):
+            pair = word[start : start + 2]
+            if pair not in corners:
+                corners[pair] = loop_holonomy(links, pair, group)
+            piece = corners[pair]
+            for nu, distance in enumerate(position):
+                if distance:
+                    piece = shift(piece, nu, distance)
+            for step in pair:
+                position[abs(step) - 1] += 1 if step > 0 else -1
+            if product is None:
+                product = piece
+            elif not isinstance(group, SUN):
+                product = product + piece
+            elif start + 2 < len(word):
+                product = product @ piece
+            else:
+                # Re tr(A B) is a scalar product of entries: no need of the last matrix.
+                left, right = (
+                    torch.view_as_real(product),
+                    torch.view_as_real(piece.mH.resolve_conj()),
+                )
+                trace = (left * right).sum((-3, -2, -1))
+        assert product is not None
+        trace = torch.cos(product) if trace is None else trace
         total = trace if total is None else total + trace
     assert total is not None
     return total

@@ -76,10 +76,9 @@ def bracket_terms(
     force = (native.find_force(action, field) or action.force)(field)
     columns = [torch.zeros(len(field), 0, dtype=torch.float64, device=field.device)]
     for family in fields:
-        products = [
-            scalar_product(action.group, velocity, force) for velocity in family.velocities(field)
-        ]
-        columns.append(family.divergences(field, rng) - torch.stack(products, 1))
+        velocities, divergences = family.evaluate(field, rng)
+        products = [scalar_product(action.group, velocity, force) for velocity in velocities]
+        columns.append(divergences - torch.stack(products, 1))
     return insertion, torch.cat(columns, 1)
 
 

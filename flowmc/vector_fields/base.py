@@ -59,6 +59,10 @@ class VectorFields(ABC):
             rng: for stochastic estimates.
         """
 
+    def evaluate(self, field: Tensor, rng: torch.Generator) -> tuple[list[Tensor], Tensor]:
+        """Return velocities and divergences; families that share work between them override it."""
+        return self.velocities(field), self.divergences(field, rng)
+
     def combined(self, field: Tensor, coefficients: Tensor) -> Tensor:
         """Return the velocity ``sum_k c_k v_k``; ``coefficients (chains, K)`` or ``(K,)``."""
         return combine(self.velocities(field), coefficients)

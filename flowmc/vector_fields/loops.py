@@ -79,19 +79,30 @@ class LoopFields(VectorFields):
         self.names = tuple(names)
 
     def velocities(self, field: Tensor) -> list[Tensor]:
-        found = []
+        return self.evaluate(field)[0]
+
+    def divergences(self, field: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        sums = [self._sum(field, name, words) for name, words in self._members]
+        return self._laplacians(sums)
+
+    def evaluate(
+        self, field: Tensor, rng: torch.Generator | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        velocities, sums = [], []
         for name, words in self._members:
             # One graph at a time: those of all loops together would not fit.
             with torch.enable_grad():
                 leaf = field.detach().requires_grad_(True)
-                (euclidean,) = torch.autograd.grad(self._sum(leaf, name, words).sum(), leaf)
-            found.append(self.group.gradient_from_euclidean(field, euclidean))
-        return found
+                total = self._sum(leaf, name, words)
+                (euclidean,) = torch.autograd.grad(total.sum(), leaf)
+            velocities.append(self.group.gradient_from_euclidean(field, euclidean))
+            sums.append(total.detach())
+        return velocities, self._laplacians(sums)
 
-    def divergences(self, field: Tensor, rng: torch.Generator) -> Tensor:
+    def _laplacians(self, sums: Sequence[Tensor]) -> Tensor:
         columns = [
-            self._sum(field, name, words) * -(len(words[0]) * self._casimir(name))
-            for name, words in self._members
+            total * -(len(words[0]) * self._casimir(name))
+            for total, (name, words) in zip(sums, self._members, strict=True)
         ]
         return torch.stack(columns, 1)
 

@@ -24,6 +24,7 @@ from flowmc.estimators.linear_response import (
     fit_coefficients,
     linear_derivative,
 )
+from flowmc.kernels import HMC
 from flowmc.observables import correlator, phi2, plaquette, susceptibility, wilson_loop
 from flowmc.random import stream
 from flowmc.vector_fields import KernelFields, KrylovFields, LoopFields
@@ -185,6 +186,44 @@ def test_quartic_coupling_of_phi4():
     found, plain = measure(action, "lambda", families, field, lambda f: phi2(f, action))
     assert abs(found[0].value - exact) < 5 * found[0].error
     assert gain(found[0], plain[0]) > 5
+
+
+def chains_of_phi4(action, chains, length, skip=4):
+    """Return configurations of HMC, ``(chains, length, *L)``."""
+    kernel = HMC(action, trajectory=1.0, steps=10)
+    stream_of_chains = rng(5)
+    state = kernel.init(action.hot(chains, stream_of_chains))
+    kept = []
+    for update in range(50 + length * skip):
+        state, _ = kernel.step(state, stream_of_chains)
+        if update >= 50 and update % skip == 0:
+            kept.append(state.field)
+    return torch.stack(kept[:length], 1)
+
+
+def test_phi4_against_long_runs():
+    """Central differences of two long runs each, whose h^2 error is below their own."""
+    action, h = Phi4([4, 4], m2=-4.0, lam=8.0), 0.3
+    field = chains_of_phi4(action, 32, 40)
+    history = History.regular("hmc", 40, 32)
+    families = [KernelFields(action, powers=[1, 3])]
+
+    def observables(phi):
+        return torch.stack([phi2(phi, action), susceptibility(phi, action)], 1)
+
+    found, plain = measure(action, "lambda", families, field.flatten(0, 1), observables, history)
+    ends = []
+    for sign in (1, -1):
+        other = action.at(**{"lambda": 8 + sign * h})
+        values = observables(chains_of_phi4(other, 512, 150).flatten(0, 1)).view(512, 150, 2)
+        means = values.mean(1)
+        ends.append((means.mean(0), means.std(0) / 512**0.5))
+    for i, one in enumerate(found):
+        slope = float(ends[0][0][i] - ends[1][0][i]) / (2 * h)
+        error = float(ends[0][1][i].hypot(ends[1][1][i])) / (2 * h)
+        assert abs(one.value - slope) < 5 * math.hypot(one.error, error)
+        assert one.error < 0.5 * plain[i].error
+    assert found[0].error < 0.05 * abs(found[0].value)
 
 
 def pulls(plant=None):
