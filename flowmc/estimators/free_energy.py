@@ -32,12 +32,8 @@ from scipy.optimize import brentq
 from scipy.special import expit
 
 from flowmc.estimators.autocorrelation import analyse, format_value
-from flowmc.estimators.weights import (
-    effective_sample_size,
-    log_mean_exp,
-    max_weight_share,
-    pareto_k,
-)
+from flowmc.estimators.reweighting import judge_weights
+from flowmc.estimators.weights import log_mean_exp
 
 __all__ = [
     "Bridge",
@@ -53,9 +49,6 @@ __all__ = [
     "q_estimator",
 ]
 
-EFFECTIVE_SAMPLES = 10  # N * ESS below which ESS, error and bias are not known themselves
-HEAVY_TAIL = 0.7  # Pareto k above which errors mean nothing at this number of samples
-LARGEST_SHARE = 0.05  # of one weight in the sum of all
 SMALLEST_OVERLAP = 0.03  # of the two ends of a bridge
 DISAGREEMENT = 4.0  # standard deviations between ln Z from q and from p; false alarm 6e-5
 
@@ -197,7 +190,7 @@ def q_estimator(log_weights: ArrayLike) -> FreeEnergy:
     Raises:
         ValueError: for another shape, NaN, or if no weight is above zero.
     """
-    return _exponential_mean(log_weights, "lower", "the flow")
+    return _exponential_mean(log_weights, "lower", "weights of the flow's draws")
 
 
 def p_estimator(log_weights: ArrayLike) -> FreeEnergy:
@@ -210,7 +203,9 @@ def p_estimator(log_weights: ArrayLike) -> FreeEnergy:
         log_weights: ln w = -S(x) - ln q(x) of samples x of the target, usually
             ``(measurements, chains)``.
     """
-    return _negative(_exponential_mean(-_series(log_weights), "lower", "the target"))
+    return _negative(
+        _exponential_mean(-_series(log_weights), "lower", "inverse weights of the target's samples")
+    )
 
 
 def jarzynski(work: ArrayLike) -> FreeEnergy:
@@ -220,7 +215,7 @@ def jarzynski(work: ArrayLike) -> FreeEnergy:
         work: W of trajectories from the start, ``(n,)``, or ``(measurements, chains)`` if they
             begin at successive configurations of Markov chains.  Infinity counts as no weight.
     """
-    return _exponential_mean(-_series(work), "lower", "the process")
+    return _exponential_mean(-_series(work), "lower", "weights of the process")
 
 
 def bennett(forward_work: ArrayLike, reverse_work: ArrayLike) -> Bridge:
@@ -438,8 +433,7 @@ def _exponential_mean(logs: ArrayLike, bound: Bound, source: str) -> FreeEnergy:
     flat = torch.from_numpy(np.ascontiguousarray(array).reshape(-1))
     plain = log_mean_exp(flat)
     fluctuations = np.exp(array - plain.value) - 1
-    ess = effective_sample_size(flat).value
-    tail, share = pareto_k(flat), max_weight_share(flat)
+    verdict = judge_weights(flat)
     if array.ndim == 1:
         error, bias, known = plain.error, plain.bias, _MeanError(plain.error)
     else:
@@ -452,34 +446,17 @@ def _exponential_mean(logs: ArrayLike, bound: Bound, source: str) -> FreeEnergy:
         error,
         bias,
         array.size,
-        ess,
+        verdict.ess,
         known.tau_int,
-        tail,
-        share,
+        verdict.pareto_k,
+        verdict.max_share,
         error_is_bound=known.is_bound,
         warnings=known.warnings,
         fluctuations=fluctuations,
     )
-    if array.size * ess < EFFECTIVE_SAMPLES:
-        estimate = estimate.warned(
-            f"{array.size} samples of {source} with ESS {ess:.2g} are {array.size * ess:.1f} "
-            f"effective ones: with fewer than {EFFECTIVE_SAMPLES} the ESS itself is too good and "
-            "the error unknown; take at least 10 / ESS samples",
-            bound=bound,
-        )
-    if share > LARGEST_SHARE:
-        estimate = estimate.warned(
-            f"one sample of {source} carries {share:.0%} of the total weight: the estimate hangs "
-            "on it, and the next such sample will move it",
-            bound=bound,
-        )
-    if tail > HEAVY_TAIL:
-        estimate = estimate.warned(
-            f"the weights of {source} have a heavy tail (Pareto k = {tail:.2f} > {HEAVY_TAIL}): "
-            "their mean is dominated by samples not yet seen, and the error means nothing",
-            bound=bound,
-        )
-    return estimate
+    if not verdict.is_bound:
+        return estimate
+    return estimate.warned(*(f"{source}: {text}" for text in verdict.warnings), bound=bound)
 
 
 def _negative(estimate: FreeEnergy) -> FreeEnergy:

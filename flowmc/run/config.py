@@ -38,6 +38,8 @@ __all__ = [
     "load_config",
     "read_config",
     "read_observables",
+    "read_update",
+    "resolved_update",
 ]
 
 _TABLES = ("theory", "chains", "update", "ladder", "run", "measure", "ensemble", "parallel")
@@ -163,7 +165,7 @@ def read_config(table: Mapping[str, Any], base: Path, *, for_step: bool = False)
     action = build_action(table["theory"])
     chains = _table(Chains, table["chains"], "[chains]")
     run = _table(RunTable, table.get("run", {"updates": 1}), "[run]")
-    updates = [_update(entry, i) for i, entry in enumerate(table["update"], start=1)]
+    updates = [read_update(entry, i) for i, entry in enumerate(table["update"], start=1)]
     ladder = _ladder(table["ladder"], action) if "ladder" in table else None
     observables = read_observables(table.get("measure", {}), action)
     ensemble = _table(Ensemble, table["ensemble"], "[ensemble]") if "ensemble" in table else None
@@ -183,7 +185,7 @@ def read_config(table: Mapping[str, Any], base: Path, *, for_step: bool = False)
     resolved: dict[str, Any] = {
         "theory": dict(table["theory"]),
         "chains": dataclasses.asdict(chains),
-        "update": [_resolved_update(entry) for entry in updates],
+        "update": [resolved_update(entry) for entry in updates],
     }
     if ladder is not None:
         resolved["ladder"] = {**ladder.couplings, "flows": ladder.flows, "tune": ladder.tune}
@@ -217,7 +219,12 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tu
     }
 
 
-def _update(table: Any, number: int) -> UpdateEntry:
+def read_update(table: Any, number: int) -> UpdateEntry:
+    """Validate the ``[[update]]`` of a number, counted from 1.
+
+    Raises:
+        ConfigError: naming it and its key.
+    """
     where = f"[[update]] {number}"
     if not isinstance(table, Mapping):
         raise ConfigError(f"{where}: should be a table, written [[update]]")
@@ -256,7 +263,8 @@ def _update(table: Any, number: int) -> UpdateEntry:
     return entry
 
 
-def _resolved_update(entry: UpdateEntry) -> dict[str, Any]:
+def resolved_update(entry: UpdateEntry) -> dict[str, Any]:
+    """Return an ``[[update]]`` with the defaults filled in."""
     # Defaults of a user's kernel that TOML cannot hold are left to the kernel.
     defaults = {
         name: parameter.default

@@ -80,6 +80,7 @@ def theory_text(table: Mapping[str, Any]) -> str:
         "wilson_defect": "Wilson action with a defect",
         "phi4": "φ⁴ theory",
         "free": "free scalar field",
+        "double_well": "double well, path of a particle",
     }
     if "group" in table:
         words.append(str(table["group"]))
