@@ -32,6 +32,12 @@ _COMMANDS = {
         "run",
         "what an ensemble says about theories nearby: reweighting and derivatives",
     ),
+    "free-energy": (
+        "flowmc.run.free_energy.command",
+        "add_arguments",
+        "run",
+        "ln Z of a theory, with its error",
+    ),
     "status": ("flowmc.run.status", "add_arguments", "run", "how far runs are"),
     "report": ("flowmc.run.report", "add_arguments", "run", "numbers and plots of a run"),
     "inspect": (

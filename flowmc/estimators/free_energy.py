@@ -215,7 +215,7 @@ def jarzynski(work: ArrayLike) -> FreeEnergy:
         work: W of trajectories from the start, ``(n,)``, or ``(measurements, chains)`` if they
             begin at successive configurations of Markov chains.  Infinity counts as no weight.
     """
-    return _exponential_mean(-_series(work), "lower", "weights of the process")
+    return _exponential_mean(-_series(work), "lower", "weights from the start")
 
 
 def bennett(forward_work: ArrayLike, reverse_work: ArrayLike) -> Bridge:
@@ -270,7 +270,10 @@ def bennett(forward_work: ArrayLike, reverse_work: ArrayLike) -> Bridge:
         error_is_bound=any(part.is_bound for part in parts),
         warnings=tuple(text for part in parts for text in part.warnings),
     )
-    one_sided = jarzynski(forward), _negative(jarzynski(reverse))
+    one_sided = (
+        jarzynski(forward),
+        _negative(_exponential_mean(-reverse, "lower", "weights from the target")),
+    )
     if overlap < SMALLEST_OVERLAP:
         estimate = estimate.warned(
             f"the two ends overlap by {overlap:.2g} only (below {SMALLEST_OVERLAP}): few samples "

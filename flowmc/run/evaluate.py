@@ -36,6 +36,7 @@ from flowmc.training.ensemble import Ensemble
 __all__ = [
     "DensityError",
     "add_arguments",
+    "check_density",
     "evaluate",
     "evaluate_exchange",
     "evaluate_sampler",
@@ -187,7 +188,7 @@ def evaluate_sampler(
             min(DENSITY_SAMPLES, samples), stream(seed, 0, "density error", device)
         )
         result["density_error"] = communicator.from_root(
-            lambda: _check_density(model.flow, z, log_weights)
+            lambda: check_density(model.flow, z, log_weights)
         )
     return result, warnings
 
@@ -271,7 +272,7 @@ def evaluate_exchange(
     if not flow.log_density_is_exact:
         # Rank 0 has the first chains.
         result["density_error"] = communicator.from_root(
-            lambda: _check_density(flow, x_a[:DENSITY_SAMPLES], -forward)
+            lambda: check_density(flow, x_a[:DENSITY_SAMPLES], -forward)
         )
     return result, warnings
 
@@ -388,7 +389,12 @@ def _weight_results(
     return result, warnings
 
 
-def _check_density(flow: Flow, x: Tensor, log_weights: Tensor) -> float:
+def check_density(flow: Flow, x: Tensor, log_weights: Tensor) -> float:
+    """Return the error of a continuous flow's log-density, if it is small against their spread.
+
+    Raises:
+        DensityError: if it is not.
+    """
     error = float(flow.density_error(x).max())
     finite = log_weights[torch.isfinite(log_weights)]
     spread = float(finite.std()) if len(finite) > 1 else 0.0

@@ -1,6 +1,7 @@
 """Every example runs, shortened, through the command line; the main one also on real files."""
 
 import json
+import math
 import subprocess
 import sys
 import tomllib
@@ -18,8 +19,11 @@ EXAMPLES = ROOT / "examples"
 REAL = ROOT.parent / "shared" / "configs"
 RUNS = sorted(p.name for p in EXAMPLES.glob("*.toml") if "[run]" in p.read_text())
 TRAININGS = sorted(
-    str(p.relative_to(EXAMPLES)) for p in EXAMPLES.rglob("*.toml") if "[training]" in p.read_text()
+    str(p.relative_to(EXAMPLES))
+    for p in EXAMPLES.rglob("*.toml")
+    if "[training]" in p.read_text() and "[free_energy]" not in p.read_text()
 )
+FREE_ENERGIES = sorted(p.name for p in EXAMPLES.glob("*.toml") if "[free_energy]" in p.read_text())
 CAMPAIGNS = sorted(p.name for p in EXAMPLES.glob("campaigns/*.toml") if "[run]" in p.read_text())
 # Real 4^3 x 8 SU(3) files of four codes: they fit the main example as they are.
 FITTING = [
@@ -44,10 +48,16 @@ def shortened(name: str, folder: Path, **chains: str) -> Path:
         for update in table["update"]:
             if "repeat" in update:
                 update["repeat"] = 1
-    if "training" in table:
+    if "training" in table and "free_energy" not in table:
         table["training"] |= {"steps": 2, "batch": 4, "evaluate_samples": 32}
         if "exchange" in table:
             table["exchange"] |= {"chains": 4, "thermalization": 2}
+    if "free_energy" in table:
+        table["free_energy"]["samples"] = 32
+        table.get("chains", {}).update(count=8, thermalization=2, measurements=10, separation=1)
+        table.get("training", {}).update(steps=2, batch=8)
+        if "steps" in table.get("protocol", {}):
+            table["protocol"]["steps"] = 2
     path = folder / Path(name).name
     path.write_text(toml_text(table))
     return path
@@ -74,6 +84,16 @@ def test_training_example(name, tmp_path, capsys):
     capsys.readouterr()
     assert main(["evaluate", str(output), "--samples", "16", "--json"]) in (0, 1)
     assert json.loads(capsys.readouterr().out)["samples"] == 16
+
+
+@pytest.mark.parametrize("name", FREE_ENERGIES)
+def test_free_energy_example(name, tmp_path, capsys):
+    config = shortened(name, tmp_path)
+    output = tmp_path / "run"
+    assert main(["free-energy", str(config), "--output", str(output), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert math.isfinite(result["log_z"]) and result["log_z_error"] > 0
+    assert (output / "report.html").stat().st_size > 5_000
 
 
 @pytest.mark.parametrize("name", CAMPAIGNS)

@@ -1,0 +1,124 @@
+"""Plots of ``flowmc free-energy``: works both ways, estimates, the line, the protocol."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowmc.run.free_energy.measure import Outcome, ProcessSummary
+from flowmc.run.plot_style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    RED,
+    legend_above,
+    new_figure,
+    svg_text,
+)
+
+__all__ = ["estimates_plot", "line_plot", "protocol_plot", "work_plot"]
+
+
+def work_plot(
+    forward: NDArray, reverse: NDArray | None, shift: float | None, exact: float | None
+) -> str:
+    """Return the distributions of W from the start and of -W from the target.
+
+    Args:
+        forward, reverse: works; infinite ones are left out.
+        shift: the estimated free-energy difference, or None.
+        exact: the same in closed form, or None.
+    """
+    with new_figure(3.2, (1.0,)) as (figure, (axes,)):
+        forward = forward[np.isfinite(forward)]
+        parts = [forward]
+        if reverse is not None:
+            parts.append(-np.ravel(reverse)[np.isfinite(np.ravel(reverse))])
+        # One outlier of a bad flow would squeeze everything else into one bin.
+        low = min(float(np.quantile(part, 0.001)) for part in parts)
+        high = max(float(np.quantile(part, 0.999)) for part in parts)
+        margin = 0.03 * (high - low) or 1.0
+        smallest = min(len(part) for part in parts)
+        count = int(np.clip(smallest**0.5, 12, 80))
+        bins = np.linspace(low - margin, high + margin, count).tolist()
+        names = ("W from the start", "−W from the target")
+        for part, colour, name in zip(parts, (BLUE, ORANGE), names, strict=False):
+            axes.hist(part, bins, density=True, histtype="stepfilled", alpha=0.25, color=colour)
+            axes.hist(
+                part, bins, density=True, histtype="step", color=colour, linewidth=1.3, label=name
+            )
+        if exact is not None:
+            axes.axvline(exact, color=INK, linewidth=1.0, linestyle=(0, (4, 3)), label="exact ΔF")
+        if shift is not None:
+            axes.axvline(shift, color=RED, linewidth=1.2, label="ΔF, Bennett")
+        axes.set_xlabel("work")
+        axes.set_ylabel("density")
+        legend_above(axes)
+        return svg_text(figure)
+
+
+def estimates_plot(outcome: Outcome) -> str:
+    """Return all estimates with their errors, bounds as open symbols, and the exact value."""
+    with new_figure(0.9 + 0.32 * len(outcome.estimates), (1.0,)) as (figure, (axes,)):
+        for row, named in enumerate(outcome.estimates):
+            one = named.estimate
+            colour = BLUE if one.bound == "none" else RED
+            axes.errorbar(
+                one.value,
+                row,
+                xerr=one.error if np.isfinite(one.error) else 0.0,
+                fmt="o",
+                capsize=3,
+                markersize=5,
+                color=colour,
+                markerfacecolor=colour if one.bound == "none" else "white",
+            )
+        if outcome.exact is not None:
+            axes.axvline(outcome.exact, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
+            axes.annotate(
+                "exact",
+                (outcome.exact, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(3, 2),
+                textcoords="offset points",
+                color=INK,
+            )
+        axes.set_yticks(range(len(outcome.estimates)), [n.title for n in outcome.estimates])
+        axes.set_ylim(len(outcome.estimates) - 0.5, -0.5)
+        axes.set_xlabel("ln(Z / Z start)" if outcome.is_ratio else "ln Z")
+        return svg_text(figure)
+
+
+def line_plot(outcome: Outcome) -> str:
+    """Return ln Z along the line of couplings, and its error."""
+    name = next(iter(outcome.line[0][0]))
+    couplings = np.array([point[name] for point, _ in outcome.line])
+    values = np.array([one.value for _, one in outcome.line])
+    errors = np.array([one.error for _, one in outcome.line])
+    with new_figure(3.0, (1.6, 1.0)) as (figure, (left, right)):
+        left.errorbar(couplings, values, errors, fmt="o-", markersize=4, capsize=2, color=BLUE)
+        left.set_xlabel(name)
+        left.set_ylabel("ln(Z / Z start)" if outcome.is_ratio else "ln Z")
+        right.plot(couplings, errors, "o-", markersize=4, color=GREEN)
+        right.set_ylim(bottom=0)
+        right.set_xlabel(name)
+        right.set_ylabel("error of ln Z")
+        return svg_text(figure)
+
+
+def protocol_plot(process: ProcessSummary) -> str:
+    """Return mean work and acceptance of every step."""
+    steps = np.arange(1, len(process.step_work) + 1)
+    marker = "o" if len(steps) <= 60 else ""
+    with new_figure(2.8, (1.0, 1.0)) as (figure, (left, right)):
+        left.plot(steps, process.step_work, marker=marker, markersize=3.5, color=BLUE)
+        left.axhline(0, color=GREY, linewidth=0.8)
+        left.set_xlabel("step")
+        left.set_ylabel("mean work")
+        right.plot(steps, process.acceptance, marker=marker, markersize=3.5, color=GREEN)
+        right.set_ylim(0, 1.03)
+        right.set_xlabel("step")
+        right.set_ylabel("acceptance of the updates")
+        return svg_text(figure)

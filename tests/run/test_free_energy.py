@@ -1,0 +1,239 @@
+"""``flowmc free-energy``: its methods against exact ln Z, its files, and what it refuses."""
+
+import copy
+import json
+import tomllib
+
+import numpy as np
+import pytest
+import torch
+
+from flowmc.actions import DoubleWell, Phi4, Wilson
+from flowmc.cli import main
+from flowmc.flows import AffineCouplingFlow, FlowModel, GaussianPrior
+from flowmc.flows.files import save_flow
+from flowmc.registry import ConfigError
+from flowmc.run.free_energy.config import read_free_energy_config
+from flowmc.run.free_energy.measure import measure
+from flowmc.run.free_energy.tunnelling import Tunnelling
+from flowmc.run.toml_text import toml_text
+
+SIGMAS = 5.0
+HMC = {"kernel": "hmc", "trajectory": 1.0, "steps": 4, "jitter": 0.3}
+CHAINS = {"count": 16, "measurements": 20, "thermalization": 40, "separation": 2}
+ANNEALING = {
+    "theory": {"action": "free", "lattice": [4, 4], "m2": 0.5},
+    "free_energy": {"method": "annealing", "seed": 3, "samples": 500, "batch": 200},
+    "protocol": {"m2": [2.0, 0.5], "steps": 6},
+    "update": [HMC],
+}
+
+
+def with_tables(**tables):
+    return {**copy.deepcopy(ANNEALING), **tables}
+
+
+def run(tables, tmp_path, capsys):
+    config = tmp_path / "config.toml"
+    config.write_text(toml_text(tables))
+    output = tmp_path / "out"
+    assert main(["free-energy", str(config), "--output", str(output), "--json"]) == 0
+    return json.loads(capsys.readouterr().out), output
+
+
+def assert_covers(result):
+    assert result["exact"] is not None
+    assert abs(result["pull"]) < SIGMAS, result["text"]
+    for estimate in result["estimates"].values():
+        assert abs(estimate["value"] - result["exact"]) < SIGMAS * estimate["error"]
+
+
+def test_annealing_both_ways_and_its_files(tmp_path, capsys):
+    result, output = run(with_tables(chains=CHAINS), tmp_path, capsys)
+    assert_covers(result)
+    assert list(result["estimates"]) == ["bridge", "jarzynski", "jarzynski_reverse"]
+    assert result["process"]["steps"] == 6
+    assert result["process"]["dissipated_work"] > 0
+    assert result["process"]["dissipated_work_reverse"] > 0
+    assert json.loads((output / "summary.json").read_text()) == result
+    assert tomllib.loads((output / "config.toml").read_text())["protocol"]["start"] == "exact"
+    assert json.loads((output / "provenance.json").read_text())["seed"] == 3
+    works = np.load(output / "works.npz")
+    assert works["forward"].shape == (500,) and works["reverse"].shape == (20, 16)
+    page = (output / "report.html").read_text()
+    assert page.count("<figure>") == 3
+
+    from pyerrors.input.json import load_json_dict
+
+    stored = load_json_dict(str(output / "results.json.gz"), verbose=False)
+    stored["bridge"].gamma_method()
+    assert stored["bridge"].value == pytest.approx(result["log_z"], abs=1e-12)
+    assert stored["bridge"].dvalue == pytest.approx(result["log_z_error"], rel=0.2)
+    # Nothing is overwritten, and the same seed gives the same numbers.
+    assert main(["free-energy", str(tmp_path / "config.toml"), "--output", str(output)]) == 2
+    again = measure(read_free_energy_config(with_tables(chains=CHAINS), tmp_path))
+    assert again.best.estimate.value == result["log_z"]
+
+
+def test_annealing_from_chains_of_the_start(tmp_path, capsys):
+    tables = with_tables(chains=CHAINS)
+    tables["protocol"]["start"] = "chains"
+    result, output = run(tables, tmp_path, capsys)
+    assert_covers(result)
+    assert np.load(output / "works.npz")["forward"].shape == (20, 16)
+
+
+def test_a_start_whose_constant_is_unknown_gives_a_ratio(tmp_path, capsys):
+    tables = {
+        "theory": {"action": "phi4", "lattice": [4, 4], "kappa": 0.2, "lambda": 0.1},
+        "free_energy": {"method": "annealing", "seed": 1},
+        "protocol": {"kappa": [0.15, 0.2], "steps": 3},
+        "update": [HMC],
+        "chains": CHAINS,
+    }
+    result, _ = run(tables, tmp_path, capsys)
+    assert result["quantity"] == "log_z_ratio" and result["exact"] is None
+    whole = {**tables, "protocol": {"kappa": [0.0, 0.15, 0.2]}}
+    whole["free_energy"] = {"method": "chain", "seed": 2}
+    chain = measure(read_free_energy_config(whole, tmp_path))
+    difference = chain.line[1][1].value - chain.line[0][1].value
+    error = np.hypot(chain.line[1][1].error, result["log_z_error"])
+    assert abs(difference - result["log_z"]) < SIGMAS * error
+
+
+def test_chain_of_ensembles(tmp_path, capsys):
+    tables = with_tables(chains=CHAINS, protocol={"m2": [3.0, 2.0, 1.2, 0.8, 0.5]})
+    tables["free_energy"] = {"method": "chain", "seed": 1}
+    # An even action in one well: the signs change all the time.
+    result, output = run(tables, tmp_path, capsys)
+    assert_covers(result)
+    assert [point["m2"] for point in result["line"]] == [2.0, 1.2, 0.8, 0.5]
+    from flowmc.actions import FreeScalar
+
+    for point in result["line"]:
+        exact = FreeScalar([4, 4], m2=point["m2"]).log_partition()
+        assert abs(point["log_z"] - exact) < SIGMAS * point["log_z_error"]
+    assert "Along the line" in (output / "report.html").read_text()
+
+
+def test_stochastic_flow_is_trained_and_covers(tmp_path, capsys):
+    tables = with_tables(
+        flow={"name": "affine_coupling", "layers": 2, "hidden": [4], "odd": True},
+        training={"steps": 40, "batch": 64, "learning_rate": 0.02},
+        chains=CHAINS,
+    )
+    tables["free_energy"] = {"method": "snf", "seed": 1, "samples": 400}
+    tables["protocol"] = {"m2": [2.0, 0.5], "steps": 3}
+    result, output = run(tables, tmp_path, capsys)
+    assert_covers(result)
+    assert (output / "layers.safetensors").stat().st_size > 1000
+    plain = with_tables(protocol=tables["protocol"])
+    untrained = measure(read_free_energy_config(plain, tmp_path)).process
+    assert result["process"]["dissipated_work"] < 0.8 * untrained.dissipated
+
+
+def save_gaussian(path, action, flow=None, scale=0.75):
+    flow = flow or AffineCouplingFlow(action, layers=2, hidden=[2])
+    model = FlowModel(GaussianPrior(action, scale=scale), flow).double()
+    card = {
+        "kind": "sampler",
+        "flow": {"name": "affine_coupling", "parameters": {"layers": 2, "hidden": [2]}},
+        "prior": {"name": "gaussian", "parameters": {"scale": scale}},
+        "theory": {
+            "action": action.name,
+            "group": "R",
+            "lattice": list(action.lattice),
+            "couplings": dict(action.parameters),
+        },
+    }
+    save_flow(path, model, card)
+
+
+@pytest.mark.parametrize("method", ["q", "p", "both"])
+def test_a_flow_and_the_target(method, tmp_path, capsys):
+    action = Phi4([4, 2], kappa=0.0, lam=0.1)
+    save_gaussian(tmp_path / "flow.safetensors", action)
+    tables = {
+        "theory": {"action": "phi4", "lattice": [4, 2], "kappa": 0.0, "lambda": 0.1},
+        "free_energy": {"method": method, "seed": 1, "samples": 1000, "batch": 300},
+        "flow": {"file": "flow.safetensors"},
+    }
+    if method != "q":
+        tables |= {"update": [HMC], "chains": {**CHAINS, "measurements": 40}}
+    result, _ = run(tables, tmp_path, capsys)
+    assert_covers(result)
+    expected = {"q": ["q"], "p": ["p"], "both": ["bridge", "q", "p"]}[method]
+    assert list(result["estimates"]) == expected
+    if method == "both":
+        coverage = result["mode_coverage"]
+        assert abs(coverage["share"] - 1) < SIGMAS * coverage["error"]
+        assert result["overlap"] > 0.5
+
+
+def test_frozen_chains_are_named_and_the_number_marked():
+    action = DoubleWell([8], m0=5.0)
+    stuck = Tunnelling(action)
+    for _ in range(50):
+        stuck.look(action.hot(1, torch.Generator().manual_seed(1)).abs().expand(4, 8))
+    assert stuck.count == 0
+    assert "sign_flip" in stuck.warning
+    assert Tunnelling(Wilson("SU(3)", [4, 4], beta=1.0)).warning is None
+    charge = Tunnelling(Wilson("U(1)", [4, 4], beta=9.0))
+    for _ in range(5):
+        charge.look(charge.action.cold(3))
+    assert "topological charge changed 0 times" in charge.warning
+
+
+def test_one_well_in_the_chains_marks_the_estimate(tmp_path, capsys):
+    tables = {
+        "theory": {"action": "double_well", "lattice": [4], "m0": 8.0},
+        "free_energy": {"method": "annealing", "seed": 1, "samples": 300},
+        "protocol": {"mu2": [1.0, -1.0], "lambda": [0.0, 1.0], "steps": 60},
+        "update": [HMC],
+        "chains": {"count": 4, "measurements": 12, "thermalization": 30},
+    }
+    result, _ = run(tables, tmp_path, capsys)
+    assert result["bound"] == "both" and result["text"].startswith("~ ")
+    assert any("sign_flip" in text for text in result["warnings"])
+    assert result["estimates"]["jarzynski"]["bound"] in ("none", "lower")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"free_energi": {}}, "did you mean 'free_energy'"),
+        ({"flow": {"file": "x"}}, "would be ignored by method"),
+        ({"free_energy": {"method": "q", "seed": 1}}, "needs a table \\[flow\\]"),
+        ({"free_energy": {"method": "jarzinsky", "seed": 1}}, "method"),
+        ({"free_energy": {"method": "annealing", "seed": 1, "samples": 1}}, "at least 2"),
+        ({"protocol": {"m2": [2.0, 0.7], "steps": 3}}, "ends with 0.7"),
+        ({"protocol": {"m3": [2.0, 0.5], "steps": 3}}, "unknown key 'm3'; did you mean 'm2'"),
+        ({"protocol": {"steps": 3}}, "needs the values of a coupling"),
+        ({"protocol": {"m2": [2.0, 0.5], "steps": 0}}, "steps = 0"),
+        ({"protocol": {"m2": [2.0, -0.5, 0.5]}}, "m2 > 0"),
+        ({"update": [{"kernel": "hmc", "target_acceptance": 0.8}]}, "thermalization of chains"),
+        ({"update": [{"kernel": "exchange"}]}, "without flows"),
+        ({"chains": {"count": 0, "measurements": 3}}, "count = 0"),
+        (
+            {
+                "theory": {"action": "phi4", "lattice": [4, 4], "kappa": 0.2, "lambda": 0.1},
+                "protocol": {"kappa": [0.1, 0.2], "steps": 3},
+            },
+            "add \\[chains\\]",
+        ),
+    ],
+)
+def test_unusable_configurations(change, said, tmp_path):
+    with pytest.raises(ConfigError, match=said):
+        read_free_energy_config(with_tables(**change), tmp_path)
+
+
+def test_flow_of_another_theory_is_refused(tmp_path):
+    save_gaussian(tmp_path / "flow.safetensors", Phi4([4, 2], kappa=0.0, lam=0.1))
+    tables = {
+        "theory": {"action": "free", "lattice": [4, 2], "m2": 0.5},
+        "free_energy": {"method": "q", "seed": 1},
+        "flow": {"file": "flow.safetensors"},
+    }
+    with pytest.raises(ConfigError, match="flow for"):
+        measure(read_free_energy_config(tables, tmp_path))
