@@ -149,3 +149,12 @@ def test_file_benchmark_runs():
     )
     assert result.returncode == 0, result.stderr
     assert "16x16x16x16" in result.stdout
+
+
+def test_free_energies_script_runs():
+    command = [sys.executable, str(EXAMPLES / "free_energies.py"), "--quick", "--only", "su3"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) == 12  # two of the head, ten estimators
+    assert all(line.count("|") == 7 for line in lines)

@@ -13,7 +13,6 @@ from flowmc.run.plot_style import (
     INK,
     ORANGE,
     RED,
-    legend_above,
     new_figure,
     svg_text,
 )
@@ -55,7 +54,7 @@ def work_plot(
             axes.axvline(shift, color=RED, linewidth=1.2, label="ΔF, Bennett")
         axes.set_xlabel("work")
         axes.set_ylabel("density")
-        legend_above(axes)
+        axes.legend(loc="upper right")
         return svg_text(figure)
 
 
