@@ -21,7 +21,7 @@ from flowmc.run.free_energy.plots import (
     work_plot,
 )
 from flowmc.run.html_parts import html_table, image
-from flowmc.run.report_page import theory_line, verdict
+from flowmc.run.report_page import theory_text, verdict_html
 from flowmc.run.text_parts import duration
 from flowmc.run.toml_text import toml_text
 
@@ -72,9 +72,9 @@ def write_page(directory: Path, config: FreeEnergyConfig, outcome: Outcome) -> N
     )
     text = Template(template).substitute(
         title=escape(f"{TITLES[config.table.method]}: {os.path.basename(directory.resolve())}"),
-        theory=escape(theory_line(config.resolved["theory"])),
+        theory=escape(theory_text(config.resolved["theory"])),
         facts="".join(f"<div><dt>{escape(n)}</dt><dd>{escape(t)}</dd></div>" for n, t in facts),
-        verdict=verdict(outcome.warnings),
+        verdict=verdict_html(outcome.warnings),
         sections="\n".join(sections),
     )
     with atomic_write(directory / "report.html") as file:
