@@ -78,6 +78,12 @@ class HoppingAction(Action):
         share = ((uniform - below) / (above - below)).clamp(0, 1)
         return (grid[right - 1] + share * (grid[right] - grid[right - 1])).to(dtype)
 
+    @property
+    def vacuum(self) -> float:
+        r"""The constant field of least action, >= 0: :math:`\phi^2 = (2kd - a) / 2\lambda` or 0."""
+        depth = 2 * self.k * self.dimensions - self.a
+        return (depth / (2 * self.quartic)) ** 0.5 if depth > 0 and self.quartic else 0.0
+
     def force(self, field: Tensor) -> Tensor:
         r"""Return :math:`-2k \sum_{\pm\mu} \phi_{x \pm \mu} + 2a\,\phi + 4\lambda\,\phi^3`."""
         neighbours = torch.roll(field, 1, dims=1)

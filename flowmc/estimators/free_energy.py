@@ -50,6 +50,7 @@ __all__ = [
 ]
 
 SMALLEST_OVERLAP = 0.03  # of the two ends of a bridge
+UNSEEN = 3.0  # factor by which the other end's samples find the ESS smaller, before it is refused
 DISAGREEMENT = 4.0  # standard deviations between ln Z from q and from p; false alarm 6e-5
 
 Bound = Literal["none", "lower", "upper", "both"]
@@ -271,8 +272,12 @@ def bennett(forward_work: ArrayLike, reverse_work: ArrayLike) -> Bridge:
         warnings=tuple(text for part in parts for text in part.warnings),
     )
     one_sided = (
-        jarzynski(forward),
-        _negative(_exponential_mean(-reverse, "lower", "weights from the target")),
+        _cross_examined(jarzynski(forward), reverse),
+        _negative(
+            _cross_examined(
+                _exponential_mean(-reverse, "lower", "weights from the target"), forward
+            )
+        ),
     )
     if overlap < SMALLEST_OVERLAP:
         estimate = estimate.warned(
@@ -307,7 +312,7 @@ def chain_of_ensembles(
     estimates = []
     variance, total, count = 0.0, 0.0, bridges[0].forward_fluctuations.size
     known = _mean_error(bridges[0].forward_fluctuations)
-    notes, error_is_bound = list(known.warnings), known.is_bound
+    notes, error_is_bound, tau = list(known.warnings), known.is_bound, known.tau_int
     variance += known.error**2
     bound: Bound = "none"
     for index, bridge in enumerate(bridges):
@@ -323,6 +328,7 @@ def chain_of_ensembles(
                 math.sqrt(variance + last.error**2),
                 0.0,
                 count,
+                tau_int=max(tau, last.tau_int),
                 bound=bound,
                 error_is_bound=error_is_bound or last.is_bound,
                 warnings=tuple([*notes, *last.warnings]),
@@ -337,6 +343,7 @@ def chain_of_ensembles(
                 )
             both = _mean_error(bridge.reverse_fluctuations + onward)
             variance += both.error**2
+            tau = max(tau, both.tau_int)
             error_is_bound = error_is_bound or both.is_bound
             notes += both.warnings
     return ChainOfEnsembles(tuple(bridges), tuple(estimates))
@@ -351,10 +358,12 @@ def mode_coverage(log_weights_q: ArrayLike, log_weights_p: ArrayLike) -> ModeCov
             modes: start chains in every mode, or let them tunnel often.  What both miss, no
             estimator sees.
     """
-    log_z_q, log_z_p = compare(q_estimator(log_weights_q), p_estimator(log_weights_p))
+    on_q, on_p = _series(log_weights_q), _series(log_weights_p)
+    log_z_q, log_z_p = compare(
+        _cross_examined(q_estimator(on_q), on_p),
+        _negative(_cross_examined(_negative(p_estimator(on_p)), -on_q)),
+    )
     share = math.exp(log_z_q.value - log_z_p.value)
-    on_p = _series(log_weights_p)
-    up, down = _log_mean(on_p), _log_mean(-on_p)
     texts = dict.fromkeys(log_z_q.warnings + log_z_p.warnings)
     return ModeCoverage(
         share,
@@ -362,7 +371,7 @@ def mode_coverage(log_weights_q: ArrayLike, log_weights_p: ArrayLike) -> ModeCov
         log_z_q,
         log_z_p,
         log_z_q.ess,
-        math.exp(-up - down),
+        _ess_seen_from(on_p),
         tuple(texts),
     )
 
@@ -460,6 +469,34 @@ def _exponential_mean(logs: ArrayLike, bound: Bound, source: str) -> FreeEnergy:
     if not verdict.is_bound:
         return estimate
     return estimate.warned(*(f"{source}: {text}" for text in verdict.warnings), bound=bound)
+
+
+def _ess_seen_from(logs: NDArray) -> float:
+    r"""Return the ESS of weights w of one end from their logarithms on samples of the other.
+
+    The other end's density is proportional to w times the first's, so that
+    :math:`\langle w \rangle^2 / \langle w^2 \rangle
+    = 1 / (\langle w \rangle \langle 1/w \rangle)` there.
+    """
+    finite = logs[np.isfinite(logs)]
+    return math.exp(min(0.0, -_log_mean(finite) - _log_mean(-finite)))
+
+
+def _cross_examined(estimate: FreeEnergy, logs: NDArray) -> FreeEnergy:
+    """Mark a one-sided estimate if the samples of the other end know of a tail it has not seen.
+
+    Args:
+        estimate: from below, ``ln <w>``.
+        logs: ln w on samples of the other end.
+    """
+    seen = _ess_seen_from(logs)
+    if not seen < estimate.ess / UNSEEN:
+        return estimate
+    return estimate.warned(
+        f"the weights have ESS {estimate.ess:.2g} on their own samples, but {seen:.1g} by those of "
+        "the other end, which reach where these have not been: the error is too small",
+        bound="lower",
+    )
 
 
 def _negative(estimate: FreeEnergy) -> FreeEnergy:

@@ -16,7 +16,9 @@ from flowmc.flows.base import Prior
 from flowmc.kernels.base import Kernel, State, apply
 from flowmc.lattice import lattice_momenta_squared
 
-__all__ = ["ExactStart", "MarkovStart", "can_be_drawn", "update"]
+__all__ = ["STARTS", "ExactStart", "MarkovStart", "begin", "can_be_drawn", "update"]
+
+STARTS = ("hot", "cold", "ordered", "mixed")
 
 
 class ExactStart(Prior, nn.Module):
@@ -66,7 +68,11 @@ class MarkovStart:
         chains: number of chains.
         thermalization: updates before the first configuration, in which kernels may adapt.
         separation: updates between configurations.
-        start: "hot" or "cold".
+        start: "hot", "cold", "ordered" or "mixed".  In the broken phase of a scalar theory chains
+            that begin disordered, or at the field 0 of a cold start, form kinks, which take
+            exponentially long to annihilate; an ordered start is the constant field of least
+            action.  Of mixed chains every other one begins hot, so that kinks, or other memories
+            of the start, show as chains that disagree.
     """
 
     def __init__(
@@ -79,10 +85,10 @@ class MarkovStart:
         separation: int = 1,
         start: str = "hot",
     ) -> None:
-        if chains < 1 or thermalization < 0 or separation < 1 or start not in ("hot", "cold"):
+        if chains < 1 or thermalization < 0 or separation < 1 or start not in STARTS:
             raise ValueError(
-                "Markov chains need chains >= 1, thermalization >= 0, separation >= 1 and a 'hot' "
-                f"or 'cold' start, got {chains}, {thermalization}, {separation} and {start!r}"
+                "Markov chains need chains >= 1, thermalization >= 0, separation >= 1 and a start "
+                f"in {', '.join(STARTS)}, got {chains}, {thermalization}, {separation}, {start!r}"
             )
         self.action, self.kernels = action, list(kernels)
         self.chains, self.thermalization = chains, thermalization
@@ -91,10 +97,7 @@ class MarkovStart:
     def configurations(self, count: int, rng: torch.Generator) -> Iterator[Tensor]:
         """Yield ``count`` batches ``(chains, ...)``, one per measurement."""
         action = self.action
-        if self.start == "hot":
-            field = action.hot(self.chains, rng)
-        else:
-            field = action.cold(self.chains, device=rng.device)
+        field = begin(action, self.chains, self.start, rng)
         state = self.kernels[0].init(field)
         for step in range(self.thermalization):
             for kernel in self.kernels:
@@ -104,6 +107,24 @@ class MarkovStart:
             for _ in range(self.separation):
                 state, _ = update(self.kernels, state, rng)
             yield state.field
+
+
+def begin(action: Action, chains: int, start: str, rng: torch.Generator) -> Tensor:
+    """Return the fields that chains start from; see :class:`MarkovStart`."""
+    if start == "hot":
+        return action.hot(chains, rng)
+    field = action.cold(chains, device=rng.device)
+    if start == "cold":
+        return field
+    if isinstance(action, HoppingAction):
+        field = field + action.vacuum
+    elif not action.is_gauge:
+        raise ValueError(
+            f"the ordered field of {action!r} is not known: start its chains 'hot' or 'cold'"
+        )
+    if start == "mixed":
+        field[1::2] = action.hot(chains, rng)[1::2].to(field.dtype)
+    return field
 
 
 def update(

@@ -187,6 +187,28 @@ def test_mode_dropping():
     assert "misses 50% of the target" in " ".join(lost.warnings)
 
 
+def test_each_end_knows_the_tail_of_the_other():
+    """q broader than p: q/p has a tail of index 0.77 that samples of p hardly see."""
+    found = 0
+    for seed in range(20):
+        generator = rng(100 + seed)
+        width = 2.1  # index 1 - 1/width^2
+        q = log_weight(width * generator.standard_normal(1000), width=width)
+        p = log_weight(generator.standard_normal(1000), width=width)
+        coverage = mode_coverage(q, p)
+        bridge = bennett(-q, p)
+        assert coverage.log_z_p.bound == bridge.reverse.bound == "upper"
+        found += any("have not been" in text for text in coverage.log_z_p.warnings)
+        # What uses both ends is right, and says so.
+        assert abs(bridge.estimate.value - LOG_Z) < 5 * bridge.estimate.error
+        assert bridge.estimate.bound == bridge.forward.bound == "none"
+    assert found == 20
+    mild = mode_coverage(
+        log_weight(1.1 * rng(1).standard_normal(1000)), log_weight(rng(2).standard_normal(1000))
+    )
+    assert not mild.warnings
+
+
 def test_target_samples_of_one_mode_are_found_the_wrong_way_round():
     covering, _ = two_wells(rng(8), 20_000, covered=True)
     _, both = two_wells(rng(9), 20_000, covered=True)

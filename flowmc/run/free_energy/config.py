@@ -71,14 +71,15 @@ class EquilibriumTable:
         measurements: configurations used of each.
         thermalization: updates before the first, in which kernels may adapt.
         separation: updates between two.
-        start: "hot" or "cold".
+        start: "hot", "cold", "ordered" (constant at the classical minimum) or "mixed" (every other
+            chain hot, the rest ordered).
     """
 
     count: int
     measurements: int
     thermalization: int = 100
     separation: int = 1
-    start: Literal["hot", "cold"] = "hot"
+    start: Literal["hot", "cold", "ordered", "mixed"] = "hot"
 
     def __post_init__(self) -> None:
         for key, least in (

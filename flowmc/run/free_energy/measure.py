@@ -90,7 +90,8 @@ class Outcome:
         works: by name: works or minus log-weights, as measured.
         bridge: both directions, if there are.
         coverage: of the flow, if q and p were measured.
-        line: for a chain: the coupling values and ln Z of every ensemble but the first.
+        line: for a chain: the coupling values and ln Z of every ensemble but the first, and its
+            overlap with the one before.
         process: for annealing and stochastic flows.
         tunnelling: of the target's chains, if they can tunnel.
         trained: flow layers that were trained here.
@@ -104,7 +105,7 @@ class Outcome:
     works: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     bridge: Bridge | None = None
     coverage: ModeCoverage | None = None
-    line: list[tuple[dict[str, float], FreeEnergy]] = field(default_factory=list)
+    line: list[tuple[dict[str, float], FreeEnergy, float]] = field(default_factory=list)
     process: ProcessSummary | None = None
     tunnelling: Tunnelling | None = None
     trained: nn.Module | None = None
@@ -174,14 +175,17 @@ def kernels_of(config: FreeEnergyConfig, action: Action) -> list[Kernel]:
 def _chains(config: FreeEnergyConfig, action: Action) -> MarkovStart:
     table = config.chains
     assert table is not None
-    return MarkovStart(
-        action,
-        kernels_of(config, action),
-        chains=table.count,
-        thermalization=table.thermalization,
-        separation=table.separation,
-        start=table.start,
-    )
+    try:
+        return MarkovStart(
+            action,
+            kernels_of(config, action),
+            chains=table.count,
+            thermalization=table.thermalization,
+            separation=table.separation,
+            start=table.start,
+        )
+    except ValueError as error:
+        raise ConfigError(f"[chains]: {error}") from error
 
 
 def _batches(config: FreeEnergyConfig) -> Iterator[tuple[int, int]]:
@@ -306,15 +310,14 @@ def _chain(config: FreeEnergyConfig, say: Say) -> Outcome:
     )
     names = [name for name in config.line[0].parameters if _varies(config, name)]
     outcome.line = [
-        ({name: action.parameters[name] for name in names}, estimate)
-        for action, estimate in zip(line[1:], estimates, strict=True)
+        ({name: action.parameters[name] for name in names}, estimate, bridge.overlap)
+        for action, estimate, bridge in zip(line[1:], estimates, found.bridges, strict=True)
     ]
     if len(line) == 2:
         outcome.bridge = found.bridges[0]
     for index, (up_work, down_work) in enumerate(zip(forward, reverse, strict=True)):
         outcome.works[f"forward {index}"] = up_work
         outcome.works[f"reverse {index}"] = down_work
-    outcome.coverage = None
     return outcome
 
 

@@ -66,8 +66,16 @@ def document(config: FreeEnergyConfig, outcome: Outcome) -> dict[str, Any]:
         }
     if outcome.line:
         result["line"] = [
-            {**couplings, "log_z": one.value, "log_z_error": one.error, "bound": one.bound}
-            for couplings, one in outcome.line
+            {
+                **couplings,
+                "log_z": one.value,
+                "log_z_error": one.error,
+                "bound": one.bound,
+                "error_is_bound": one.error_is_bound,
+                "tau_int": one.tau_int,
+                "overlap": overlap,
+            }
+            for couplings, one, overlap in outcome.line
         ]
     return _plain(result)
 
@@ -103,7 +111,10 @@ def results_text(outcome: Outcome) -> str:
         )
     if outcome.line:
         names = list(outcome.line[0][0])
-        lines += ["", *table([*names, name], [_line_row(*entry) for entry in outcome.line])]
+        lines += [
+            "",
+            *table([*names, name, "tau_int", "overlap"], [_row(*e) for e in outcome.line]),
+        ]
     lines += [f"warning: {text}" for text in outcome.warnings]
     return "\n".join(lines)
 
@@ -179,8 +190,9 @@ def _estimate(estimate: FreeEnergy) -> dict[str, Any]:
     }
 
 
-def _line_row(couplings: dict[str, float], estimate: FreeEnergy) -> list[str]:
-    return [*(f"{value:g}" for value in couplings.values()), marked(estimate)]
+def _row(couplings: dict[str, float], estimate: FreeEnergy, overlap: float) -> list[str]:
+    numbers = [f"{value:g}" for value in couplings.values()]
+    return [*numbers, marked(estimate), _digits(estimate.tau_int), _digits(overlap)]
 
 
 def _digits(value: float) -> str:

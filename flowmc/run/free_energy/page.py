@@ -117,11 +117,12 @@ def _estimates(outcome: Outcome) -> str:
         "samples",
     ]
     table = html_table(header, rows, numbers=range(1, len(header)), classes=classes)
-    note = (
+    one_sided = (
         '<p class="note">The bias is that of a logarithm of a mean, and is not subtracted. '
         "One-sided estimates from the start err low and from the target high as long as samples "
         "miss the tail of the weights; the bridge uses both.</p>"
     )
+    note = one_sided if any(named.estimate.bias for named in outcome.estimates) else ""
     plot = ""
     if len(outcome.estimates) > 1 or outcome.exact is not None:
         plot = image(estimates_plot(outcome), "The estimates with their errors")
@@ -157,10 +158,16 @@ def _works(config: FreeEnergyConfig, outcome: Outcome) -> str:
 def _line(outcome: Outcome) -> str:
     names = list(outcome.line[0][0])
     rows = [
-        [*(f"{value:g}" for value in couplings.values()), escape(str(estimate))]
-        for couplings, estimate in outcome.line
+        [
+            *(f"{value:g}" for value in couplings.values()),
+            escape(str(estimate)),
+            _digits(estimate.tau_int),
+            _digits(overlap),
+        ]
+        for couplings, estimate, overlap in outcome.line
     ]
-    table = html_table([*map(escape, names), "ln Z"], rows, numbers=range(len(names) + 1))
+    header = [*map(escape, names), "ln Z", "τ<sub>int</sub>", "overlap with the one before"]
+    table = html_table(header, rows, numbers=range(len(header)))
     return (
         "<h2>Along the line</h2>"
         + image(line_plot(outcome), "ln Z along the line of couplings")

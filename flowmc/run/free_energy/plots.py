@@ -93,9 +93,9 @@ def estimates_plot(outcome: Outcome) -> str:
 def line_plot(outcome: Outcome) -> str:
     """Return ln Z along the line of couplings, and its error."""
     name = next(iter(outcome.line[0][0]))
-    couplings = np.array([point[name] for point, _ in outcome.line])
-    values = np.array([one.value for _, one in outcome.line])
-    errors = np.array([one.error for _, one in outcome.line])
+    couplings = np.array([point[name] for point, _, _ in outcome.line])
+    values = np.array([one.value for _, one, _ in outcome.line])
+    errors = np.array([one.error for _, one, _ in outcome.line])
     with new_figure(3.0, (1.6, 1.0)) as (figure, (left, right)):
         left.errorbar(couplings, values, errors, fmt="o-", markersize=4, capsize=2, color=BLUE)
         left.set_xlabel(name)
