@@ -1,0 +1,60 @@
+"""`flowmc correlate` holds a few configurations, however many the ensemble has."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from flowmc.run.toml_text import toml_text
+
+ROOT = Path(__file__).parents[2]
+EXTENT, BATCH = 256, 4
+MEBIBYTES = EXTENT * EXTENT * 8 / 2**20  # of one configuration: 0.5
+
+_MEASURE = """
+import sys
+from flowmc.cli import main
+status = main(sys.argv[1:])
+# Not ru_maxrss, which begins with that of the process that started this one
+peak = int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
+print(status, peak)
+"""
+
+
+def peak_of(tmp_path, count):
+    """Return the peak memory in MiB of the analysis of an ensemble."""
+    folder = tmp_path / f"files{count}"
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    for number in range(count):
+        np.save(folder / f"phi.{number}.npy", rng.normal(size=(EXTENT, EXTENT)) / 3)
+    tables = {
+        "theory": {"action": "free", "lattice": [EXTENT, EXTENT], "m2": 1.0},
+        "ensemble": {"files": str(folder), "batch": BATCH, "device": "cpu"},
+        "measure": {"observables": ["phi2", "susceptibility"]},
+        "target": [{"m2": 1.0001}],
+        "derivative": [{"method": "difference", "coupling": "m2", "steps": [0.0001]}],
+        "analysis": {"report": False},
+    }
+    config = tmp_path / f"{count}.toml"
+    config.write_text(toml_text(tables))
+    command = ["correlate", str(config), "--output", str(tmp_path / f"out{count}"), "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURE, *command],
+        env=os.environ
+        | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'adapters'}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    status, peak = done.stdout.splitlines()[-1].split()
+    assert status == "0"
+    return float(peak)
+
+
+def test_memory_does_not_grow_with_the_ensemble(tmp_path):
+    """160 configurations more, 80 MiB, add less than 12 MiB: series and noise of the allocator."""
+    few, many = (peak_of(tmp_path, count) for count in (20, 180))
+    assert many - few < 12 < 0.2 * 160 * MEBIBYTES
