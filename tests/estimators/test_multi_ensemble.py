@@ -1,0 +1,128 @@
+"""Several ensembles combined: exact free energies and means of the free field, pulls of width 1."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import brentq
+from scipy.signal import lfilter
+from scipy.stats import chi2, norm
+
+from flowmc.actions import FreeScalar
+from flowmc.estimators.history import History, result_of
+from flowmc.estimators.multi_ensemble import MultiEnsemble
+from flowmc.observables import phi2
+
+LATTICE = (4, 4)
+MASSES = (0.8, 1.1, 1.5)
+
+
+def chain(action, length, rho, rng):
+    """Return an exactly stationary chain with autocorrelation rho^t."""
+    draws = action.sample(length, rng).numpy()
+    draws[1:] *= (1 - rho**2) ** 0.5
+    return torch.from_numpy(lfilter([1.0], [1.0, -rho], draws, axis=0))
+
+
+def combined(lengths, rng, rho=0.0, masses=MASSES, tau=None):
+    actions = [FreeScalar(LATTICE, m2=m2) for m2 in masses]
+    fields = torch.cat([chain(a, n, rho, rng) for a, n in zip(actions, lengths, strict=True)])
+    histories = [History.regular(f"m2={m2}", n) for m2, n in zip(masses, lengths, strict=True)]
+    energies = np.stack([action(fields).numpy() for action in actions])
+    return MultiEnsemble(histories, energies, tau), fields
+
+
+def exact_phi2(m2):
+    return float((0.5 / FreeScalar(LATTICE, m2=m2).mode_action()).mean())
+
+
+def test_two_ensembles_are_bennetts_acceptance_ratio():
+    found, _ = combined((300, 200), torch.Generator().manual_seed(1), masses=MASSES[:2])
+    u = found.energies[1] - found.energies[0]
+    shift = np.log(300 / 200)
+
+    def balance(df):
+        forward = 1 / (1 + np.exp(shift + u[:300] - df))
+        backward = 1 / (1 + np.exp(-shift - u[300:] + df))
+        return forward.sum() - backward.sum()
+
+    assert found.free_energies[1] == pytest.approx(brentq(balance, -50, 50, xtol=1e-13), abs=1e-9)
+    ratio = found.log_partition_ratio(found.energies[1])
+    assert ratio.value == pytest.approx(-found.free_energies[1], abs=1e-10)
+
+
+def test_error_of_two_ensembles_is_that_of_the_jackknife():
+    rng = torch.Generator().manual_seed(2)
+    found, fields = combined((400, 400), rng, masses=MASSES[:2])
+    action = FreeScalar(LATTICE, m2=0.95)
+    values, energies = phi2(fields, action).numpy(), action(fields).numpy()
+    results = [
+        result_of("z", found.log_partition_ratio(energies)),
+        result_of("o", found.mean(values, energies)[()]),
+    ]
+    variance = np.zeros(2)
+    for half in (slice(0, 400), slice(400, 800)):
+        without = []
+        for bins in np.array_split(np.arange(800)[half], 40):
+            keep = np.setdiff1d(np.arange(800), bins)
+            lengths = [(keep < 400).sum(), (keep >= 400).sum()]
+            histories = [History.regular(str(i), n) for i, n in enumerate(lengths)]
+            part = MultiEnsemble(histories, found.energies[:, keep])
+            without.append(
+                [
+                    part.log_partition_ratio(energies[keep]).value,
+                    part.mean(values[keep], energies[keep])[()].value,
+                ]
+            )
+        variance += 39 / 40 * np.sum((np.array(without) - np.mean(without, 0)) ** 2, 0)
+    for result, error in zip(results, variance**0.5, strict=True):
+        # 80 blocks: the error of this error is 8 %.
+        assert result.error == pytest.approx(error, rel=0.4)
+
+
+@pytest.mark.parametrize("tau", [None, (2.0, 2.0, 2.0)])
+def test_pulls_have_unit_width(tau):
+    """Autocorrelated chains of unequal lengths; mean and width each at a false alarm of 1e-5."""
+    rng = torch.Generator().manual_seed(3)
+    target = FreeScalar(LATTICE, m2=1.3)
+    exact_z = target.log_partition() - FreeScalar(LATTICE, m2=MASSES[0]).log_partition()
+    pulls = {"log_z": [], "phi2": []}
+    for _ in range(200):
+        found, fields = combined((300, 200, 250), rng, 0.6, tau=tau)
+        energies = target(fields).numpy()
+        z = result_of("z", found.log_partition_ratio(energies))
+        pulls["log_z"].append((z.value - exact_z) / z.error)
+        o = result_of("o", found.mean(phi2(fields, target).numpy(), energies)[()])
+        pulls["phi2"].append((o.value - exact_phi2(1.3)) / o.error)
+    for name, of_name in pulls.items():
+        of_name = np.array(of_name)
+        assert 2 * norm.sf(abs(of_name.mean()) * 200**0.5) > 1e-5, (name, of_name.mean())
+        total = np.sum(of_name**2)
+        assert 2 * min(chi2.sf(total, 200), chi2.cdf(total, 200)) > 1e-5, (name, of_name.std())
+
+
+def test_three_are_better_than_one():
+    rng = torch.Generator().manual_seed(4)
+    found, fields = combined((1000, 1000, 1000), rng)
+    target = FreeScalar(LATTICE, m2=1.3)
+    together = result_of("o", found.mean(phi2(fields, target).numpy(), target(fields).numpy())[()])
+    from flowmc.estimators.reweighting import reweight
+
+    first = fields[:1000]
+    logs = (FreeScalar(LATTICE, m2=MASSES[0])(first) - target(first)).numpy()
+    alone = reweight(found.histories[0], phi2(first, target).numpy(), logs)[()]
+    assert together.error < 0.6 * result_of("alone", alone).error
+    rows = found.overlap.sum(1)
+    np.testing.assert_allclose(rows, 1, atol=1e-9)
+    assert not found.warnings and not found.verdict(target(fields).numpy()).warnings
+
+
+def test_ensembles_that_do_not_overlap_are_named():
+    rng = torch.Generator().manual_seed(5)
+    with pytest.raises(ValueError, match="overlap"):
+        combined((50, 50), rng, masses=(0.01, 4000.0))
+    found, _ = combined((60, 60), rng, masses=(0.1, 20.0))
+    assert found.warnings and "add an ensemble between" in found.warnings[0]
+    with pytest.raises(ValueError, match="need actions of the shape"):
+        MultiEnsemble(found.histories, found.energies[:1])
+    with pytest.raises(ValueError, match="different names"):
+        MultiEnsemble([found.histories[0]] * 2, found.energies)
