@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowmc.actions import DoubleWell, Phi4, Wilson
+from flowmc.actions import DoubleWell, FreeScalar, Phi4, Wilson
 from flowmc.cli import main
 from flowmc.flows import AffineCouplingFlow, FlowModel, GaussianPrior
 from flowmc.flows.files import save_flow
@@ -108,8 +108,6 @@ def test_chain_of_ensembles(tmp_path, capsys):
     result, output = run(tables, tmp_path, capsys)
     assert_covers(result)
     assert [point["m2"] for point in result["line"]] == [2.0, 1.2, 0.8, 0.5]
-    from flowmc.actions import FreeScalar
-
     for point in result["line"]:
         exact = FreeScalar([4, 4], m2=point["m2"]).log_partition()
         assert abs(point["log_z"] - exact) < SIGMAS * point["log_z_error"]
@@ -170,6 +168,55 @@ def test_a_flow_and_the_target(method, tmp_path, capsys):
         assert result["overlap"] > 0.5
 
 
+def chain_on_disk(tmp_path, capsys, save_every=2, updates=40):
+    """A run of the free field with saved configurations; return its directory."""
+    tables = {
+        "theory": {"action": "free", "lattice": [4, 4], "m2": 0.5},
+        "chains": {"seed": 5, "count": 4},
+        "update": [HMC],
+        "run": {
+            "thermalization": 30,
+            "updates": updates,
+            "save_every": save_every,
+            "report": False,
+        },
+        "ensemble": {"format": "hdf5"},
+    }
+    (tmp_path / "run.toml").write_text(toml_text(tables))
+    output = tmp_path / "stored"
+    assert main(["run", str(tmp_path / "run.toml"), "--output", str(output)]) == 0
+    capsys.readouterr()
+    return output
+
+
+def test_target_samples_from_disk(tmp_path, capsys):
+    stored = chain_on_disk(tmp_path, capsys)
+    action = FreeScalar([4, 4], m2=0.5)
+    save_gaussian(tmp_path / "flow.safetensors", action, scale=0.45)
+    tables = {
+        "theory": {"action": "free", "lattice": [4, 4], "m2": 0.5},
+        "free_energy": {"method": "p", "seed": 1},
+        "flow": {"file": "flow.safetensors"},
+        "ensemble": {"run": stored.name},
+    }
+    outcome = measure(read_free_energy_config(tables, tmp_path))
+    assert outcome.works["reverse"].shape == (20, 4)
+    whole = {**tables, "ensemble": {"files": f"{stored.name}/ensemble/*/*", "last": 20}}
+    part = measure(read_free_energy_config(whole, tmp_path))
+    assert np.array_equal(part.works["reverse"], outcome.works["reverse"][:10])
+    back = with_tables(ensemble={"run": stored.name})
+    result, _ = run(back, tmp_path, capsys)
+    assert_covers(result)
+    first, *others = sorted(stored.glob("ensemble/*/*.10"))
+    first.unlink()
+    with pytest.raises(ConfigError, match="differ in number"):
+        measure(read_free_energy_config(tables, tmp_path))
+    for file in others:
+        file.unlink()
+    with pytest.raises(ConfigError, match="not equidistant .before 12."):
+        measure(read_free_energy_config(tables, tmp_path))
+
+
 def test_frozen_chains_are_named_and_the_number_marked():
     action = DoubleWell([8], m0=5.0)
     stuck = Tunnelling(action)
@@ -204,6 +251,8 @@ def test_one_well_in_the_chains_marks_the_estimate(tmp_path, capsys):
         ({"free_energi": {}}, "did you mean 'free_energy'"),
         ({"flow": {"file": "x"}}, "would be ignored by method"),
         ({"free_energy": {"method": "q", "seed": 1}}, "needs a table \\[flow\\]"),
+        ({"ensemble": {}}, "either files or run"),
+        ({"ensemble": {"run": "x"}, "chains": CHAINS}, "would be ignored"),
         ({"free_energy": {"method": "jarzinsky", "seed": 1}}, "method"),
         ({"free_energy": {"method": "annealing", "seed": 1, "samples": 1}}, "at least 2"),
         ({"protocol": {"m2": [2.0, 0.7], "steps": 3}}, "ends with 0.7"),

@@ -19,6 +19,7 @@ from flowmc.run.config import UpdateEntry, read_update, resolved_update
 from flowmc.training.loop import Settings
 
 __all__ = [
+    "EnsembleTable",
     "EquilibriumTable",
     "FreeEnergyConfig",
     "FreeEnergyTable",
@@ -26,15 +27,25 @@ __all__ = [
     "read_free_energy_config",
 ]
 
-_TABLES = ("theory", "free_energy", "flow", "prior", "protocol", "update", "chains", "training")
+_TABLES = (
+    "theory",
+    "free_energy",
+    "flow",
+    "prior",
+    "protocol",
+    "update",
+    "chains",
+    "ensemble",
+    "training",
+)
 # method: tables it needs, tables it takes beyond them ([theory] and [free_energy] always).
 _METHODS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "q": (("flow",), ()),
-    "p": (("flow", "update", "chains"), ()),
-    "both": (("flow", "update", "chains"), ()),
+    "p": (("flow",), ("update", "chains", "ensemble")),
+    "both": (("flow",), ("update", "chains", "ensemble")),
     "chain": (("protocol", "update", "chains"), ()),
-    "annealing": (("protocol", "update"), ("prior", "chains")),
-    "snf": (("protocol", "update", "flow", "training"), ("prior", "chains")),
+    "annealing": (("protocol", "update"), ("prior", "chains", "ensemble")),
+    "snf": (("protocol", "update", "flow", "training"), ("prior", "chains", "ensemble")),
 }
 
 
@@ -94,6 +105,30 @@ class EquilibriumTable:
                 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class EnsembleTable:
+    """``[ensemble]``: configurations of the target on disk, of any format and code.
+
+    Attributes:
+        files: paths, directories and patterns, relative to the configuration file.
+        run: a run directory of ``flowmc run``.
+        first, last: smallest and largest configuration number to use.
+        every: use every n-th configuration of each replica.
+    """
+
+    files: str | list[str] | None = None
+    run: str | None = None
+    first: int | None = None
+    last: int | None = None
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.files is None) == (self.run is None):
+            raise ConfigError("[ensemble]: needs either files or run")
+        if self.every < 1:
+            raise ConfigError(f"[ensemble]: every = {self.every}: should be at least 1")
+
+
 @dataclass(frozen=True)
 class FreeEnergyConfig:
     """A validated configuration.
@@ -106,6 +141,7 @@ class FreeEnergyConfig:
         start: "exact" draws of the start, or "chains", or "prior".
         updates: the kernels.
         chains: Markov chains of the target (or of all ensembles, or of the start).
+        ensemble: configurations of the target on disk, instead of chains of it.
         flow: ``[flow]`` as written.
         prior: ``[prior]`` as written, or None.
         training: of the flow layers, or None.
@@ -119,6 +155,7 @@ class FreeEnergyConfig:
     start: Literal["exact", "chains", "prior"]
     updates: list[UpdateEntry]
     chains: EquilibriumTable | None
+    ensemble: EnsembleTable | None
     flow: Mapping[str, Any] | None
     prior: Mapping[str, Any] | None
     training: Settings | None
@@ -167,7 +204,11 @@ def read_free_energy_config(tables: Mapping[str, Any], base: Path) -> FreeEnergy
     chains = None
     if "chains" in tables:
         chains = EquilibriumTable(**validate(EquilibriumTable, tables["chains"], "[chains]"))
+    ensemble = None
+    if "ensemble" in tables:
+        ensemble = EnsembleTable(**validate(EnsembleTable, tables["ensemble"], "[ensemble]"))
     line, start, protocol = _protocol(tables, action)
+    _check_samples(table.method, tables, start)
     if start == "chains" and chains is None:
         raise ConfigError(
             "[protocol]: the start cannot be drawn exactly, so the process begins from Markov "
@@ -197,6 +238,8 @@ def read_free_energy_config(tables: Mapping[str, Any], base: Path) -> FreeEnergy
         resolved["update"] = [resolved_update(entry) for entry in updates]
     if chains is not None:
         resolved["chains"] = dataclasses.asdict(chains)
+    if ensemble is not None:
+        resolved["ensemble"] = dataclasses.asdict(ensemble)
     if training is not None:
         resolved["training"] = dataclasses.asdict(training)
     return FreeEnergyConfig(
@@ -207,6 +250,7 @@ def read_free_energy_config(tables: Mapping[str, Any], base: Path) -> FreeEnergy
         start,
         updates,
         chains,
+        ensemble,
         flow,
         tables.get("prior"),
         training,
@@ -226,6 +270,26 @@ def _check_tables(method: str, tables: Mapping[str, Any]) -> None:
                 f'[{name}] would be ignored by method = "{method}": remove it, or choose another '
                 f"method ({', '.join(m for m, t in _METHODS.items() if name in t[0] + t[1])})"
             )
+
+
+def _check_samples(method: str, tables: Mapping[str, Any], start: str) -> None:
+    """Refuse samples of the target that come from nowhere or from two places."""
+    from_chains, from_disk = "chains" in tables, "ensemble" in tables
+    if method in ("p", "both"):
+        if from_chains == from_disk:
+            raise ConfigError(
+                f'[free_energy]: method = "{method}" needs samples of the target: either [chains] '
+                "with [[update]], or an [ensemble] on disk"
+            )
+        if from_disk and tables.get("update"):
+            raise ConfigError("[[update]] would be ignored: the [ensemble] is on disk; remove it")
+        if from_chains and not tables.get("update"):
+            raise ConfigError('[chains]: needs an [[update]], e.g. kernel = "hmc"')
+    elif from_disk and from_chains and start != "chains":
+        raise ConfigError(
+            "[chains] would be ignored: samples of the target are from the [ensemble], and the "
+            "start needs no chains; remove one of the two"
+        )
 
 
 def _check_updates(updates: list[UpdateEntry], method: str) -> None:

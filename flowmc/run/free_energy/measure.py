@@ -35,6 +35,7 @@ from flowmc.random import stream
 from flowmc.registry import ConfigError
 from flowmc.run.evaluate import DENSITY_SAMPLES, check_density
 from flowmc.run.free_energy.config import FreeEnergyConfig
+from flowmc.run.free_energy.stored import stored_configurations
 from flowmc.run.free_energy.tunnelling import Tunnelling
 from flowmc.training.loop import Trainer
 from flowmc.training.work import MeanWork
@@ -188,6 +189,18 @@ def _chains(config: FreeEnergyConfig, action: Action) -> MarkovStart:
         raise ConfigError(f"[chains]: {error}") from error
 
 
+def target_configurations(config: FreeEnergyConfig, say: Say) -> Iterator[Tensor]:
+    """Yield configurations of the target ``(chains, ...)``, one batch per measurement."""
+    if config.ensemble is not None:
+        yield from stored_configurations(config, say)
+        return
+    assert config.chains is not None
+    count = config.chains.measurements
+    say(f"{config.chains.count} chains of the target, {count} configurations of each")
+    rng = stream(config.table.seed, 0, "chains of the target")
+    yield from _chains(config, config.action).configurations(count, rng)
+
+
 def _batches(config: FreeEnergyConfig) -> Iterator[tuple[int, int]]:
     """Yield index and size of the batches of independent samples."""
     samples, batch = config.table.samples, config.table.batch
@@ -213,13 +226,9 @@ def _flow(config: FreeEnergyConfig, say: Say) -> Outcome:
         q = _draw(config, model)
         outcome.works["forward"] = -q
     if table.method in ("p", "both"):
-        assert config.chains is not None
-        say(f"{config.chains.count} chains of {config.chains.measurements} configurations")
         outcome.tunnelling = Tunnelling(action)
         rows = []
-        chains = _chains(config, action)
-        rng = stream(table.seed, 0, "chains of the target")
-        for x in chains.configurations(config.chains.measurements, rng):
+        for x in target_configurations(config, say):
             outcome.tunnelling.look(x)
             rows.append(-action(x) - model.log_prob(x))
         # A field that the flow cannot reach has the density 0 there.
@@ -382,7 +391,7 @@ def _driven(
     joined = torch.stack if in_chains else torch.cat
     forward = _finite(joined([one.work for one in evolutions]))
     reverse, tunnelling = None, None
-    if config.chains is not None:
+    if config.ensemble is not None or config.chains is not None:
         tunnelling = Tunnelling(config.action)
         reverse = _finite(torch.stack(list(_reverse(config, model, tunnelling, say))))
     shift = constant or 0.0
@@ -453,12 +462,8 @@ def _forward(config: FreeEnergyConfig, model: StochasticFlow, say: Say) -> Itera
 def _reverse(
     config: FreeEnergyConfig, model: StochasticFlow, tunnelling: Tunnelling, say: Say
 ) -> Iterator[Tensor]:
-    assert config.chains is not None
-    seed, count = config.table.seed, config.chains.measurements
-    say(f"{config.chains.count} chains of the target, {count} reverse processes each")
-    chains = _chains(config, config.action)
-    fields = chains.configurations(count, stream(seed, 0, "chains of the target"))
-    for index, y in enumerate(fields):
+    seed = config.table.seed
+    for index, y in enumerate(target_configurations(config, say)):
         tunnelling.look(y)
         yield model.reverse(y, stream(seed, index, "reverse process")).work
 

@@ -1,0 +1,55 @@
+"""Configurations of the target from disk, arranged for the Gamma method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from flowmc.registry import ConfigError
+from flowmc.run.free_energy.config import FreeEnergyConfig
+from flowmc.run.stored_ensemble import StoredEnsemble, selection_text
+
+__all__ = ["stored_configurations"]
+
+
+def stored_configurations(config: FreeEnergyConfig, say: Callable[[str], None]) -> Iterator[Tensor]:
+    """Yield the n-th configuration of every replica, ``(replicas, ...)``, for n = 0, 1, ...
+
+    Raises:
+        ConfigError: replicas of different length, or numbers that are not equidistant: neither
+            makes a series whose autocorrelation can be taken.
+        FormatError, OSError: a file cannot be read.
+    """
+    table = config.ensemble
+    assert table is not None
+    if table.run is not None:
+        found = StoredEnsemble.of_run(config.base / table.run)
+    else:
+        written = [table.files] if isinstance(table.files, str) else table.files or []
+        found = StoredEnsemble.of_files([str(Path(config.base) / one) for one in written])
+    ensemble = found.selected(first=table.first, last=table.last, every=table.every)
+    say(f"{selection_text(ensemble)} of {ensemble.name}")
+    numbers = ensemble.history.numbers
+    lengths = {name: len(of_replica) for name, of_replica in numbers.items()}
+    if len(set(lengths.values())) > 1:
+        text = ", ".join(f"{length} of {name}" for name, length in lengths.items())
+        raise ConfigError(
+            f"[ensemble]: the replicas differ in number of configurations ({text}): choose first "
+            "and last so that they do not"
+        )
+    for name, of_replica in numbers.items():
+        steps = np.diff(of_replica)
+        if len(set(steps.tolist())) > 1:
+            hole = int(of_replica[1:][steps != steps[0]][0])
+            raise ConfigError(
+                f"[ensemble]: the numbers of replica {name} are not equidistant (before {hole}): "
+                "their autocorrelation is not defined; choose first, last or every"
+            )
+    length, members = next(iter(lengths.values())), ensemble.members
+    for place in range(length):
+        row = StoredEnsemble(ensemble.name, members[place::length])
+        for batch in row.batches(config.action, len(row)):
+            yield batch.field
