@@ -213,7 +213,7 @@ def test_target_samples_from_disk(tmp_path, capsys):
         measure(read_free_energy_config(tables, tmp_path))
     for file in others:
         file.unlink()
-    with pytest.raises(ConfigError, match="not equidistant .before 12."):
+    with pytest.raises(ConfigError, match=r"not equidistant \(before 12\)"):
         measure(read_free_energy_config(tables, tmp_path))
 
 
