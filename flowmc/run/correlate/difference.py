@@ -155,7 +155,8 @@ class Difference(Measurement):
             }
         return Section(
             self.label,
-            f"d/d {self.coupling} at {self.coupling} = {self.value:g}, central differences",
+            f"derivatives d/d {self.coupling} at {self.coupling} = {self.value:g}, "
+            "central differences",
             entries,
             weights,
             {"by_step": table},

@@ -225,7 +225,7 @@ class Linear(Measurement):
             entries.append(Entry(result.name, result, compared))
         return Section(
             self.label,
-            f"d/d {self.coupling} at {self.coupling} = {self.value:g}, linear response"
+            f"derivatives d/d {self.coupling} at {self.coupling} = {self.value:g}, linear response"
             + (f" with {len(self.names)} vector fields" if self.names else ", plain reweighting"),
             entries,
             details=self._details(columns),

@@ -17,7 +17,13 @@ from flowmc.estimators.history import Result, fluctuations_of
 from flowmc.estimators.reweighting import Verdict
 from flowmc.run.correlate.measurement import Entry, Section, Series
 from flowmc.run.correlate.output import AGAINST, warnings_of
-from flowmc.run.correlate.plots import change_plot, steps_plot, vectors_plot, weights_plot
+from flowmc.run.correlate.plots import (
+    bracket_plot,
+    change_plot,
+    steps_plot,
+    vectors_plot,
+    weights_plot,
+)
 from flowmc.run.correlate.session import CorrelateDirectory
 from flowmc.run.html_parts import html_table, image, tau_html
 from flowmc.run.report_page import theory_text, verdict_html
@@ -25,6 +31,7 @@ from flowmc.run.report_page import theory_text, verdict_html
 __all__ = ["write_page"]
 
 _CHANGES = 3  # of a target that are drawn
+_COEFFICIENTS = 12  # of vector fields that are listed
 
 
 def write_page(
@@ -69,6 +76,7 @@ def _section(series: Series, section: Section) -> str:
         f"<h2>{escape(section.title[:1].upper() + section.title[1:])}</h2>"
         + _weights(section.weights)
         + _table(section.entries)
+        + _coefficients(section.details.get("coefficients") or {})
         + "".join(_plots(series, section))
     )
 
@@ -122,6 +130,18 @@ def _table(entries: Sequence[Entry]) -> str:
     return html_table(header, rows, numbers=range(1, len(header)))
 
 
+def _coefficients(coefficients: Mapping[str, float]) -> str:
+    """Return a table of the first vector fields and their coefficients."""
+    if not coefficients:
+        return ""
+    chosen = list(coefficients.items())[:_COEFFICIENTS]
+    left_out = len(coefficients) - len(chosen)
+    rows = [[escape(name), f"{value:.4g}"] for name, value in chosen]
+    if left_out:
+        rows.append([f"and {left_out} more in summary.json", ""])
+    return html_table(["vector field", "coefficient"], rows, numbers=range(1, 2))
+
+
 def _value_html(result: Result) -> str:
     text = escape(str(result))
     return f'<span class="bound">{text} (bound)</span>' if result.is_bound else text
@@ -137,6 +157,10 @@ def _plots(series: Series, section: Section) -> list[str]:
     }
     if logs:
         found.append(image(weights_plot(logs), f"Histogram of ln W, {section.label}"))
+    own = series.under(section.label)
+    if "bracket" in own and section.details.get("coefficients"):
+        plot = bracket_plot(own["insertion"], own["bracket"])
+        found.append(image(plot, f"Histograms of the bracket, {section.label}"))
     table = section.details.get("by_step")
     if table:
         results = {one.observable: one.result for one in section.entries}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from flowmc.estimators.history import History, Result
 from flowmc.run.plot_style import BLUE, ORANGE, SERIES, new_figure, svg_text
 
-__all__ = ["change_plot", "steps_plot", "vectors_plot", "weights_plot"]
+__all__ = ["bracket_plot", "change_plot", "steps_plot", "vectors_plot", "weights_plot"]
 
 PANELS = 3  # per row
 CURVES = len(SERIES)
@@ -35,6 +35,32 @@ def weights_plot(log_weights: Mapping[str, NDArray]) -> str:
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         axes.legend(loc="upper left", ncols=2)
+        return svg_text(figure)
+
+
+def bracket_plot(insertion: NDArray, bracket: NDArray) -> str:
+    """Return histograms of -dS/dlambda and of B less their means: what vector fields take out."""
+    with new_figure(2.4, (1.0,)) as (figure, (axes,)):
+        widest = insertion if insertion.std() > bracket.std() else bracket
+        reach = float(np.abs(widest - widest.mean()).max()) or 1.0
+        count = min(81, max(21, round(2 * math.sqrt(len(insertion)))))
+        bins = np.linspace(-reach, reach, count).tolist()
+        for color, name, values in (
+            (SERIES[1], "$-\\partial S/\\partial\\lambda$, plain reweighting", insertion),
+            (SERIES[0], "B, with vector fields", bracket),
+        ):
+            axes.hist(
+                values - values.mean(),
+                bins=bins,
+                density=True,
+                histtype="step",
+                color=color,
+                label=f"{name}: standard deviation {values.std():.3g}",
+            )
+        axes.set_xlabel("less its mean")
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.legend(loc="upper left")
         return svg_text(figure)
 
 
