@@ -17,7 +17,12 @@ from flowmc.run.toml_text import toml_text
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 REAL = ROOT.parent / "shared" / "configs"
-RUNS = sorted(p.name for p in EXAMPLES.glob("*.toml") if "[run]" in p.read_text())
+CORRELATIONS = sorted(p.name for p in EXAMPLES.glob("*correlate*.toml"))
+RUNS = sorted(
+    p.name
+    for p in EXAMPLES.glob("*.toml")
+    if "[run]" in p.read_text() and p.name not in CORRELATIONS
+)
 TRAININGS = sorted(
     str(p.relative_to(EXAMPLES))
     for p in EXAMPLES.rglob("*.toml")
@@ -74,6 +79,25 @@ def test_run_example(name, tmp_path, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["updates"] == 2
     assert all(entry["samples"] > 0 for entry in report["observables"].values())
+
+
+@pytest.mark.parametrize("name", CORRELATIONS)
+def test_correlate_example(name, tmp_path, capsys):
+    path = shortened(name, tmp_path)
+    table = tomllib.loads(path.read_text())
+    # Enough configurations for the coefficients of all vector fields.
+    updates = 18 if "su3" in name else 30
+    table["run"] |= {"updates": updates, "measure_every": 1}
+    table["run"].pop("save_every", None)
+    path.write_text(toml_text(table))
+    output = tmp_path / "out"
+    assert main(["correlate", str(path), "--output", str(output), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["configurations"] == updates * table["chains"].get("count", 1)
+    sections = document["sections"]
+    first, second = ([r for k, r in sections.items() if m in k] for m in ("linear", "difference"))
+    assert first[0]["results"] and second[0]["results"]
+    assert (output / "report.html").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("name", TRAININGS)
