@@ -1,7 +1,11 @@
 """`flowmc correlate` from end to end: the same numbers from every format, resume, refusals."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -402,3 +406,41 @@ def test_flows_lead_to_exact_answers(tmp_path, capsys):
     config = write_config(tmp_path / "c.toml", tables)
     status, _, error = correlate(capsys, config, "--output", tmp_path / "none")
     assert status == 2 and "[[target]] beta=3.2" in error and "flow" in error
+
+
+_KILLED = """
+import os, signal, sys
+from flowmc.cli import main
+from flowmc.run import stored_ensemble
+from flowmc.run.correlate import store
+store._SYNC_SECONDS = 0.0
+load, left = stored_ensemble.load_field, [int(sys.argv[1])]
+def counted(*arguments, **keys):
+    left[0] -= 1
+    if left[0] < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return load(*arguments, **keys)
+stored_ensemble.load_field = counted
+main(sys.argv[2:])
+"""
+
+
+def test_a_killed_measurement_continues(tmp_path, capsys):
+    """SIGKILL in the middle: what was measured stays, and the results are those of one go."""
+    write_u1(tmp_path / "files", count=30)
+    tables = u1_config(tmp_path / "files")
+    tables["ensemble"]["batch"] = 4
+    config = write_config(tmp_path / "c.toml", tables)
+    command = ["correlate", config, "--output", str(tmp_path / "out")]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED, "18", *command],
+        env=os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'adapters'}"},
+        capture_output=True,
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert len(measured_before(tmp_path / "out" / "series.h5")) == 16
+    status, again, error = correlate(capsys, *command[1:], "--resume")
+    assert status == 0 and "16 of them are measured already" in error
+    status, whole, _ = correlate(capsys, config, "--output", tmp_path / "whole")
+    assert status == 0 and whole == again
