@@ -256,6 +256,8 @@ def test_live_chain_and_its_run_directory_agree(tmp_path, capsys):
             again = of_run["sections"][label]["results"][name]
             assert again["value"] == pytest.approx(entry["value"], rel=1e-9, abs=1e-12)
     assert (tmp_path / "live" / "report.html").stat().st_size > 10_000
+    stored = load_json_dict(str(tmp_path / "live" / "results.json.gz"), verbose=False)
+    assert list(stored["source: plaquette"].idl) == ["live|chain0000", "live|chain0001"]
     tables["theory"] = {"action": "wilson", "group": "U(1)", "lattice": [6, 6], "beta": 2.5}
     config = write_config(tmp_path / "run.toml", tables)
     status, _, error = correlate(capsys, config, "--output", tmp_path / "other")
@@ -444,3 +446,52 @@ def test_a_killed_measurement_continues(tmp_path, capsys):
     assert status == 0 and "16 of them are measured already" in error
     status, whole, _ = correlate(capsys, config, "--output", tmp_path / "whole")
     assert status == 0 and whole == again
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"measure": {"observables": ["phi2"]}}, "phi2 is an observable of scalar fields"),
+        ({"target": [{"beta": 2.1, "flow": "none.safetensors"}]}, "none.safetensors"),
+    ],
+)
+def test_mistakes_show_before_a_live_chain_runs(tmp_path, capsys, change, words):
+    tables = u1_config(tmp_path, **LIVE) | change
+    del tables["ensemble"]
+    config = write_config(tmp_path / "c.toml", tables)
+    status, _, error = correlate(capsys, config, "--output", tmp_path / "out")
+    assert status == 2 and words in error
+    assert not (tmp_path / "out").exists()
+
+
+REAL = Path(__file__).parents[3] / "shared" / "configs"
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the files of other codes are not at hand")
+def test_real_files_of_four_codes_in_one_ensemble(tmp_path, capsys):
+    """NERSC, ILDG, SciDAC and MILC files of 4^3 x 8, one configuration each."""
+    for number, name in enumerate(
+        (
+            "nersc/glu-lat..400",
+            "ildg/nissa-L4T8conf",
+            "scidac/weak_field.lime",
+            "milc/lat.sample.l4448",
+        )
+    ):
+        (tmp_path / "files").mkdir(exist_ok=True)
+        shutil.copy(REAL / name, tmp_path / "files" / f"lat.{number}")
+    tables = {
+        "theory": {"action": "wilson", "group": "SU(3)", "lattice": [4, 4, 4, 8], "beta": 6.0},
+        "ensemble": {"files": "files"},
+        "target": [{"beta": 6.0001}],
+        "measure": {"observables": ["plaquette"]},
+    }
+    config = write_config(tmp_path / "c.toml", tables)
+    status, document, _ = correlate(capsys, config, "--output", tmp_path / "out")
+    assert status == 0
+    result = document["sections"]["source"]["results"]["plaquette"]
+    inspected = [flowmc_adapters.inspect(tmp_path / "files" / f"lat.{n}") for n in range(4)]
+    expected = np.mean([one["plaquette"] for one in inspected])
+    assert result["value"] == pytest.approx(expected, abs=1e-6)
+    # Four configurations have a mean and no error, and the report says so.
+    assert result["error"] is None and "too few" in result["warnings"][0]

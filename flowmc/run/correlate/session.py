@@ -24,9 +24,10 @@ from flowmc.flows.base import Flow, Identity
 from flowmc.flows.files import load_flow, orient
 from flowmc.parallel import Communicator
 from flowmc.parallel.devices import choose_device, choose_threads
+from flowmc.random import stream
 from flowmc.registry import ConfigError
 from flowmc.run.assembly import fingerprint_of
-from flowmc.run.config import changed_keys
+from flowmc.run.config import ObservableEntry, changed_keys
 from flowmc.run.correlate.config import CorrelateConfig
 from flowmc.run.correlate.measurement import Columns, Context, Measurement, Sample, Section, Series
 from flowmc.run.correlate.quantities import Derived
@@ -110,7 +111,6 @@ class Session:
                     "choose another --output"
                 )
             self._check_resumable()
-        self.ensemble = self._ensemble(resume)
         self.context = Context(
             config.action,
             config.observables,
@@ -119,7 +119,13 @@ class Session:
             self._load_flow,
             derived_of(config),
         )
-        self.measurements = self._measurements()
+        if config.live is not None:
+            # What cannot be measured should show before the chain runs, not after.
+            self._rehearse()
+            self._measurements("live", several=False)
+        self.ensemble = self._ensemble(resume)
+        several = len(self.ensemble.history.numbers) > 1
+        self.measurements = self._measurements(self.ensemble.name, several=several)
         if directory.provenance.exists():
             directory.check_flows(self.fingerprints)
 
@@ -237,10 +243,7 @@ class Session:
         with torch.no_grad():
             energy = action(batch.field)
         for entry in self.config.observables:
-            try:
-                values[entry.label] = measure_field(entry, action, batch.field)
-            except (ConfigError, ValueError, TypeError, IndexError, RuntimeError) as error:
-                raise ConfigError(f"[measure]: {entry.label}: {error}") from error
+            values[entry.label] = self._observe(entry, batch.field)
         sample = Sample(batch.members, batch.field, energy, values)
         columns = {f"observables/{label}": array for label, array in values.items()}
         columns["action"] = energy.cpu().numpy()
@@ -263,7 +266,9 @@ class Session:
         source = self.config.source
         if self.config.live is not None:
             self._run_live(resume)
-            ensemble = StoredEnsemble.of_run(self.directory.chain, name=source.name or "live")
+            # Not "live" for all: pyerrors takes equal names for the same configurations.
+            name = source.name or self.directory.path.resolve().name.replace("|", "_")
+            ensemble = StoredEnsemble.of_run(self.directory.chain, name=name)
         elif source.run is not None:
             ensemble = StoredEnsemble.of_run(Path(self.config.path(source.run)), name=source.name)
         else:
@@ -289,8 +294,20 @@ class Session:
                 "continue with --resume"
             )
 
-    def _measurements(self) -> list[Measurement]:
-        several = len(self.ensemble.history.numbers) > 1
+    def _rehearse(self) -> None:
+        """Measure a disordered field, for the errors that it may raise."""
+        rng = stream(0, 0, "rehearsal")
+        field = self.config.action.hot(1, rng, self.dtype).to(self.device)
+        for entry in self.config.observables:
+            self._observe(entry, field)
+
+    def _observe(self, entry: ObservableEntry, field: torch.Tensor) -> NDArray[np.float64]:
+        try:
+            return measure_field(entry, self.config.action, field)
+        except (ConfigError, ValueError, TypeError, IndexError, RuntimeError) as error:
+            raise ConfigError(f"[measure]: {entry.label}: {error}") from error
+
+    def _measurements(self, name: str, *, several: bool) -> list[Measurement]:
         found: list[Measurement] = []
         for entry in self.config.targets:
             where = f"[[target]] {entry.label}"
@@ -298,7 +315,7 @@ class Session:
             if entry.save is not None:
                 writer = CorrelatedWriter(
                     self.directory.correlated / entry.label,
-                    self.ensemble.name,
+                    name,
                     entry.action,
                     entry.flow,
                     format=entry.save,
