@@ -105,7 +105,9 @@ class StoredEnsemble:
                 raise ConfigError(f"there is no configuration file {path}")
             found += _in_file(path)
         if not found:
-            raise ConfigError(f"no configurations in {', '.join(arguments)}")
+            below = [one for one in arguments if any(p.is_dir() for p in _entries(one))]
+            hint = f'; for those in its subdirectories name "{below[0]}/*"' if below else ""
+            raise ConfigError(f"no configurations in {', '.join(arguments)}{hint}")
         members = _with_replicas(_numbered(found))
         stems = {base_name(path) for path, _, _ in found}
         common = name or (stems.pop() if len(stems) == 1 else "ensemble")
@@ -207,6 +209,10 @@ class StoredEnsemble:
             tuple(note for one in stored for note in one.notes),
             [dict(one.metadata) for one in stored],
         )
+
+
+def _entries(path: str) -> list[Path]:
+    return list(Path(path).iterdir()) if os.path.isdir(path) else []
 
 
 def history_of(name: str, members: Sequence[Member]) -> History:

@@ -202,6 +202,11 @@ def test_patterns_work_where_the_shell_leaves_them_alone(ensemble, capsys):
     assert "UNUSABLE" in capsys.readouterr().out
 
 
+def test_patterns_of_directories(ensemble, capsys):
+    assert main(["inspect", str(ensemble.parent / "ens*")]) == 2
+    assert "5 files: 3 ok" in capsys.readouterr().out
+
+
 def test_brief_lines_of_single_files(conf, capsys):
     assert main(["inspect", "--brief", str(conf)]) == 0
     line, summary = capsys.readouterr().out.splitlines()

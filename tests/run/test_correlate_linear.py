@@ -148,6 +148,17 @@ def test_unusable_keys(tmp_path, capsys, change, text):
     assert status == 2 and text in error
 
 
+def test_subdirectories_are_named_by_a_pattern(tmp_path, capsys):
+    write_u1(tmp_path / "chains" / "a", 30)
+    derivative = LINEAR | {"fields": ["loops"]}
+    path = config(tmp_path / "c.toml", tmp_path / "chains", derivative)
+    status, _, error = correlate(capsys, path, "--output", tmp_path / "out")
+    assert status == 2 and '/*"' in error
+    path = config(tmp_path / "c.toml", tmp_path / "chains" / "*", derivative)
+    status, document, _ = correlate(capsys, path, "--output", tmp_path / "out")
+    assert status == 0 and document["configurations"] == 30
+
+
 def test_too_few_configurations(tmp_path, capsys):
     write_u1(tmp_path / "files", 8)
     path = config(tmp_path / "c.toml", tmp_path / "files")

@@ -35,27 +35,44 @@ def expand(arguments: Sequence[str]) -> FileList:
 
     Of a directory, hidden files, `.info` companions, random-number states and files that no format
     knows are left out. A file that is named like a configuration, with a number at the end, or is
-    empty, stays: it may be what is left of one.
+    empty, stays: it may be what is left of one.  Directories that match a pattern are listed, too;
+    the directories in a directory are not.
     """
     files: list[str] = []
     skipped: list[tuple[str, str]] = []
     many = False
+
+    def add_directory(directory: str) -> None:
+        for path in sorted(Path(directory).iterdir(), key=natural_key):
+            reason = _reason_to_skip(path)
+            if reason is None:
+                files.append(str(path))
+            elif reason:
+                skipped.append((str(path), reason))
+
     for argument in arguments:
-        if os.path.isdir(argument) and not os.path.exists(os.path.join(argument, "index.crc32")):
+        if _is_folder(argument):
             many = True
-            for path in sorted(Path(argument).iterdir(), key=natural_key):
-                reason = _reason_to_skip(path)
-                if reason is None:
-                    files.append(str(path))
-                elif reason:
-                    skipped.append((str(path), reason))
+            add_directory(argument)
         elif not os.path.lexists(argument) and glob.has_magic(argument):
             many = True
             found = sorted(glob.glob(argument), key=natural_key)
-            files += [path for path in found if os.path.isfile(path)] or [argument]
+            usable = [path for path in found if os.path.isfile(path) or _is_folder(path)]
+            for path in usable:
+                if _is_folder(path):
+                    add_directory(path)
+                else:
+                    files.append(path)
+            if not usable:
+                files.append(argument)
         else:
             files.append(argument)
     return FileList(files, skipped, many)
+
+
+def _is_folder(path: str) -> bool:
+    """Whether it is a directory of files, not one that is a configuration itself."""
+    return os.path.isdir(path) and not os.path.exists(os.path.join(path, "index.crc32"))
 
 
 def number_gaps(numbers: Sequence[int]) -> tuple[int, list[int]]:
