@@ -1,11 +1,10 @@
 """ln Z by every estimator on the same systems, against exact values.
 
-    python examples/free_energies.py [--quick] [--only NAME ...]
+    python examples/free_energies.py [--scale 0.25] [--quick] [--only NAME ...]
 
 prints the table of docs/validation.md: draws of a flow (q), samples of the target (p), the bridge
 between both, the share of the target that the flow covers, annealing from a solved start and back,
-a stochastic normalizing flow, and a line of ensembles with bridges between neighbours.  About a
-quarter of an hour on one core.
+a stochastic normalizing flow, and a line of ensembles with bridges between neighbours.
 """
 
 from __future__ import annotations
@@ -197,7 +196,9 @@ def systems() -> dict[str, System]:
     }
 
 
-def rows(system: System, scale: float) -> Iterator[tuple[str, str, str, str]]:
+def rows(
+    system: System, scale: float, training_scale: float
+) -> Iterator[tuple[str, str, str, str]]:
     """Yield estimator, ln Z, pull and remarks."""
     action = system.action
     exact, exact_error = system.reference or (log_partition(action), 0.0)
@@ -210,7 +211,7 @@ def rows(system: System, scale: float) -> Iterator[tuple[str, str, str, str]]:
 
     model = system.model()
     if system.training:
-        settings = Settings(seed=1, **_shortened(system.training, scale))
+        settings = Settings(seed=1, **_shortened(system.training, training_scale))
         Trainer(ReverseKL(model, action), settings).run()
     with torch.no_grad():
         q = []
@@ -241,7 +242,7 @@ def rows(system: System, scale: float) -> Iterator[tuple[str, str, str, str]]:
             ExactStart(start), Process(actions, [system.kernels(a) for a in actions], layers)
         )
         training = {"steps": 150, "batch": 128, "learning_rate": 5e-3}
-        settings = Settings(seed=2, **_shortened(training, scale))
+        settings = Settings(seed=2, **_shortened(training, training_scale))
         Trainer(MeanWork(stochastic), settings).run()
         note = f"{len(actions)} trained layers between updates"
         yield from driven(system, row, stochastic, note, samples, fields)
@@ -305,10 +306,12 @@ def _shortened(training: dict, scale: float) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a twentieth of the samples")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the samples")
+    parser.add_argument("--quick", action="store_true", help="a twentieth of samples and training")
     parser.add_argument("--only", nargs="+", choices=list(systems()), help="these systems")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    scale, training = (0.05, 0.05) if arguments.quick else (arguments.scale, 1.0)
     print("| system | exact or reference | estimator | ln Z | pull | remarks |")
     print("|---|---|---|---|---|---|")
     for name, system in systems().items():
@@ -317,7 +320,7 @@ def main() -> None:
         begin = time.perf_counter()
         value = log_partition(system.action)
         shown = f"{value:.6f}" if value is not None else "{}({})".format(*system.reference or ())
-        for estimator, log_z, pull, remark in rows(system, 0.05 if arguments.quick else 1.0):
+        for estimator, log_z, pull, remark in rows(system, scale, training):
             print(f"| {system.title} | {shown} | {estimator} | {log_z} | {pull} | {remark} |")
             sys.stdout.flush()
         print(f"{name}: {time.perf_counter() - begin:.0f} s", file=sys.stderr)

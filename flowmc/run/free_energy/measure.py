@@ -69,7 +69,7 @@ class ProcessSummary:
     Attributes:
         mean_work, work_spread: of the forward work.
         dissipated, dissipated_reverse: :math:`<W> - dF` each way, NaN if not run.
-        step_work, acceptance: by step, forward.
+        step_work, acceptance: by step, forward; without the constant of a normalised start.
     """
 
     mean_work: float
@@ -431,12 +431,16 @@ def _driven(
         )
     finite = forward[np.isfinite(forward)]
     sizes = np.array([len(one.work) for one in evolutions], dtype=float)
+    step_work = np.average([one.step_work.numpy() for one in evolutions], axis=0, weights=sizes)
+    if isinstance(model.prior, ExactStart):
+        # Its density is normalised: the constant is no work of the first step.
+        step_work[0] += model.prior.log_z
     outcome.process = ProcessSummary(
         float(finite.mean()),
         float(finite.std()),
         float(finite.mean()) + best.value,
         float("nan") if reverse is None else float(reverse.mean()) - best.value,
-        np.average([one.step_work.numpy() for one in evolutions], axis=0, weights=sizes),
+        step_work,
         np.average([one.acceptance.numpy() for one in evolutions], axis=0, weights=sizes),
     )
     return outcome
