@@ -63,9 +63,10 @@ class System:
         reference: ln Z and its error.
         model: a flow, trained if ``training`` says so.
         protocol: couplings from a solved start to the target.
-        steps: of plain annealing; the stochastic flow takes a quarter of them.
+        steps: of plain annealing.
+        layers: of the stochastic flow.
         layer: makes one layer of the stochastic flow.
-        ensembles: values of the couplings for the line of ensembles.
+        ensembles: number of them in the line.
         exact_draws: of the target, if there are; else Markov chains.
     """
 
@@ -74,6 +75,7 @@ class System:
     model: Callable[[], FlowModel]
     protocol: Mapping[str, Sequence[float]]
     steps: int
+    layers: int
     ensembles: int
     reference: tuple[float, float] | None = None
     training: dict = field(default_factory=dict)
@@ -127,6 +129,7 @@ def systems() -> dict[str, System]:
             lambda: FlowModel(FreeFieldPrior(free, m2=0.5), Identity()).double(),
             {"m2": [2.0, 0.3]},
             30,
+            8,
             5,
             layer=layer,
             exact_draws=free.sample,
@@ -139,6 +142,7 @@ def systems() -> dict[str, System]:
             ).double(),
             {"beta": [0.0, 2.0]},
             80,
+            10,
             9,
             layer=lambda a: ResidualFlow(a, initial_coefficient=0.02).double(),
             exact_draws=lambda n, rng: sample_wilson_2d(u1, n, rng),
@@ -149,6 +153,7 @@ def systems() -> dict[str, System]:
             lambda: FlowModel(HaarPrior(su3), Identity()).double(),
             {"beta": [0.0, 1.0]},
             20,
+            5,
             3,
             layer=lambda a: ResidualFlow(a, initial_coefficient=0.01).double(),
         ),
@@ -158,6 +163,7 @@ def systems() -> dict[str, System]:
             lambda: FlowModel(HaarPrior(su3_fine), Identity()).double(),
             {"beta": [0.0, 5.0]},
             100,
+            0,
             11,
         ),
         "well": System(
@@ -166,6 +172,7 @@ def systems() -> dict[str, System]:
             affine(well, 0.8),
             to_two_wells,
             60,
+            15,
             9,
             training={"steps": 1500, "batch": 256, "learning_rate": 5e-3},
             layer=layer,
@@ -177,6 +184,7 @@ def systems() -> dict[str, System]:
             affine(well_deep, 0.8, layers=12),
             to_two_wells,
             100,
+            25,
             9,
             training={"steps": 1500, "batch": 256, "learning_rate": 5e-3},
             layer=layer,
@@ -188,6 +196,7 @@ def systems() -> dict[str, System]:
             affine(phi4, 0.75, hidden=[8, 8], odd=True),
             {"kappa": [0.0, 0.2]},
             40,
+            10,
             7,
             reference=(80.0999, 0.0034),
             training={"steps": 500, "batch": 128, "learning_rate": 5e-3},
@@ -236,12 +245,12 @@ def rows(
     yield from driven(system, row, annealed, f"{system.steps} steps", samples, fields)
 
     if system.layer is not None:
-        start, *actions = line_of_actions(action, system.protocol, system.steps // 4)
+        start, *actions = line_of_actions(action, system.protocol, system.layers)
         layers = [system.layer(a) for a in actions]
         stochastic = StochasticFlow(
             ExactStart(start), Process(actions, [system.kernels(a) for a in actions], layers)
         )
-        training = {"steps": 150, "batch": 128, "learning_rate": 5e-3}
+        training = {"steps": 100, "batch": 64, "learning_rate": 5e-3}
         settings = Settings(seed=2, **_shortened(training, training_scale))
         Trainer(MeanWork(stochastic), settings).run()
         note = f"{len(actions)} trained layers between updates"
