@@ -221,3 +221,21 @@ def test_verdicts():
     assert not equal.warnings and equal.ess == 1
     with pytest.raises(ValueError, match="not NaN"):
         judge_weights([0.0, math.nan])
+
+
+def test_importance_sampling_with_a_flow_of_the_zoo():
+    """Draws of a trained flow, weighted: the susceptibility of long HMC runs, 0.7450(21)."""
+    from flowmc.flows.files import load_flow
+    from flowmc.observables import susceptibility
+    from flowmc.random import stream
+
+    loaded = load_flow("zoo:phi4_8x8_tutorial")
+    with torch.no_grad():
+        field, log_q = loaded.model.sample(4000, stream(1, 0, "importance"))
+    log_weights = -loaded.action(field) - log_q
+    history = History.regular("flow", len(field))
+    values = susceptibility(field, loaded.action)
+    result = result_of("chi2", reweight(history, values, log_weights)[()])
+    assert not judge_weights(log_weights).warnings
+    assert abs(result.value - 0.7450) < 5 * math.hypot(result.error, 0.0021)
+    assert result.error < 0.05
