@@ -17,7 +17,7 @@ from flowmc.run.correlate.session import CorrelateDirectory
 from flowmc.run.exports import result_dict, write_csv, write_hdf5, write_pyerrors
 from flowmc.run.text_parts import table
 
-__all__ = ["document", "results_text", "write_results"]
+__all__ = ["AGAINST", "document", "marked", "results_text", "warnings_of", "write_results"]
 
 # Columns of the table: key of Entry.against, heading.
 AGAINST = (
@@ -55,7 +55,10 @@ def results_text(series: Series, sections: Sequence[Section]) -> str:
                 entry.observable,
                 marked(entry.result),
                 f"{entry.result.tau_int:.3g}" if math.isfinite(entry.result.tau_int) else "-",
-                *(str(entry.against[key]) if key in entry.against else "-" for key, _ in columns),
+                *(
+                    marked(entry.against[key]) if key in entry.against else "-"
+                    for key, _ in columns
+                ),
             ]
             for entry in section.entries
         ]

@@ -16,7 +16,7 @@ from flowmc_adapters import atomic_write
 from flowmc.estimators.history import Result, fluctuations_of
 from flowmc.estimators.reweighting import Verdict
 from flowmc.run.correlate.measurement import Entry, Section, Series
-from flowmc.run.correlate.output import AGAINST, warnings_of
+from flowmc.run.correlate.output import AGAINST, marked, warnings_of
 from flowmc.run.correlate.plots import (
     bracket_plot,
     change_plot,
@@ -117,7 +117,10 @@ def _table(entries: Sequence[Entry]) -> str:
             escape(one.observable),
             _value_html(one.result),
             tau_html(one.result.estimate),
-            *(escape(str(one.against[key])) if key in one.against else "–" for key, _ in columns),
+            *(
+                escape(marked(one.against[key])) if key in one.against else "–"
+                for key, _ in columns
+            ),
         ]
         for one in entries
     ]
