@@ -13,6 +13,7 @@ from flowmc.cli import main
 from flowmc.flows import AffineCouplingFlow, FlowModel, GaussianPrior
 from flowmc.flows.files import save_flow
 from flowmc.registry import ConfigError
+from flowmc.run.evaluate import DensityError
 from flowmc.run.free_energy.config import read_free_energy_config
 from flowmc.run.free_energy.measure import measure
 from flowmc.run.free_energy.tunnelling import Tunnelling
@@ -128,6 +129,18 @@ def test_stochastic_flow_is_trained_and_covers(tmp_path, capsys):
     plain = with_tables(protocol=tables["protocol"])
     untrained = measure(read_free_energy_config(plain, tmp_path)).process
     assert result["process"]["dissipated_work"] < 0.8 * untrained.dissipated
+
+
+def test_continuous_layers_state_their_error(tmp_path, capsys):
+    """A coarse integrator would make ln Z out of nothing."""
+    tables = with_tables(
+        flow={"name": "continuous", "steps": 1, "integrator": "euler"},
+        training={"steps": 10, "batch": 32, "learning_rate": 0.3},
+    )
+    tables["free_energy"] = {"method": "snf", "seed": 1, "samples": 100}
+    tables["protocol"] = {"m2": [6.0, 0.5], "steps": 1}
+    with pytest.raises(DensityError, match="integrator is too coarse"):
+        measure(read_free_energy_config(tables, tmp_path))
 
 
 def save_gaussian(path, action, flow=None, scale=0.75):

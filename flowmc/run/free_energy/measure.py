@@ -390,6 +390,9 @@ def _driven(
     in_chains = config.start == "chains"
     joined = torch.stack if in_chains else torch.cat
     forward = _finite(joined([one.work for one in evolutions]))
+    if not model.flow.log_density_is_exact:
+        x, _ = model.prior.sample(DENSITY_SAMPLES, stream(config.table.seed, 0, "density error"))
+        check_density(model.flow, x, -torch.from_numpy(forward).reshape(-1))
     reverse, tunnelling = None, None
     if config.ensemble is not None or config.chains is not None:
         tunnelling = Tunnelling(config.action)

@@ -37,7 +37,7 @@ def document(config: FreeEnergyConfig, outcome: Outcome) -> dict[str, Any]:
         "error_is_bound": best.error_is_bound,
         "text": str(best),
         "exact": outcome.exact,
-        "pull": None if outcome.exact is None else (best.value - outcome.exact) / best.error,
+        "pull": _pull(best, outcome.exact),
         "estimates": {named.key: _estimate(named.estimate) for named in outcome.estimates},
         "warnings": outcome.warnings,
         "seconds": outcome.seconds,
@@ -92,7 +92,8 @@ def results_text(outcome: Outcome) -> str:
         row = [named.title, marked(one), _digits(one.ess), _digits(one.pareto_k)]
         row += [_digits(one.tau_int), str(one.samples)]
         if outcome.exact is not None:
-            row.insert(2, f"{(one.value - outcome.exact) / one.error:+.1f}" if one.error else "-")
+            pull = _pull(one, outcome.exact)
+            row.insert(2, "-" if pull is None else f"{pull:+.1f}")
         rows.append(row)
     lines = table(header, rows)
     if outcome.exact is not None:
@@ -193,6 +194,13 @@ def _estimate(estimate: FreeEnergy) -> dict[str, Any]:
 def _row(couplings: dict[str, float], estimate: FreeEnergy, overlap: float) -> list[str]:
     numbers = [f"{value:g}" for value in couplings.values()]
     return [*numbers, marked(estimate), _digits(estimate.tau_int), _digits(overlap)]
+
+
+def _pull(estimate: FreeEnergy, exact: float | None) -> float | None:
+    """Return how many standard deviations the estimate is off; None if that has no meaning."""
+    if exact is None or not estimate.error:
+        return None
+    return (estimate.value - exact) / estimate.error
 
 
 def _digits(value: float) -> str:
