@@ -20,6 +20,7 @@ from .configuration import DIRECTIONS, Configuration, Header
 from .errors import CheckError, FormatError
 from .formats import Format, PathLike
 from .hdf5.gauge import Hdf5Format
+from .heads import read_head
 from .layout_format import LayoutFormat, scan
 from .lime.ildg import IldgFormat
 from .lime.scidac import ScidacFormat
@@ -34,7 +35,6 @@ from .transfer import Progress
 from .unsupported import refuse
 
 ENTRY_POINT_GROUP = "flowmc.formats"
-_HEAD_BYTES = 4096
 # Beyond this, a departure from the group is damage.
 _PROJECTABLE = 1e-2
 _formats: dict[str, Format] = {}
@@ -91,8 +91,7 @@ def detect(path: PathLike, layout: str | None = None) -> Format:
         gpt = (Path(path) / "index.crc32").exists()
         what = "a GPT directory, which this version cannot read" if gpt else "a directory"
         raise FormatError(path, None, f"{what}: give a single configuration file")
-    with open(path, "rb") as file:
-        head = file.read(_HEAD_BYTES)
+    head = read_head(path)
     for candidate in formats().values():
         if candidate.detect(head, path):
             if layout is not None and layout not in candidate.layouts:

@@ -34,6 +34,9 @@ _MOST_THREADS = 4
 _SERIAL_VOLUME = 2**15
 # Bytes of a time slice that is kept in memory while the next one is needed beside it.
 _LARGEST_SLICE_KEPT = 3 * 2**26
+# Bytes from which on no thread begins a time slice before the others are done with the last one, if
+# source or sink keep whole slices: those of two more would be in memory.
+_LARGE_SLICE = 2**24
 
 
 @dataclass
@@ -91,6 +94,7 @@ def transfer(
     chosen = slabs_of(source.dims) if slabs is None else slabs
     # Whole time slices are held in one place, or not at all
     elsewhere = source.keeps_slices or (sink is not None and sink.keeps_slices)
+    in_step = elsewhere and _slice_bytes(source) > _LARGE_SLICE
     links = _Links(source, source_checksum, chosen, keep=measure and not elsewhere)
     work = _Work(links, sink, sink_checksum, change, measure)
     sums = Sums([], [])
@@ -120,10 +124,13 @@ def transfer(
         with ThreadPoolExecutor(threads) as pool:
             waiting: deque[Future[tuple[SlabSums, SlabSums] | None]] = deque()
             try:
+                now = chosen[0][0]
                 for slab in chosen:
-                    waiting.append(pool.submit(work, slab))
-                    if len(waiting) > 2 * threads:
+                    most = 0 if in_step and slab[0] != now else 2 * threads
+                    while len(waiting) > most:
                         collect(waiting.popleft().result())
+                    now = slab[0]
+                    waiting.append(pool.submit(work, slab))
                 while waiting:
                     collect(waiting.popleft().result())
             finally:
@@ -139,6 +146,11 @@ def _write_before(source: LinkSource, sink: LinkSink, t: int, change: Change | N
             links = np.empty((slab[2] - slab[1], *source.plane_shape), source.complex_type)
             source.read(slab, links)
             sink.write_before(slab, links if change is None else change.apply(links, slab))
+
+
+def _slice_bytes(source: LinkSource) -> int:
+    """Size of a time slice in memory."""
+    return math.prod(source.plane_shape) * source.dims[-2] * source.complex_type.itemsize
 
 
 def _cores() -> int:
@@ -216,8 +228,7 @@ class _Links:
     ) -> None:
         self._source, self._checksum = source, checksum
         self.dims = source.dims
-        slice_bytes = math.prod(source.plane_shape) * source.dims[-2] * source.complex_type.itemsize
-        self._keep = keep and slice_bytes <= _LARGEST_SLICE_KEPT
+        self._keep = keep and _slice_bytes(source) <= _LARGEST_SLICE_KEPT
         self._lock = threading.Lock()
         self._kept: dict[Slab, Future[ComplexArray]] = {}
         # By planes: the last slab of a time slice may be smaller

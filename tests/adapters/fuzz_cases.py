@@ -18,6 +18,7 @@ from flowmc_adapters import CheckError, Configuration, FormatError
 from fuzz_mutations import mutated
 from fuzz_seeds import Seed, store
 
+# Of processor time, so that other programs on the machine make no difference
 SECONDS = 2.0
 
 
@@ -163,14 +164,14 @@ def run(seed: Seed, folder: Path) -> str:
     """Outcome of one case, with the reason after a colon if it is a failure."""
     descriptors = len(os.listdir("/proc/self/fd"))
     path = store(seed, folder)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         outcome = examine(path, seed)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         if len(os.listdir("/proc/self/fd")) > descriptors:
             raise Failure("a file was left open")
     except BaseException as error:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         if isinstance(error, KeyboardInterrupt):
             raise
         place = traceback.extract_tb(error.__traceback__)[-1]
@@ -182,5 +183,5 @@ def run(seed: Seed, folder: Path) -> str:
 
 
 def alarm(*_: object) -> None:
-    """Handler of SIGALRM."""
+    """Handler of SIGPROF."""
     raise TooLong

@@ -32,7 +32,8 @@ from fuzz_cases import alarm, damaged, examine, run  # noqa: E402
 from fuzz_seeds import Seed, all_seeds, store  # noqa: E402
 
 MEMORY = 256 * 2**20
-_HANG = 20.0  # for a library that does not come back, so that no Python code runs
+# Of wall clock, for a library that does not come back, so that no Python code runs, or that waits
+_HANG = 60.0
 _BATCH = 5000
 OUTCOMES = ("refused", "refused in the links", "check failed", "read", "failures")
 
@@ -108,7 +109,7 @@ class Campaign:
             time.sleep(0.01)
 
     def _child(self, first: int, stop: int, into: int) -> None:
-        signal.signal(signal.SIGALRM, alarm)
+        signal.signal(signal.SIGPROF, alarm)
         warnings.simplefilter("ignore")
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         for seed in self.seeds[self.format]:  # imports, caches: not the fault of any case

@@ -61,7 +61,7 @@ def test_every_byte_is_read_once_but_for_the_start(path, make_links, monkeypatch
     assert len(slices) <= 12
 
 
-@pytest.mark.parametrize(("format", "expected"), [("openqcd", 2), ("hirep", 1)])
+@pytest.mark.parametrize(("format", "expected"), [("openqcd", 1), ("hirep", 1)])
 def test_few_slices_are_held_while_writing(path, make_links, monkeypatch, format, expected):
     most = 0
     original = SliceAssembly.buffer

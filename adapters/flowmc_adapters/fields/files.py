@@ -16,6 +16,7 @@ from ..errors import CheckError, FormatError
 from ..finite import first_non_finite
 from ..hdf5 import fields as fields_hdf5
 from ..hdf5.file import MAGIC
+from ..heads import read_head
 from ..lime import container as lime
 from ..lime import fields as fields_lime
 from ..numpy_files.npy import array_type, read_array, write_array
@@ -23,19 +24,18 @@ from ..registry import detect
 from .configuration import SCALAR, U1, FieldConfiguration, is_field_shape
 
 FIELD_FORMATS = ("hdf5", "ildg", "lime", "npy")
-_HEAD_BYTES = 4096
 
 
 def field_format(path: PathLike) -> str | None:
     """ "hdf5", "lime" or "npy" if the file may hold a scalar or U(1) field, else None.
 
     Raises:
+        FormatError: a pipe or a device.
         OSError: the file cannot be opened.
     """
     if Path(path).is_dir():
         return None
-    with open(path, "rb") as file:
-        head = file.read(_HEAD_BYTES)
+    head = read_head(path)
     if head.startswith(b"\x93NUMPY"):
         return "npy"
     if head.startswith(MAGIC) and fields_hdf5.is_field_file(path):

@@ -30,6 +30,8 @@ _HEADER = struct.Struct(">IHBBQ128s")
 _BEGIN, _END = 0x80, 0x40
 # Text records are kilobytes; this bounds what a damaged length can make us read.
 _LARGEST_TEXT = 16 * 2**20
+# Files of gauge fields have some ten records, files of many propagators a few thousand.
+_MOST_RECORDS = 20_000
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ def scan_records(path: PathLike) -> tuple[list[LimeRecord], list[str]]:
     """All records of a file, and warnings about harmless oddities. Data are skipped, not read.
 
     Raises:
-        FormatError: a record header is damaged, or a record is longer than the file.
+        FormatError: a record header is damaged, a record is longer than the file, or there are too
+            many of them.
     """
     size = Path(path).stat().st_size
     records: list[LimeRecord] = []
@@ -83,6 +86,10 @@ def scan_records(path: PathLike) -> tuple[list[LimeRecord], list[str]]:
                     offset,
                     f"no LIME record{before} (magic is {magic:#010x}, not {MAGIC:#010x}): the file "
                     "is damaged, or the length of the record before is wrong",
+                )
+            if len(records) == _MOST_RECORDS:
+                raise FormatError(
+                    path, offset, f"more than {_MOST_RECORDS} LIME records: no configuration"
                 )
             kind = name.split(b"\0", 1)[0].decode("ascii", errors="replace")
             if version != 1:

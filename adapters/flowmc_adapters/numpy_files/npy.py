@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, BinaryIO
@@ -34,6 +35,11 @@ from ..storage import FileStorage, OpenStorage
 from .siblings import Part, SiblingSource, is_one_direction, sibling_paths
 
 _MAGIC = b"\x93NUMPY"
+# Magic, version, length of the header in two or, from version 2 on, four bytes.
+_NPY_START = struct.Struct("<6sBBHH")
+# numpy's own limit
+_LONGEST_HEADER = 10_000
+_LONGEST_MESSAGE = 200
 
 
 class NumpyFormat(LayoutFormat):
@@ -262,6 +268,14 @@ def parse_header(path: PathLike, file: BinaryIO) -> tuple[tuple[int, ...], bool,
         FormatError: damaged.
     """
     begin = file.tell()
+    start = file.read(_NPY_START.size)
+    file.seek(begin)
+    # numpy would read all of it before it finds it too long
+    if len(start) == _NPY_START.size:
+        _, major, _, short, high = _NPY_START.unpack(start)
+        length = short if major == 1 else short + (high << 16)
+        if length > _LONGEST_HEADER:
+            raise FormatError(path, begin, f"damaged npy header: it would have {length} bytes")
     try:
         version = np.lib.format.read_magic(file)
         if version == (1, 0):
@@ -272,7 +286,8 @@ def parse_header(path: PathLike, file: BinaryIO) -> tuple[tuple[int, ...], bool,
             raise ValueError(f"npy version {version}")
     # numpy evaluates the header as a Python literal: damage shows as almost any exception
     except Exception as error:
-        raise FormatError(path, begin, f"damaged npy header: {error}") from error
+        text = " ".join(str(error).split())[:_LONGEST_MESSAGE]
+        raise FormatError(path, begin, f"damaged npy header: {text}") from error
     if any(extent < 0 for extent in shape) or len(shape) > 16:
         raise FormatError(path, begin, f"damaged npy header: shape {shape}")
     return shape, fortran_order, dtype

@@ -32,7 +32,7 @@ from .time_slices import SliceAssembly, SliceCache
 _HEADER = struct.Struct(">5id")
 _MOST_COLOURS = 64
 _LARGEST_EXTENT = 4096
-# A slice, the one after it, and one more for the thread that is ahead
+# A slice and the one after it
 _SLICES = 2
 
 

@@ -7,6 +7,7 @@ even sites are therefore with the next time slice.
 
 from __future__ import annotations
 
+import threading
 from functools import lru_cache
 
 import numpy as np
@@ -22,8 +23,8 @@ from .time_slices import SliceAssembly, SliceCache
 
 _Positions = npt.NDArray[np.intp]
 
-# The time links of a slice are in the next one; a thread that is ahead needs one more
-_SLICES = 3
+# The time links of a slice are in the next one
+_SLICES = 2
 _LINK_BYTES = 144
 _LINKS_PER_SITE = 8
 # As an openQCD field has it exactly; others may have come through another code
@@ -73,7 +74,8 @@ class OpenQcdSource(LinkSource):
 class OpenQcdSink(LinkSink):
     """Links to an openQCD file; arguments as `OpenQcdSource`.
 
-    A slice goes to the file when its own links and the time links of the one before are there.
+    A slice goes to the file when its own links and the time links of the one before are there. Of
+    a slice whose own links are still to come those time links are all that is kept.
     """
 
     needs_slice_before = True
@@ -82,11 +84,15 @@ class OpenQcdSink(LinkSink):
     def __init__(self, storage: Storage, layout: Layout) -> None:
         self._dims = layout.dims
         self._assembly = SliceAssembly(storage, layout)
+        self._lock = threading.Lock()
+        self._begun: set[int] = set()
+        self._early: dict[int, list[tuple[_Positions, ComplexArray]]] = {}
 
     def write(self, slab: Slab, links: ComplexArray, checksum: ChecksumSum | None = None) -> None:
         """See `LinkSink.write`."""
         t, following = slab[0], (slab[0] + 1) % self._dims[-1]
         odd, space, time = _positions(self._dims, slab)
+        self._begin_slice(t)
         own = _links(self._assembly.buffer(t))
         own[space] = links[..., :3, :, :]
         own[time[odd]] = links[odd, 3]
@@ -104,8 +110,24 @@ class OpenQcdSink(LinkSink):
         """See `LinkSink.write_before`: the time links of even sites."""
         following = (slab[0] + 1) % self._dims[-1]
         odd, _, time = _positions(self._dims, slab)
-        _links(self._assembly.buffer(following))[time[~odd]] = links[~odd, 3]
-        self._assembly.filled(following, int((~odd).sum()) * _LINK_BYTES)
+        positions, arriving = time[~odd], links[~odd, 3]
+        with self._lock:
+            if following not in self._begun:
+                self._early.setdefault(following, []).append((positions, arriving))
+                return
+        self._place(following, positions, arriving)
+
+    def _begin_slice(self, t: int) -> None:
+        """Put the time links that came early into a slice that is about to get its own."""
+        with self._lock:
+            self._begun.add(t)
+            early = self._early.pop(t, [])
+        for positions, arriving in early:
+            self._place(t, positions, arriving)
+
+    def _place(self, t: int, positions: _Positions, links: ComplexArray) -> None:
+        _links(self._assembly.buffer(t))[positions] = links
+        self._assembly.filled(t, positions.size * _LINK_BYTES)
 
     def finish(self) -> None:
         """See `LinkSink.finish`."""

@@ -1,0 +1,34 @@
+"""The first bytes of a file, by which its format is recognised."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from .configuration import PathLike
+from .errors import FormatError
+
+_HEAD_BYTES = 4096
+_KINDS = (
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def read_head(path: PathLike) -> bytes:
+    """The first bytes, at most 4096.
+
+    Raises:
+        FormatError: a pipe or a device, which has no size, and on which reading may never end.
+        OSError: the file cannot be opened.
+    """
+    mode = os.stat(path).st_mode
+    for is_kind, kind in _KINDS:
+        if is_kind(mode):
+            raise FormatError(
+                path, None, f"{kind}, which cannot be read at several places: save it as a file"
+            )
+    with open(path, "rb") as file:
+        return file.read(_HEAD_BYTES)
