@@ -18,11 +18,18 @@ _KINDS = (
 
 
 def read_head(path: PathLike) -> bytes:
-    """The first bytes, at most 4096.
+    """The first bytes, at most 4096; errors as `require_file`."""
+    require_file(path)
+    with open(path, "rb") as file:
+        return file.read(_HEAD_BYTES)
+
+
+def require_file(path: PathLike) -> None:
+    """Make sure that opening and reading will come back.
 
     Raises:
         FormatError: a pipe or a device, which has no size, and on which reading may never end.
-        OSError: the file cannot be opened.
+        OSError: there is no such file.
     """
     mode = os.stat(path).st_mode
     for is_kind, kind in _KINDS:
@@ -30,5 +37,3 @@ def read_head(path: PathLike) -> bytes:
             raise FormatError(
                 path, None, f"{kind}, which cannot be read at several places: save it as a file"
             )
-    with open(path, "rb") as file:
-        return file.read(_HEAD_BYTES)

@@ -35,8 +35,10 @@ _SERIAL_VOLUME = 2**15
 # Bytes of a time slice that is kept in memory while the next one is needed beside it.
 _LARGEST_SLICE_KEPT = 3 * 2**26
 # Bytes from which on no thread begins a time slice before the others are done with the last one, if
-# source or sink keep whole slices: those of two more would be in memory.
+# source or sink keep whole slices: those of two more would be in memory. If both keep them, what
+# further threads need on top is too much.
 _LARGE_SLICE = 2**24
+_THREADS_FOR_TWICE_KEPT = 2
 
 
 @dataclass
@@ -116,6 +118,8 @@ def transfer(
     if threads is None:
         serial = math.prod(source.dims) < _SERIAL_VOLUME
         threads = 1 if serial else min(_MOST_THREADS, _cores())
+    if in_step and sink is not None and source.keeps_slices and sink.keeps_slices:
+        threads = min(threads, _THREADS_FOR_TWICE_KEPT)
     threads = min(threads, len(chosen))
     if threads < 2:
         for slab in chosen:

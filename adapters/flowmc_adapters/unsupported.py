@@ -30,6 +30,8 @@ def _name(head: bytes) -> str | None:
         return "the file is empty"
     if head.startswith(b"version https://git-lfs"):
         return "a git-LFS pointer, not the data: fetch the file with `git lfs pull`"
+    if head.startswith(b"magic_number"):
+        return "the text that MILC writes beside a configuration: give the configuration itself"
     if head.startswith(b"PK\x03\x04"):
         return "a zip archive (perhaps .npz): unpack it and give the npy file inside"
     for magic, compression in ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz")):

@@ -207,6 +207,43 @@ def test_patterns_of_directories(ensemble, capsys):
     assert "5 files: 3 ok" in capsys.readouterr().out
 
 
+def test_directories_and_companions_in_an_ensemble(tmp_path, make_configuration, capsys):
+    """What a shell makes of `inspect runs/* lat.*` is as good as naming the directories."""
+    for stream in ("a", "b"):
+        (tmp_path / "runs" / stream).mkdir(parents=True)
+        for number in (10, 20):
+            path = tmp_path / "runs" / stream / f"lat.{number}"
+            write(path, make_configuration((2, 2, 2, 4), precision=32), "milc")
+            assert Path(f"{path}.info").exists()
+    files = sorted(str(path) for path in (tmp_path / "runs" / "a").iterdir())
+    assert len(files) == 4
+    for arguments in (
+        files,
+        [str(tmp_path / "runs" / "a" / "lat.*")],
+        [str(tmp_path / "runs" / "a")],
+        [str(tmp_path / "runs" / "a*")],
+    ):
+        assert main(["inspect", "--brief", *arguments]) == 0
+        assert "2 files: 2 ok" in capsys.readouterr().out
+    for arguments in (
+        [str(tmp_path / "runs" / "*")],
+        [str(tmp_path / "runs" / stream) for stream in ("a", "b")],
+    ):
+        assert main(["inspect", *arguments]) == 0
+        assert "4 files: 4 ok" in capsys.readouterr().out
+    # Directories inside are named, and a configuration that cannot be read is no mere directory
+    gpt = tmp_path / "runs" / "gpt"
+    gpt.mkdir()
+    (gpt / "index.crc32").write_text("0")
+    assert main(["inspect", str(tmp_path / "runs")]) == 2
+    out = capsys.readouterr().out
+    assert f"skipped   {tmp_path / 'runs' / 'a'}: a directory, not looked into" in out
+    assert re.search(f"UNUSABLE +{gpt} .*GPT", out)
+    # By itself a companion gets a helpful answer
+    assert main(["inspect", files[1]]) == 2
+    assert "give the configuration itself" in capsys.readouterr().out
+
+
 def test_brief_lines_of_single_files(conf, capsys):
     assert main(["inspect", "--brief", str(conf)]) == 0
     line, summary = capsys.readouterr().out.splitlines()

@@ -1,10 +1,20 @@
 """Damaged files raise FormatError, name the place, and never give wrong links silently."""
 
+import os
 import struct
 
 import numpy as np
 import pytest
-from flowmc_adapters import CheckError, FormatError, convert, inspect, read, write
+from flowmc_adapters import (
+    CheckError,
+    FormatError,
+    convert,
+    field_numbers,
+    inspect,
+    read,
+    read_field,
+    write,
+)
 
 WITH_CHECKSUM = ["nersc", "ildg", "scidac"]
 FORMATS = [*WITH_CHECKSUM, "npy"]
@@ -113,6 +123,49 @@ def test_rounding_that_overflows_is_refused(tmp_path, make_configuration, format
     configuration.links[0, 0, 0, 0, 0, 0, 0] = 1e300
     with pytest.raises(CheckError, match="refusing"):
         write(tmp_path / "a", configuration, format, precision=32)
+
+
+@pytest.mark.parametrize("reader", [read, inspect, convert, read_field, field_numbers])
+def test_what_is_no_file_is_not_waited_for(tmp_path, reader):
+    """Opening a pipe waits for a writer, /dev/zero never ends."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    for name, kind in (("pipe", "a pipe"), ("zeros", "a device")):
+        path = tmp_path / name
+        arguments = (tmp_path / "copy", "nersc") if reader is convert else ()
+        if reader is inspect:
+            assert kind in inspect(path)["error"]
+            continue
+        with pytest.raises(FormatError, match=kind) as caught:
+            reader(path, *arguments)
+        assert caught.value.path == str(path)
+
+
+def test_too_many_records(tmp_path, sound):
+    path = sound("ildg")
+    record = struct.pack(">IHHQ128s", 0x456789AB, 1, 0xC000, 0, b"x")
+    path.write_bytes(path.read_bytes() + 20_000 * record)
+    with pytest.raises(FormatError, match="more than 20000 LIME records") as caught:
+        read(path)
+    assert caught.value.offset < path.stat().st_size
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_long_npy_headers_are_not_read(tmp_path, version):
+    """numpy reads a header before it finds it too long, and quotes it in the message."""
+    path = tmp_path / "conf.npy"
+    length = 60_000 if version == 1 else 2**31
+    start = b"\x93NUMPY" + struct.pack("<BBH" if version == 1 else "<BBI", version, 0, length)
+    path.write_bytes(start + b"{'descr': " + b" " * 70_000)
+    with pytest.raises(FormatError, match=f"it would have {length} bytes"):
+        read(path)
+    shape = b"(" * 900 + b")" * 900
+    header = b"{'descr': '<c16', 'fortran_order': False, 'shape': " + shape + b", }\n"
+    path.write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header)
+    with pytest.raises(FormatError, match="damaged npy header") as caught:
+        read(path)
+    assert len(caught.value.reason) < 300
+    assert "\n" not in caught.value.reason
 
 
 def test_sizes_that_would_not_fit_in_memory(sound):

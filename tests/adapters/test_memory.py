@@ -15,7 +15,11 @@ _MEASURE = """
 import json, sys
 import flowmc_adapters
 
-what, source, target, format, options = sys.argv[1:]
+what, source, target, format, options, cores = sys.argv[1:]
+if int(cores):
+    from flowmc_adapters import transfer
+
+    transfer._cores = lambda: int(cores)
 if what == "inspect":
     report = flowmc_adapters.inspect(source)
     found = [report["error"], report["dims"], report["plaquette"]]
@@ -48,10 +52,11 @@ def sparse_nersc(path, dims, precision):
     return len(head) + size
 
 
-def measured(what, source, target="-", format="-", options=None):
-    """Peak memory in MiB and what was found, of a process of its own."""
+def measured(what, source, target="-", format="-", options=None, cores=0):
+    """Peak memory in MiB and what was found, of a process of its own, as if on so many cores."""
+    more = (json.dumps(options or {}), str(cores))
     done = subprocess.run(
-        [sys.executable, "-c", _MEASURE, what, source, target, format, json.dumps(options or {})],
+        [sys.executable, "-c", _MEASURE, what, source, target, format, *more],
         env=os.environ | {"PYTHONPATH": str(Path(flowmc_adapters.__file__).parents[1])},
         capture_output=True,
         text=True,
@@ -102,6 +107,21 @@ def convert_200_megabytes(tmp_path, require_room, format, precision):
         assert peak < 150
     finally:
         target.unlink(missing_ok=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cores", [1, 2, 8])
+def test_both_formats_that_keep_time_slices(tmp_path, require_room, cores):
+    """Slices of 64 MB on both sides; their number makes no difference."""
+    dims = (48, 48, 48, 6)
+    require_room(1.5 * sparse_nersc(tmp_path / "conf", dims, 64))
+    previous = tmp_path / "conf"
+    for target in ("openqcd", "hirep", "openqcd"):
+        path = tmp_path / f"{target} from {previous.name}"
+        peak, _ = measured("convert", previous, path, target, cores=cores)
+        assert peak < 400
+        previous.unlink()
+        previous = path
 
 
 @pytest.mark.slow

@@ -33,40 +33,31 @@ class FileList:
 def expand(arguments: Sequence[str]) -> FileList:
     """Files, directories and patterns (for shells that leave them alone) as a list of files.
 
-    Of a directory, hidden files, `.info` companions, random-number states and files that no format
-    knows are left out. A file that is named like a configuration, with a number at the end, or is
-    empty, stays: it may be what is left of one.  Directories that match a pattern are listed, too;
-    the directories in a directory are not.
+    Of a directory, hidden files, `.info` companions, random-number states, directories and files
+    that no format knows are left out. A file that is named like a configuration, with a number at
+    the end, or is empty, stays: it may be what is left of one. A directory that a pattern stands
+    for counts like one that is named. Of several files, companions are left out as well.
     """
     files: list[str] = []
     skipped: list[tuple[str, str]] = []
     many = False
-
-    def add_directory(directory: str) -> None:
-        for path in sorted(Path(directory).iterdir(), key=natural_key):
-            reason = _reason_to_skip(path)
-            if reason is None:
-                files.append(str(path))
-            elif reason:
-                skipped.append((str(path), reason))
-
     for argument in arguments:
-        if _is_folder(argument):
+        meant = [argument]
+        if not os.path.lexists(argument) and glob.has_magic(argument):
             many = True
-            add_directory(argument)
-        elif not os.path.lexists(argument) and glob.has_magic(argument):
-            many = True
-            found = sorted(glob.glob(argument), key=natural_key)
-            usable = [path for path in found if os.path.isfile(path) or _is_folder(path)]
-            for path in usable:
-                if _is_folder(path):
-                    add_directory(path)
-                else:
-                    files.append(path)
-            if not usable:
-                files.append(argument)
-        else:
-            files.append(argument)
+            meant = sorted(glob.glob(argument), key=natural_key) or [argument]
+        several = many or len(arguments) > 1
+        for name in meant:
+            if _is_folder(name):
+                many = True
+                for path in sorted(Path(name).iterdir(), key=natural_key):
+                    reason = _reason_to_skip(path)
+                    if reason is None:
+                        files.append(str(path))
+                    elif reason:
+                        skipped.append((str(path), reason))
+            elif not (several and _is_companion(Path(name))):
+                files.append(name)
     return FileList(files, skipped, many)
 
 
@@ -96,11 +87,18 @@ def number_gaps(numbers: Sequence[int]) -> tuple[int, list[int]]:
     return step, missing
 
 
+def _is_companion(path: Path) -> bool:
+    """Whether this is the text that MILC writes beside a configuration that is there, too."""
+    return path.suffix == ".info" and path.with_suffix("").exists()
+
+
 def _reason_to_skip(path: Path) -> str | None:
     """None for a configuration, "" for a file not worth a word, else the reason."""
-    if path.name.startswith(".") or not path.is_file():
+    if path.name.startswith(".") or _is_companion(path):
         return ""
-    if path.suffix == ".info" and path.with_suffix("").exists():
+    if path.is_dir():
+        return "a directory, not looked into" if _is_folder(str(path)) else None
+    if not path.is_file():
         return ""
     try:
         found = detect(path)

@@ -27,6 +27,7 @@ from ..fields.configuration import (
     is_field_shape,
     site_checksum,
 )
+from ..heads import require_file
 from .append import Overlay, appending, pending
 from .attributes import attribute, set_attributes, text_attribute
 from .file import created, guarded, member, new_dataset, number_type, opened, place_of
@@ -218,6 +219,7 @@ def _some(groups: dict[int | None, str]) -> str:
 @contextmanager
 def _view(path: PathLike) -> Iterator[Any]:
     """The file, completed in memory if an append was interrupted."""
+    require_file(path)
     patches = pending(path)
     if not patches:
         with opened(path) as file:
