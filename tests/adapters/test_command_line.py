@@ -272,6 +272,12 @@ def test_existing_files_of_an_ensemble_are_not_touched_unasked(ensemble, tmp_pat
     (target / "lat.10.npy").unlink()
     assert main([*convert, "--format", "npy", "--existing", "skip"]) == 0
     assert (target / "lat.40.npy").read_text() == "precious"
+    # A job that is queued once more has no fault to report
+    capsys.readouterr()
+    assert main([*convert, "--format", "npy", "--existing", "skip"]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert main([*convert, "--format", "npy", "--existing", "skip", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
     assert main([*convert, "--format", "npy", "--existing", "replace"]) == 0
     assert (target / "lat.40.npy").read_bytes()[:6] == b"\x93NUMPY"
 

@@ -125,7 +125,9 @@ def _convert(arguments: argparse.Namespace, comm: Any) -> int:
         if not arguments.json:
             _report(result)
     if arguments.json:
-        print(json.dumps(results if several else results[0], indent=2))
+        print(json.dumps(results if several or not results else results[0], indent=2))
+    elif not pairs:
+        print("nothing to do: all files are there already")
     elif several:
         failed = sum(result["error"] is not None for result in results)
         print(f"{len(results)} files: {len(results) - failed} converted, {failed} failed")
@@ -200,7 +202,8 @@ def _number_from_name(
 
 
 def _pairs(arguments: argparse.Namespace) -> tuple[list[tuple[str, str]], bool]:
-    """(source, destination) of every file, and whether the destination is a directory.
+    """(source, destination) of every file still to be written, and whether the destination is a
+    directory.
 
     Raises:
         ValueError: two files would get the same name, or files are there already.
@@ -235,8 +238,6 @@ def _pairs(arguments: argparse.Namespace) -> tuple[list[tuple[str, str]], bool]:
         )
     if existing == "skip":
         pairs = [(source, path) for source, path in pairs if not os.path.lexists(path)]
-        if not pairs:
-            raise ValueError("nothing to do: all files are there already")
     return pairs, several
 
 
