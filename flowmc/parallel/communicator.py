@@ -96,6 +96,13 @@ class Communicator:
         """Return the values of all ranks on rank 0, None elsewhere."""
         return [value]
 
+    def gather_words(self, words: np.ndarray) -> list[np.ndarray] | None:
+        """Return the int64 arrays of all ranks, of any lengths, on rank 0; None elsewhere.
+
+        Unlike :meth:`gather` this costs rank 0 next to nothing per rank.
+        """
+        return [words]
+
     def sum(self, values: np.ndarray) -> np.ndarray:
         """Return the sum over ranks of a float64 array: the same bits on every rank."""
         return values

@@ -67,17 +67,23 @@ class MpiCommunicator(Communicator):
         return [pickle.loads(part.data) for part in _parts(everything, sizes)]
 
     def gather(self, value: T) -> list[T] | None:
-        data = np.frombuffer(pickle.dumps(value), np.uint8)
+        parts = self._gather(np.frombuffer(pickle.dumps(value), np.uint8), "gather")
+        return None if parts is None else [pickle.loads(part.data) for part in parts]
+
+    def gather_words(self, words: np.ndarray) -> list[np.ndarray] | None:
+        return self._gather(np.ascontiguousarray(words, np.int64), "rows")
+
+    def _gather(self, data: np.ndarray, purpose: str) -> list[np.ndarray] | None:
         sizes = np.empty(self.size, np.int64)
         own = np.array([data.size], np.int64)
-        self._collective(self._comm.Igather(own, sizes, 0), "gather", 0)
+        self._collective(self._comm.Igather(own, sizes, 0), purpose, 0 if not self.rank else 8)
         if self.rank:
-            self._collective(self._comm.Igatherv(data, None, 0), "gather", data.size)
+            self._collective(self._comm.Igatherv(data, None, 0), purpose, data.nbytes)
             return None
-        everything = np.empty(int(sizes.sum()), np.uint8)
+        everything = np.empty(int(sizes.sum()), data.dtype)
         request = self._comm.Igatherv(data, [everything, sizes.tolist()], 0)
-        self._collective(request, "gather", 0)
-        return [pickle.loads(part.data) for part in _parts(everything, sizes)]
+        self._collective(request, purpose, 0)
+        return _parts(everything, sizes)
 
     def sum(self, values: np.ndarray) -> np.ndarray:
         # A reduction to all may add in another order on every rank; from rank 0 all get one sum.

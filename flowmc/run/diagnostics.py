@@ -7,7 +7,7 @@ Values are reduced per chain over the updates (and the repetitions) since the pr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,18 +95,18 @@ class Diagnostics:
     Args:
         schema: shapes by kernel and value, see :func:`schema_of`.
         chains: number of chains.
+        own: first and one-past-last chain of every block that this rank adds to; by default all
+            chains.  Only there a new row costs time.
     """
 
-    def __init__(self, schema: Schema, chains: int) -> None:
+    def __init__(
+        self, schema: Schema, chains: int, own: Sequence[tuple[int, int]] | None = None
+    ) -> None:
         # Sorted: the order decides where things lie in a checkpoint, and a resumed run knows the
         # schema from a file, not from the kernels.
         self.schema: Schema = {name: dict(sorted(schema[name].items())) for name in sorted(schema)}
         self.chains = chains
-        self.reset()
-
-    def reset(self) -> None:
-        """Begin a new row."""
-        chains = self.chains
+        self._own = _merged([(0, chains)] if own is None else own)
         self._counts = {
             (name, key): np.zeros(chains, np.int64)
             for name in self.schema
@@ -120,14 +120,34 @@ class Diagnostics:
         self._entries = {
             pair: np.zeros(chains, np.int64) for pair in self._values if _is_mean(pair[1])
         }
-        self._touched: set[tuple[str, int, int]] = set()
+        self._means = {pair: np.full_like(self._values[pair], np.nan) for pair in self._entries}
+        self._restored = False
+        self.cells: tuple[tuple[str, int, int], ...] = ()
+
+    @property
+    def is_restored(self) -> bool:
+        """Whether the row was begun by another process, and holds sums of all ranks."""
+        return self._restored
+
+    def reset(self) -> None:
+        """Begin a new row."""
+        ranges = [(0, self.chains)] if self._restored else self._own
+        for first, last in ranges:
+            for (_, key), value in self._values.items():
+                value[first:last] = _start(key)
+            for count in (*self._counts.values(), *self._entries.values()):
+                count[first:last] = 0
+            for mean in self._means.values():
+                mean[first:last] = np.nan
+        self._restored = False
 
     def add(self, first: int, last: int, name: str, info: Info) -> None:
         """Add the diagnostics of the chains ``first <= chain < last`` from one update."""
         accepted = _numpy(info.is_accepted)
         self._counts[name, "accepted"][first:last] += accepted.sum(1)
         self._counts[name, "tried"][first:last] += accepted.shape[1]
-        self._touched.add((name, first, last))
+        if (name, first, last) not in self.cells:
+            self.cells = tuple(sorted({*self.cells, (name, first, last)}))
         for key in self.schema[name]:
             if key in info.values:
                 self._reduce(first, last, name, key, _numpy(info.values[key]))
@@ -150,15 +170,24 @@ class Diagnostics:
             self._entries[name, key][first:last] += finite.sum(1)
 
     def row(self) -> dict[str, np.ndarray]:
-        """Return the row by path below a phase of the measurement file, ``kernels/NAME/VALUE``."""
+        """Return the row by path below a phase of the measurement file, ``kernels/NAME/VALUE``.
+
+        The arrays change with the next :meth:`add` or :meth:`reset`.
+        """
         found: dict[str, np.ndarray] = {
             f"kernels/{name}/{key}": value for (name, key), value in self._counts.items()
         }
-        for (name, key), value in self._values.items():
-            if (name, key) in self._entries:
-                entries = self._entries[name, key]
-                value = np.where(entries > 0, value / np.maximum(entries, 1), np.nan)
-            found[f"kernels/{name}/{key}"] = value
+        ranges = [(0, self.chains)] if self._restored else self._own
+        for pair, value in self._values.items():
+            if pair in self._entries:
+                mean, sums = self._means[pair], value
+                for first, last in ranges:
+                    entries = self._entries[pair][first:last]
+                    mean[first:last] = np.where(
+                        entries > 0, sums[first:last] / np.maximum(entries, 1), np.nan
+                    )
+                value = mean
+            found["kernels/{}/{}".format(*pair)] = value
         return found
 
     def state(self) -> dict[str, np.ndarray]:
@@ -173,16 +202,19 @@ class Diagnostics:
         return found
 
     def pieces(self, arrays: Mapping[str, np.ndarray]) -> list[Piece]:
-        """Return the parts of a :meth:`row` or :meth:`state` that this rank has added to."""
-        found = []
-        for name, first, last in sorted(self._touched):
-            prefix = f"kernels/{name}/"
-            found += [
-                Piece(path, first, last, None, value[first:last])
-                for path, value in arrays.items()
-                if path.startswith(prefix) and "/" not in path.removeprefix(prefix)
-            ]
-        return found
+        """Return the parts of a :meth:`row` or :meth:`state` that this rank ever added to.
+
+        They are views.  Which rank adds to what does not change while a process lives, so a part
+        to which nothing was added since the last row holds what it holds on all ranks.
+        """
+        by_name: dict[str, list[str]] = {}
+        for path in arrays:
+            by_name.setdefault(path.removeprefix("kernels/").rpartition("/")[0], []).append(path)
+        return [
+            Piece(path, first, last, None, arrays[path][first:last])
+            for name, first, last in self.cells
+            for path in by_name[name]
+        ]
 
     def restore(self, stored: Mapping[str, np.ndarray]) -> None:
         """Continue the row of :meth:`state`."""
@@ -193,6 +225,18 @@ class Diagnostics:
             raise ValueError("the unfinished row of the checkpoint is of other kernels")
         for key, value in own.items():
             value[...] = stored[key]
+        self._restored = True
+
+
+def _merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the ranges in order, neighbours joined."""
+    found: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if found and found[-1][1] == first:
+            found[-1] = found[-1][0], last
+        else:
+            found.append((first, last))
+    return found
 
 
 def _is_mean(key: str) -> bool:

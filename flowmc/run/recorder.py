@@ -14,19 +14,19 @@ import numpy as np
 from flowmc.parallel import Communicator
 from flowmc.run.diagnostics import Diagnostics, Piece
 from flowmc.run.measurements import Layout, MeasurementFile
+from flowmc.run.rows import Packer, RowBuilder
 
 __all__ = ["Recorder"]
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A row as far as one rank has it; ``base`` are rank 0's diagnostics of all chains."""
+    """What rank 0 keeps of a row beside its parts; ``common`` are whole datasets."""
 
     phase: str
     index: int
     update: int
-    pieces: list[Piece]
-    base: dict[str, np.ndarray]
+    common: dict[str, np.ndarray]
 
 
 class Recorder:
@@ -51,8 +51,17 @@ class Recorder:
         diagnostics: Diagnostics,
     ) -> None:
         self._communicator, self._measurements = communicator, measurements
-        self._layout, self._diagnostics = layout, diagnostics
+        self._diagnostics = diagnostics
+        self._packer, self._pending_packer = Packer(), Packer()
         self._rows: list[_Row] = []
+        # Sums of all ranks that an earlier process has left for the first row.
+        self._base: dict[str, np.ndarray] | None = None
+        self._builder: RowBuilder | None = None
+        self._pending_builder: RowBuilder | None = None
+        if measurements is not None:
+            empty = Diagnostics(diagnostics.schema, diagnostics.chains)
+            self._builder = RowBuilder(_blank(layout, empty.row()), communicator.size)
+            self._pending_builder = RowBuilder(empty.state(), communicator.size)
         self.accepted: dict[str, int] = {}
         self.tried: dict[str, int] = {}
         self.latest: dict[str, float] = {}
@@ -78,12 +87,11 @@ class Recorder:
             OSError: as from writing; one rank alone writes at once.
         """
         values = self._diagnostics.row()
-        if self._communicator.rank:
-            pieces = pieces + [_copied(piece) for piece in self._diagnostics.pieces(values)]
-            values = {}
-        else:
-            values = {path: value.copy() for path, value in values.items()} | dict(common)
-        self._rows.append(_Row(phase, index, update, pieces, values))
+        if self._measurements is not None:
+            if self._diagnostics.is_restored:
+                self._base = {path: value.copy() for path, value in values.items()}
+            self._rows.append(_Row(phase, index, update, dict(common)))
+        self._packer.add([*pieces, *self._diagnostics.pieces(values)])
         self._diagnostics.reset()
         if self._communicator.size == 1:
             self.flush()
@@ -94,13 +102,15 @@ class Recorder:
         Raises:
             OSError: on rank 0, as from writing.
         """
-        gathered = self._communicator.gather(self._rows)
-        if gathered is not None:
-            assert self._measurements is not None
-            # Every rank has the same rows, each its parts of them.
-            for parts in zip(*gathered, strict=True):
-                self._write(list(parts))
-        self._rows = []
+        messages = self._communicator.gather_words(self._packer.take())
+        if messages is None:
+            return
+        assert self._builder is not None
+        built = self._builder.rows(messages, self._base)
+        for row, values in zip(self._rows, built, strict=True):
+            self._write(row, values)
+        if self._rows:
+            self._rows, self._base = [], None
 
     def sync(self) -> None:
         """Have all written rows on the disk."""
@@ -110,14 +120,12 @@ class Recorder:
     def pending(self) -> dict[str, np.ndarray]:
         """Return the sums of the unfinished row of all ranks, on rank 0; collective."""
         own = self._diagnostics.state()
-        pieces = self._diagnostics.pieces(own) if self._communicator.rank else []
-        gathered = self._communicator.gather(pieces)
-        if gathered is None:
+        self._pending_packer.add(self._diagnostics.pieces(own))
+        messages = self._communicator.gather_words(self._pending_packer.take())
+        if messages is None:
             return {}
-        total = {path: value.copy() for path, value in own.items()}
-        for pieces in gathered[1:]:
-            for piece in pieces:
-                piece.put(total)
+        assert self._pending_builder is not None
+        (total,) = self._pending_builder.rows(messages, own)
         return total
 
     def close(self) -> None:
@@ -125,26 +133,23 @@ class Recorder:
         if self._measurements is not None:
             self._measurements.close()
 
-    def _write(self, parts: list[_Row]) -> None:
+    def _write(self, row: _Row, values: dict[str, np.ndarray]) -> None:
         assert self._measurements is not None
-        first = parts[0]
-        row = dict(first.base)
-        for path, (shape, dtype) in self._layout.columns.items():
-            if path not in row and path != "updates":
-                row[path] = np.full(shape, -1 if dtype == "<i8" else np.nan, dtype)
-        for part in parts:
-            for piece in part.pieces:
-                piece.put(row)
-        row["updates"] = np.asarray(first.update)
-        self._measurements.write_row(first.phase, first.index, row)
-        for path, values in row.items():
+        values = {**values, **row.common, "updates": np.asarray(row.update)}
+        self._measurements.write_row(row.phase, row.index, values)
+        for path, value in values.items():
             name, _, key = path.removeprefix("kernels/").rpartition("/")
             if path.startswith("kernels/") and key in ("accepted", "tried"):
                 totals = self.accepted if key == "accepted" else self.tried
-                totals[name] = totals.get(name, 0) + int(values.sum())
-            elif path.startswith("observables/") and values.ndim == 2:
-                self.latest[path.removeprefix("observables/")] = float(values[:, 0].mean())
+                totals[name] = totals.get(name, 0) + int(value.sum())
+            elif path.startswith("observables/") and value.ndim == 2:
+                self.latest[path.removeprefix("observables/")] = float(value[:, 0].mean())
 
 
-def _copied(piece: Piece) -> Piece:
-    return Piece(piece.path, piece.first, piece.last, piece.replica, piece.values.copy())
+def _blank(layout: Layout, diagnostics: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return a row to which no rank has added anything."""
+    return {
+        path: diagnostics.get(path, np.full(shape, -1 if dtype == "<i8" else np.nan, dtype))
+        for path, (shape, dtype) in layout.columns.items()
+        if path != "updates"
+    }

@@ -122,7 +122,9 @@ class Runner:
         for cell, state in checkpoint.streams.items():
             self.streams[cell] = torch.Generator(device=assembly.device)
             self.streams[cell].set_state(state)
-        self.diagnostics = Diagnostics(_schema_in(layout.columns), config.chains.count)
+        own_chains = [config.chains.blocks[block] for block in self.own]
+        schema = _schema_in(layout.columns)
+        self.diagnostics = Diagnostics(schema, config.chains.count, own_chains)
         pending = checkpoint.pending
         if self.tuner is not None and "ladder/tried" in pending:
             self.tuner.restore(pending)
