@@ -17,6 +17,7 @@ from torch import Tensor
 from flowmc.actions.base import Action
 from flowmc.flows.base import Flow, Identity
 from flowmc.kernels.base import Info, Kernel, State, action_of, apply
+from flowmc.native import find_action
 from flowmc.random import Randomness, Streams, shared_stream
 from flowmc.registry import ConfigError
 
@@ -309,7 +310,7 @@ class Exchange(Kernel):
         there, back = (flow.forward, flow.inverse) if mine == pair else (flow.inverse, flow.forward)
         zero = torch.zeros(state.chains, dtype=torch.float64, device=replica.field.device)
         field, minus_jacobian = there(replica.field, zero)
-        action = target(field)
+        action = (find_action(target, field) or target)(field)
         work = action + minus_jacobian - action_of(own, replica)
         allowed = torch.ones_like(work)
         if self.check_inverse is not None:

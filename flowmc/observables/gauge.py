@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from flowmc.actions.base import Action
+from flowmc.actions.gauge import Wilson, plaquette_angles, plaquettes
 from flowmc.actions.gauge import planes as all_planes
-from flowmc.actions.gauge import plaquette_angles, plaquettes
 from flowmc.groups import SUN
 from flowmc.lattice import shift, sum_over_sites
+from flowmc.native import find_action
 from flowmc.observables.field_strength import charge, has_charge
 from flowmc.observables.flowed import STEP, flow_table
 from flowmc.registry import ConfigError
@@ -23,8 +24,12 @@ def plaquette(field: Tensor, action: Action) -> Tensor:
     1 on an ordered field.  For U(1) it is :math:`\cos\theta_P`.
     """
     _links(action, "plaquette")
-    total = torch.zeros(field.shape[0], dtype=torch.float64, device=field.device)
     planes = list(all_planes(action.dimensions))
+    # The action at beta = 1, with the opposite sign, is the sum over plaquettes.
+    compiled = find_action(Wilson(action.group, action.lattice, beta=1.0), field)
+    if compiled is not None:
+        return -compiled(field) / (len(planes) * action.volume)
+    total = torch.zeros(field.shape[0], dtype=torch.float64, device=field.device)
     for mu, nu in planes:
         if isinstance(action.group, SUN):
             trace = _trace(plaquettes(field, mu, nu)).real / action.group.n

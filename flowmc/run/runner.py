@@ -20,6 +20,7 @@ import torch
 
 from flowmc.kernels import Info, LadderState, NonFiniteStateError, State
 from flowmc.kernels.base import apply
+from flowmc.lattice import sum_over_sites
 from flowmc.parallel import CollectiveError, Communicator
 from flowmc.parallel.agreement import Agreement
 from flowmc.parallel.devices import choose_threads, describe
@@ -497,9 +498,12 @@ class Runner:
         replicas = state.here if isinstance(state, LadderState) else {0: state}
         for r, replica in replicas.items():
             field = replica.field
-            finite = torch.isfinite(field.reshape(field.shape[0], -1)).all(1)
+            finite = torch.ones(field.shape[0], dtype=torch.bool, device=field.device)
             if replica.action is not None:
-                finite = finite & torch.isfinite(replica.action)
+                finite = torch.isfinite(replica.action)
+            # A sum is finite only if all terms are, and takes a fraction of the time.
+            if not bool(torch.isfinite(sum_over_sites(field)).all()):
+                finite = finite & torch.isfinite(field.reshape(field.shape[0], -1)).all(1)
             if bool(finite.all()):
                 continue
             chain = first + int((~finite).nonzero()[0])

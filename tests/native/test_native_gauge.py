@@ -6,6 +6,7 @@ import torch
 from flowmc.actions import DefectWilson, Wilson, check_force
 from flowmc.kernels.integrators import INTEGRATORS, trajectory
 from flowmc.native import find_action, find_force, find_projection, find_trajectory
+from flowmc.observables import action_density, plaquette
 
 # (lattice, chains): lanes filled by chains, by cuts, by both, with padding; odd extents, extents
 # of 2 (where both neighbours coincide), unequal, two to five dimensions.
@@ -105,6 +106,20 @@ def test_without_a_defect_it_is_the_wilson_action(group):
     )
     assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])
     assert torch.equal(find_action(action, field)(field), find_action(plain, field)(field))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("group", GROUPS)
+def test_measured_action_and_plaquette(group, dtype, monkeypatch):
+    """What a run measures after every update; the plaquette knows of no defect."""
+    action = DefectWilson(group, (4, 3, 4), beta=2.3, defect=0.4, defect_extents=(2, 2))
+    field, _, _ = draw(action, 3, dtype)
+    ours = action_density(field, action), plaquette(field, action)
+    monkeypatch.setenv("FLOWMC_NATIVE", "0")
+    theirs = action_density(field, action), plaquette(field, action)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == torch.float64 and a.shape == (3,)
+        assert (a - b).abs().max() < 0.1 * TOLERANCE[dtype] * action.beta * 10
 
 
 @pytest.mark.parametrize("group", GROUPS)
