@@ -100,7 +100,11 @@ def _failed(error: Exception) -> int:
     status = _status(error)
     # Only code that works on several ranks has imported this.
     parallel = sys.modules.get("flowmc.parallel.communicator")
-    ranks: Any = parallel.world() if parallel is not None else None
+    ranks: Any = None
+    if parallel is not None:
+        # Where MPI does not work, that is the error.
+        with contextlib.suppress(Exception):
+            ranks = parallel.world()
     several = ranks is not None and ranks.size > 1
     if status is None and not several:
         raise error

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from flowmc.kernels import LadderState, State
 from flowmc.parallel import Communicator
+from flowmc.registry import ConfigError
 from flowmc.run.raw_hdf5 import write_shared
 
 __all__ = ["Checkpoint", "read_checkpoint", "settled", "write_checkpoint"]
@@ -136,13 +137,12 @@ def read_checkpoint(
         replicas: of every block; 1 without a ladder.
 
     Raises:
-        ValueError: it is damaged, or of another version or run.
-        OSError: it cannot be opened.
+        ConfigError: it cannot be opened, is damaged, or of another version or run.
     """
     try:
         with h5py.File(path, "r", locking=False) as file:
             if int(file.attrs["layout"]) != LAYOUT:
-                raise ValueError(f"{path} was written by another version of flowmc")
+                raise ConfigError(f"{path} was written by another version of flowmc")
             pending: dict[str, np.ndarray] = {}
 
             def visit(name: str, item: Any) -> None:
@@ -167,7 +167,10 @@ def read_checkpoint(
                 pending,
             )
     except (KeyError, OSError) as error:
-        raise ValueError(f"{path} is not a sound checkpoint: {error}") from error
+        raise ConfigError(
+            f"{path} is not a sound checkpoint ({error}): restore it from a copy, or start again "
+            "with another --output"
+        ) from error
 
 
 def _read_block(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 from flowmc.parallel import Communicator, world
-from flowmc.run.config import load_config
+from flowmc.registry import ConfigError
+from flowmc.run.config import changed_keys, load_config
 from flowmc.run.directory import RunDirectory
 from flowmc.run.runner import open_run
 from flowmc.run.tables import seconds_of
+from flowmc.run.toml_text import toml_text
 
 __all__ = ["add_arguments", "run"]
 
@@ -35,6 +39,9 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     communicator = world()
     config = communicator.together(lambda: load_config(args.config))
+    own = toml_text(config.resolved)
+    of_root = communicator.broadcast(own)
+    communicator.together(lambda: _check_same(args.config, own, of_root))
     communicator.timeout = seconds_of(config.parallel.peer_timeout, "[parallel]: peer_timeout")
     path = Path(args.output) if args.output else Path("runs") / Path(args.config).stem
     directory = RunDirectory(path)
@@ -61,6 +68,16 @@ def run(args: argparse.Namespace) -> int:
         f"with: {shlex.join([*command, '--resume'])}",
     )
     return 0
+
+
+def _check_same(path: str, own: str, of_root: str) -> None:
+    """Refuse files of one name that say different things on different nodes."""
+    if own != of_root:
+        keys = ", ".join(changed_keys(tomllib.loads(of_root), tomllib.loads(own)))
+        raise ConfigError(
+            f"{path} differs between ranks, in {keys}, on {os.uname().nodename}: give all ranks "
+            "the same file"
+        )
 
 
 def _say(communicator: Communicator, text: str) -> None:

@@ -630,7 +630,8 @@ def _about_idle(
         what += f" of {replicas} replicas"
         what += "" if assembly.spreads else " that must stay together"
     verb = ("draws" if idle == 1 else "draw") + " flow proposals for the others"
-    text = f"{idle} rank{'s' if idle > 1 else ''} {verb if draws else 'have no work'}: "
+    nothing = "has no work" if idle == 1 else "have no work"
+    text = f"{idle} rank{'s' if idle > 1 else ''} {verb if draws else nothing}: "
     text += f"there {'is' if blocks == 1 else 'are'} {what}"
     if chains.count > blocks:
         text += "; smaller blocks ([chains] block) serve more ranks, in a new run"

@@ -4,16 +4,20 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import h5py
 import pytest
 
+from flowmc.cli import main
+from flowmc.parallel import world
 from tests.mpi import command, environment, launch, needs_mpi
 from tests.run.small_runs import config, digests, write
 
 FAULTY = Path(__file__).with_name("faulty.py")
+OWN_FILES = Path(__file__).with_name("own_files.py")
 RUN_ALL = Path(__file__).with_name("run_all.py")
 
 TABLES = config(
@@ -81,6 +85,33 @@ def test_sigterm_on_one_rank_stops_all_with_a_checkpoint(tmp_path):
     assert "(SIGTERM); continue with" in done.stderr
     assert 23 <= checkpointed(tmp_path / "out") < 3000
     check_resumed(tmp_path, tables)
+
+
+@needs_mpi
+def test_ranks_with_different_files_do_not_begin(tmp_path):
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+        write(tmp_path / str(rank) / "a.toml", config(chains={"seed": 7 + rank}))
+    done = launch(2, OWN_FILES, tmp_path, tmp_path / "out", timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.count("a.toml differs between ranks, in chains.seed") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_launcher_without_its_mpi_is_refused_in_one_sentence(tmp_path, monkeypatch, capsys):
+    """No copy of the run per process."""
+    monkeypatch.setenv("PMI_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "flowmc.parallel.mpi", None)
+    world.cache_clear()
+    try:
+        arguments = ["run", write(tmp_path / "a.toml", config())]
+        assert main([*arguments, "--output", str(tmp_path / "out")]) == 2
+    finally:
+        monkeypatch.undo()
+        world.cache_clear()
+    error = capsys.readouterr().err
+    assert "mpi4py cannot be imported" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 @needs_mpi

@@ -352,3 +352,13 @@ def test_observables_of_users(tmp_path, monkeypatch):
         assert set(group) == {"fourier", "fourier(mode=2)"}
         assert group["fourier"].shape == (10, 3, 1, 2)
         assert json.loads(group["fourier(mode=2)"].attrs["parameters"]) == {"mode": 2}
+
+
+def test_a_damaged_checkpoint_is_one_sentence(tmp_path, capsys):
+    assert run(tmp_path, config()) == 0
+    checkpoint = tmp_path / "out" / "checkpoint.h5"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    capsys.readouterr()
+    assert run(tmp_path, config(run={"updates": 40}), "--resume") == 2
+    error = capsys.readouterr().err
+    assert "is not a sound checkpoint" in error and error.count("\n") == 1
