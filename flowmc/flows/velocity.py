@@ -92,7 +92,8 @@ def _evaluate(
     transformed = spectrum.transform(features.view(sites, -1)).view(sites, chains, -1)
     mixed = torch.bmm(transformed, c.spectra[node].unsqueeze(2)).squeeze(2)
     velocity = spectrum.transform(mixed, inverse=True)
-    cosines = torch.mv(theta.cos_(), c.slopes[node] * c.frequencies).view(sites, chains)
+    # Row by row: a library rounds a matrix times a vector differently for different threads.
+    cosines = theta.cos_().mul_(c.slopes[node] * c.frequencies).sum(1).view(sites, chains)
     divergence = sum_over_rows(cosines)
     return velocity, divergence.add_(c.traces[node].to(torch.float64), alpha=sites)
 
