@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from flowmc.registry import (
     resolve,
     validate,
 )
-from flowmc.run.tables import Chains, Ensemble, Parallel, RunTable
+from flowmc.run.tables import Chains, Ensemble, Parallel, RunTable, read_tables
 
 __all__ = [
     "Ladder",
@@ -141,11 +140,7 @@ def load_config(path: str | Path, *, for_step: bool = False) -> RunConfig:
         OSError: the file cannot be read.
     """
     path = Path(path)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a TOML file: {error}") from error
-    return read_config(table, path.parent, for_step=for_step)
+    return read_config(read_tables(path), path.parent, for_step=for_step)
 
 
 def read_config(table: Mapping[str, Any], base: Path, *, for_step: bool = False) -> RunConfig:

@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import math
 import re
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from flowmc.registry import ConfigError
 
-__all__ = ["Chains", "Ensemble", "Parallel", "RunTable", "seconds_of"]
+__all__ = ["Chains", "Ensemble", "Parallel", "RunTable", "read_tables", "seconds_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,3 +186,16 @@ def _at_least(where: str, instance: Any, **least: int) -> None:
         value = getattr(instance, key)
         if value is not None and value < bound:
             raise ConfigError(f"{where}: {key} = {value}: should be at least {bound}")
+
+
+def read_tables(path: Path) -> dict[str, Any]:
+    """Return the tables of a configuration file.
+
+    Raises:
+        ConfigError: it is no TOML file.
+        OSError: it cannot be read.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}") from error

@@ -63,10 +63,6 @@ class VectorFields(ABC):
         """Return velocities and divergences; families that share work between them override it."""
         return self.velocities(field), self.divergences(field, rng)
 
-    def combined(self, field: Tensor, coefficients: Tensor) -> Tensor:
-        """Return the velocity ``sum_k c_k v_k``; ``coefficients (chains, K)`` or ``(K,)``."""
-        return combine(self.velocities(field), coefficients)
-
 
 def combine(velocities: Sequence[Tensor], coefficients: Tensor) -> Tensor:
     """Return ``sum_k c_k v_k`` of algebra elements.

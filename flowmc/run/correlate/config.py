@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -22,6 +21,7 @@ from flowmc.run.config import (
     read_observables,
 )
 from flowmc.run.stored_ensemble import run_theory
+from flowmc.run.tables import read_tables
 
 __all__ = [
     "Analysis",
@@ -187,11 +187,7 @@ def load_correlate_config(path: str | Path) -> CorrelateConfig:
         OSError: the file cannot be read.
     """
     path = Path(path)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a TOML file: {error}") from error
-    return read_correlate_config(table, path.parent)
+    return read_correlate_config(read_tables(path), path.parent)
 
 
 def read_correlate_config(table: Mapping[str, Any], base: Path) -> CorrelateConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from flowmc.nonequilibrium import line_of_actions
 from flowmc.nonequilibrium.starts import can_be_drawn
 from flowmc.registry import ConfigError, nearest, validate
 from flowmc.run.config import UpdateEntry, read_update, resolved_update
+from flowmc.run.tables import read_tables
 from flowmc.training.loop import Settings
 
 __all__ = [
@@ -177,11 +177,7 @@ def load_free_energy_config(path: str | Path) -> FreeEnergyConfig:
         OSError: the file cannot be read.
     """
     path = Path(path)
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a TOML file: {error}") from error
-    return read_free_energy_config(tables, path.parent)
+    return read_free_energy_config(read_tables(path), path.parent)
 
 
 def read_free_energy_config(tables: Mapping[str, Any], base: Path) -> FreeEnergyConfig:
