@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from flowmc.run.correlate.config import load_correlate_config
+from flowmc.run.correlate.directory import CorrelateDirectory
 from flowmc.run.correlate.output import document, results_text, write_results
-from flowmc.run.correlate.session import CorrelateDirectory, Session
+from flowmc.run.correlate.session import Session
 
 __all__ = ["add_arguments", "run"]
 

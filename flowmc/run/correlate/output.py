@@ -12,8 +12,8 @@ from flowmc_adapters import atomic_write
 
 from flowmc.estimators.history import Result
 from flowmc.estimators.reweighting import Verdict
+from flowmc.run.correlate.directory import CorrelateDirectory
 from flowmc.run.correlate.measurement import Entry, Section, Series
-from flowmc.run.correlate.session import CorrelateDirectory
 from flowmc.run.exports import result_dict, write_csv, write_hdf5, write_pyerrors
 from flowmc.run.text_parts import table
 

@@ -15,6 +15,7 @@ from flowmc_adapters import atomic_write
 
 from flowmc.estimators.history import Result, fluctuations_of
 from flowmc.estimators.reweighting import Verdict
+from flowmc.run.correlate.directory import CorrelateDirectory
 from flowmc.run.correlate.measurement import Entry, Section, Series
 from flowmc.run.correlate.output import AGAINST, marked, warnings_of
 from flowmc.run.correlate.plots import (
@@ -24,7 +25,6 @@ from flowmc.run.correlate.plots import (
     vectors_plot,
     weights_plot,
 )
-from flowmc.run.correlate.session import CorrelateDirectory
 from flowmc.run.html_parts import html_table, image, tau_html
 from flowmc.run.report_page import theory_text, verdict_html
 

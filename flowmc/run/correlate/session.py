@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
-import hashlib
-import json
-import shlex
-import sys
-import time
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from flowmc_adapters import atomic_write
 from numpy.typing import NDArray
 
 from flowmc.actions.base import Action
@@ -24,56 +15,27 @@ from flowmc.flows.base import Flow, Identity
 from flowmc.flows.files import load_flow, orient
 from flowmc.parallel import Communicator
 from flowmc.parallel.devices import choose_device, choose_threads
-from flowmc.random import stream
 from flowmc.registry import ConfigError
 from flowmc.run.assembly import fingerprint_of
-from flowmc.run.config import ObservableEntry, changed_keys
 from flowmc.run.correlate.config import CorrelateConfig
+from flowmc.run.correlate.directory import CorrelateDirectory, origin_of
 from flowmc.run.correlate.measurement import Columns, Context, Measurement, Sample, Section, Series
 from flowmc.run.correlate.quantities import Derived
 from flowmc.run.correlate.source_section import SourceSection
-from flowmc.run.correlate.store import SeriesStore, measured_before
+from flowmc.run.correlate.stream import (
+    EnsembleStream,
+    disordered_field,
+    observe,
+    open_ensemble,
+    run_live,
+    selected,
+)
 from flowmc.run.correlate.targets import Target
 from flowmc.run.correlate.writing import CorrelatedWriter, write_weights
-from flowmc.run.directory import RunDirectory, environment
-from flowmc.run.journal import Display, Journal
-from flowmc.run.rehearsal import measure_field
-from flowmc.run.runner import RunStopped, open_run
-from flowmc.run.stored_ensemble import Batch, StoredEnsemble, selection_text
-from flowmc.run.toml_text import toml_text
+from flowmc.run.journal import Journal
+from flowmc.run.stored_ensemble import Batch, StoredEnsemble
 
-__all__ = ["CorrelateDirectory", "Session"]
-
-_BATCH_BYTES, _LARGEST_BATCH = 2**24, 256
-# Keys that may differ when a measurement is taken up again.
-_FREE_TABLES = ("analysis.",)
-_FREE_KEYS = ("ensemble.files", "ensemble.batch", "ensemble.device", "ensemble.last")
-
-
-class CorrelateDirectory(RunDirectory):
-    """Paths of one output directory.
-
-    Args:
-        path: the directory.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.series = path / "series.h5"
-        self.survey = path / "survey.h5"
-        self.results = path / "results.json.gz"
-        self.table = path / "results.csv"
-        self.summary = path / "summary.json"
-        self.report = path / "report.html"
-        self.correlated = path / "correlated"
-        self.chain = path / "chain"
-
-    @property
-    def holds_a_run(self) -> bool:
-        return any(
-            path.exists()
-            for path in (self.config, self.series, self.survey, self.results, self.chain)
-        )
+__all__ = ["Session", "derived_of"]
 
 
 class Session:
@@ -102,15 +64,8 @@ class Session:
         self.device = choose_device(config.source.device, Communicator())
         self.dtype = torch.float64 if config.source.precision == 64 else torch.float32
         self.fingerprints: dict[str, str] = {}
-        self.doubts: dict[str, None] = {}
         self.cards: dict[str, Mapping[str, Any]] = {}
-        if directory.holds_a_run:
-            if not resume:
-                raise ConfigError(
-                    f"{directory.path} holds results already: take them up with --resume, or "
-                    "choose another --output"
-                )
-            self._check_resumable()
+        directory.check_free(config.resolved, resume=resume)
         self.context = Context(
             config.action,
             config.observables,
@@ -124,6 +79,9 @@ class Session:
             self._rehearse()
             self._measurements("live", several=False)
         self.ensemble = self._ensemble(resume)
+        self.stream = EnsembleStream(
+            self.ensemble, config.action, config.source, self.dtype, self.device, say
+        )
         several = len(self.ensemble.history.numbers) > 1
         self.measurements = self._measurements(self.ensemble.name, several=several)
         if directory.provenance.exists():
@@ -136,70 +94,22 @@ class Session:
             FormatError, OSError: a file cannot be read or written.
             ConfigError: an observable does not fit the theory.
         """
-        directory, ensemble = self.directory, self.ensemble
+        directory = self.directory
         directory.claim()
         self._write_provenance()
         journal = Journal(directory.log)
-        self.say(f"{selection_text(ensemble)} of {ensemble.name}")
+        self.stream.announce()
         surveying = [one for one in self.measurements if one.has_survey]
         if surveying:
-            survey = self._pass(journal, "surveying", directory.survey, self._survey_batch)
+            survey = self.stream.measure(journal, "surveying", directory.survey, self._survey_batch)
             for measurement in surveying:
                 measurement.settle(survey)
-        return self._pass(journal, "measuring", directory.series, self._measure_batch)
-
-    def _pass(
-        self, journal: Journal, task: str, path: Path, compute: Callable[[Batch], Columns]
-    ) -> Series:
-        """Fill in the rows of a file that are missing; return all of them."""
-        ensemble = self.ensemble
-        before = measured_before(path)
-        keys = [(one.replica, one.number) for one in ensemble.members]
-        done = sum(key in before for key in keys)
-        if before:
-            self.say(f"{done} of them are measured already")
-        journal.write("start", done, task=task, resumed=bool(before), configurations=len(ensemble))
-        display = Display(len(ensemble), done)
-        store = self._open_store(path, keys)
-        try:
-            batches = ensemble.batches(
-                self.config.action,
-                self.config.source.batch or self._batch_size(),
-                dtype=self.dtype,
-                device=self.device,
-                skip=lambda place: keys[place] in before,
-            )
-            for batch in batches:
-                self._compare_couplings(batch)
-                columns = compute(batch)
-                for note in batch.notes:
-                    journal.write("warning", batch.first, text=note)
-                if store is None:
-                    shapes = {name: values.shape[1:] for name, values in columns.items()}
-                    store = SeriesStore.create(path, ensemble, shapes)
-                store.write(batch.first, columns)
-                done += len(batch.members)
-                if display.is_due():
-                    latest = {
-                        name.removeprefix("observables/"): float(values.mean())
-                        for name, values in columns.items()
-                        if name.startswith("observables/") and values.ndim == 1
-                    }
-                    display.show(done, task, {}, latest)
-        finally:
-            display.close()
-            if store is not None:
-                store.close()
-        assert store is not None
-        for text in self.doubts:
-            journal.write("warning", done, text=text)
-        journal.write("stop", done, task=task)
-        return Series(ensemble.history, store.columns())
+        return self.stream.measure(journal, "measuring", directory.series, self._measure_batch)
 
     def analyse(self, series: Series) -> list[Section]:
         """Return the results, the ensemble's own first."""
         source = SourceSection("source", self.context).analyse(series)
-        sections = [replace(source, warnings=[*self.doubts, *source.warnings])]
+        sections = [replace(source, warnings=[*self.stream.doubts, *source.warnings])]
         for measurement in self.measurements:
             sections.append(measurement.analyse(series))
             if isinstance(measurement, Target) and measurement.writer is not None:
@@ -220,30 +130,13 @@ class Session:
             for path, array in measurement.survey(sample).items()
         }
 
-    def _compare_couplings(self, batch: Batch) -> None:
-        """Note couplings in the files' metadata that are not those of the theory."""
-        for member, metadata in zip(batch.members, batch.metadata, strict=True):
-            for name, value in self.config.action.parameters.items():
-                try:
-                    stored = float(metadata.get(name.upper(), "nan"))
-                except ValueError:
-                    continue
-                if abs(stored - value) > 1e-6 * max(1.0, abs(value)):
-                    text = (
-                        f"{Path(member.path).name} and maybe others say {name} = {stored:g}, but "
-                        f"[theory] has {name} = {value:g}: all weights would be wrong"
-                    )
-                    if not self.doubts:
-                        self.say(f"warning: {text}")
-                        self.doubts[text] = None
-
     def _measure_batch(self, batch: Batch) -> Columns:
         action = self.config.action
         values: dict[str, NDArray[np.float64]] = {}
         with torch.no_grad():
             energy = action(batch.field)
         for entry in self.config.observables:
-            values[entry.label] = self._observe(entry, batch.field)
+            values[entry.label] = observe(entry, action, batch.field)
         sample = Sample(batch.members, batch.field, energy, values)
         columns = {f"observables/{label}": array for label, array in values.items()}
         columns["action"] = energy.cpu().numpy()
@@ -252,60 +145,20 @@ class Session:
                 columns[f"{measurement.label}/{path}"] = array
         return columns
 
-    def _open_store(self, path: Path, keys: list[tuple[str, int]]) -> SeriesStore | None:
-        """Open what is there, with the rows of this ensemble; None if nothing is."""
-        if not path.exists():
-            return None
-        store = SeriesStore(path)
-        if store.keys == keys:
-            return store
-        store.close()
-        return SeriesStore.create(path, self.ensemble, store.row_shapes)
-
     def _ensemble(self, resume: bool) -> StoredEnsemble:
-        source = self.config.source
-        if self.config.live is not None:
-            self._run_live(resume)
-            # Not "live" for all: pyerrors takes equal names for the same configurations.
-            name = source.name or self.directory.path.resolve().name.replace("|", "_")
-            ensemble = StoredEnsemble.of_run(self.directory.chain, name=name)
-        elif source.run is not None:
-            ensemble = StoredEnsemble.of_run(Path(self.config.path(source.run)), name=source.name)
-        else:
-            assert source.files is not None
-            written = [source.files] if isinstance(source.files, str) else source.files
-            paths = [self.config.path(one) for one in written]
-            ensemble = StoredEnsemble.of_files(paths, name=source.name)
-        return ensemble.selected(first=source.first, last=source.last, every=source.every)
-
-    def _run_live(self, resume: bool) -> None:
-        """Make the configurations with the machinery of ``flowmc run``, or finish making them."""
-        assert self.config.live is not None
-        directory = RunDirectory(self.directory.chain)
-        started = time.monotonic()
-        try:
-            runner = open_run(self.config.live, directory, Communicator(), resume=resume)
-            reason = runner.go(started)
-        finally:
-            directory.release()
-        if reason != "finished":
-            raise RunStopped(
-                f"the chain stopped after update {runner.update} of {runner.total} ({reason}): "
-                "continue with --resume"
-            )
+        config = self.config
+        if config.live is None:
+            return open_ensemble(config.source, config.path, name=config.source.name)
+        run_live(config.live, self.directory.chain, resume=resume)
+        # Not "live" for all: pyerrors takes equal names for the same configurations.
+        name = config.source.name or self.directory.path.resolve().name.replace("|", "_")
+        return selected(StoredEnsemble.of_run(self.directory.chain, name=name), config.source)
 
     def _rehearse(self) -> None:
         """Measure a disordered field, for the errors that it may raise."""
-        rng = stream(0, 0, "rehearsal")
-        field = self.config.action.hot(1, rng, self.dtype).to(self.device)
+        field = disordered_field(self.config.action, self.dtype, self.device)
         for entry in self.config.observables:
-            self._observe(entry, field)
-
-    def _observe(self, entry: ObservableEntry, field: torch.Tensor) -> NDArray[np.float64]:
-        try:
-            return measure_field(entry, self.config.action, field)
-        except (ConfigError, ValueError, TypeError, IndexError, RuntimeError) as error:
-            raise ConfigError(f"[measure]: {entry.label}: {error}") from error
+            observe(entry, self.config.action, field)
 
     def _measurements(self, name: str, *, several: bool) -> list[Measurement]:
         found: list[Measurement] = []
@@ -349,58 +202,13 @@ class Session:
         self.fingerprints[written] = fingerprint_of(loaded.flow)
         return flow.eval()
 
-    def _batch_size(self) -> int:
-        shape = self.config.action.field_shape(1)
-        bytes_of_field = int(np.prod(shape)) * (16 if self.config.action.group.element_shape else 8)
-        return max(1, min(_LARGEST_BATCH, _BATCH_BYTES // bytes_of_field))
-
-    def _check_resumable(self) -> None:
-        try:
-            text = self.directory.config.read_text(encoding="utf-8")
-            old = tomllib.loads(text)
-        except FileNotFoundError:
-            return  # killed before anything was measured
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{self.directory.config} cannot be read: {error}") from error
-        new = tomllib.loads(toml_text(self.config.resolved))
-        for key, (before, after) in changed_keys(old, new).items():
-            if key in _FREE_KEYS or key.startswith(_FREE_TABLES):
-                continue
-            raise ConfigError(
-                f"{key} was {before!r} when the measurements in {self.directory.path} were begun "
-                f"and is {after!r} now: restore it to resume, or choose another --output"
-            )
-
     def _write_provenance(self) -> None:
-        text = toml_text(self.config.resolved)
-        content = {
-            **environment(self.device),
-            "command": shlex.join(sys.argv),
-            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "ensemble": {
-                "name": self.ensemble.name,
-                "replicas": {
-                    name: {
-                        "configurations": len(numbers),
-                        "first": int(numbers[0]),
-                        "last": int(numbers[-1]),
-                    }
-                    for name, numbers in self.ensemble.history.numbers.items()
-                },
-                "folders": sorted({str(Path(one.path).parent) for one in self.ensemble.members}),
-            },
-            "flows": {
-                name: {"fingerprint": digest, "card": self.cards[name]}
-                for name, digest in self.fingerprints.items()
-            },
+        flows = {
+            name: {"fingerprint": digest, "card": self.cards[name]}
+            for name, digest in self.fingerprints.items()
         }
-        for path, data in (
-            (self.directory.config, text),
-            (self.directory.provenance, json.dumps(content, indent=2) + "\n"),
-        ):
-            with atomic_write(path) as file:
-                file.write(data.encode())
+        content = {"ensemble": origin_of(self.ensemble), "flows": flows}
+        self.directory.write_origin(self.config.resolved, self.device, content)
 
 
 def derived_of(config: CorrelateConfig) -> Derived:
