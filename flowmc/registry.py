@@ -53,6 +53,13 @@ BUILTIN: dict[str, dict[str, str]] = {
         "free_field": "flowmc.flows:FreeFieldPrior",
         "haar": "flowmc.flows:HaarPrior",
     },
+    "objectives": {
+        "reverse_kl": "flowmc.training:ReverseKL",
+        "forward_kl": "flowmc.training:ForwardKL",
+        "reinforce": "flowmc.training:Reinforce",
+        "log_variance": "flowmc.training:LogVariance",
+        "exchange_kl": "flowmc.training:ExchangeKL",
+    },
     "derivatives": {
         "difference": "flowmc.run.correlate.difference:Difference",
         "linear": "flowmc.run.correlate.linear:Linear",

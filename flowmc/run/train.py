@@ -15,37 +15,32 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
-from flowmc.actions.base import Action
-from flowmc.actions.theory import build_action, check_couplings, describe_theory
+from flowmc.actions.theory import describe_theory
 from flowmc.flows.base import Flow, FlowModel
-from flowmc.flows.files import FlowFileError, build_flow, build_prior, read_card, save_flow
+from flowmc.flows.files import FlowFileError, read_card, save_flow
 from flowmc.parallel import CollectiveError, Communicator, world
 from flowmc.parallel.devices import choose_device, choose_threads, describe
-from flowmc.random import stream
-from flowmc.registry import ConfigError, build, nearest, parameters, resolve, validate
+from flowmc.registry import ConfigError, parameters, resolve
 from flowmc.run.evaluate import (
     ENSEMBLE_KEYS,
     DensityError,
     check_device,
     evaluate_exchange,
     evaluate_sampler,
-    read_toml,
 )
 from flowmc.run.interrupts import Interrupts
-from flowmc.training.ensemble import Ensemble
-from flowmc.training.loop import Progress, Settings, Trainer, TrainingError
-from flowmc.training.objectives import ExchangeKL, Objective, ReverseKL
+from flowmc.run.training_plan import Plan, read_plan
+from flowmc.training.loop import Progress, Trainer, TrainingError
+from flowmc.training.objectives import Objective
 
-__all__ = ["Plan", "add_arguments", "read_plan", "run", "train"]
+__all__ = ["add_arguments", "run", "train"]
 
-_TABLES = ("theory", "flow", "prior", "exchange", "training")
 _LOG_EVERY = 10
 _LINE_EVERY_SECONDS = 60.0
 
@@ -130,145 +125,6 @@ def _device_of_rank(name: str, ranks: Communicator) -> str:
         except ConfigError as error:
             raise ConfigError(f"--device {name}: this machine has no usable GPU") from error
     return check_device(name)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Common:
-    """Keys of [training] beside those of the loop."""
-
-    precision: Literal[32, 64] = 64
-    evaluate_samples: int = 4096
-
-
-@dataclass(frozen=True, kw_only=True)
-class _SamplerKeys(_Common):
-    objective: Literal["reverse_kl"] = "reverse_kl"
-    gradient: Literal["reparametrised", "path"] = "reparametrised"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ExchangeKeys(_Common):
-    objective: Literal["exchange_kl"] = "exchange_kl"
-    direction: Literal["forward", "symmetric"] = "symmetric"
-
-
-def _exchange_options(
-    *,
-    chains: int = 256,
-    thermalization: int = 200,
-    refresh_every: int = 1,
-    trajectory: float = 1.0,
-    steps: int = 10,
-    integrator: str = "omelyan2",
-    target_acceptance: float = 0.9,
-    start: Literal["hot", "cold"] = "hot",
-) -> dict[str, Any]:
-    return dict(locals())
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A validated training configuration.
-
-    Attributes:
-        tables: the configuration as read.
-        action: the theory.
-        ends: both theories of an exchange flow, else None.
-        ensemble: arguments of both ensembles of an exchange flow.
-        settings: of the loop.
-        keys: the other keys of [training].
-    """
-
-    tables: dict[str, Any]
-    action: Action
-    ends: tuple[Action, Action] | None
-    ensemble: dict[str, Any]
-    settings: Settings
-    keys: _SamplerKeys | _ExchangeKeys
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of weights and fields."""
-        return torch.float64 if self.keys.precision == 64 else torch.float32
-
-    def remarks(self, ranks: int) -> list[str]:
-        """Return what is worth knowing before this is trained on so many ranks."""
-        found = []
-        batch = self.settings.batch
-        if self.ends is None and ranks > batch:
-            found.append(
-                f"[training] batch = {batch}: {ranks - batch} of {ranks} ranks have no sample to "
-                "work on; use a larger batch or fewer ranks"
-            )
-        if self.ends is not None:
-            groups = Ensemble(self.ends[0], "size", 0, **self.ensemble).groups
-            if ranks > groups:
-                found.append(
-                    f"[exchange] chains = {self.ensemble['chains']} are {groups} groups: "
-                    f"{ranks - groups} of {ranks} ranks have no chains to work on; use more "
-                    "chains or fewer ranks"
-                )
-        return found
-
-    def build(self, device: torch.device | str) -> Objective:
-        """Return the objective with a freshly initialised flow; the same weights for every seed."""
-        # The initial weights come from torch's global generator, whose state is put back.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream(self.settings.seed, 0, "weights").initial_seed())
-            flow = build_flow(self.tables["flow"], self.action)
-        if isinstance(self.keys, _SamplerKeys):
-            model = FlowModel(build_prior(self.tables["prior"], self.action), flow)
-            model.to(device=device, dtype=self.dtype)
-            return ReverseKL(model, self.action, gradient=self.keys.gradient)
-        assert self.ends is not None
-        flow.to(device=device, dtype=self.dtype)
-        ensembles = [
-            Ensemble(
-                action, name, self.settings.seed, dtype=self.dtype, device=device, **self.ensemble
-            )
-            for action, name in zip(self.ends, ("from", "to"), strict=True)
-        ]
-        return ExchangeKL(flow, *ensembles, direction=self.keys.direction)
-
-
-def read_plan(path: str) -> Plan:
-    """Read and validate a training configuration.
-
-    Raises:
-        ConfigError: naming the file, table and key that is missing, unknown or unusable.
-    """
-    return make_plan(read_toml(path))
-
-
-def make_plan(tables: dict[str, Any]) -> Plan:
-    """Validate the tables of a training configuration; see :func:`read_plan`."""
-    for name, table in tables.items():
-        if name not in _TABLES:
-            raise ConfigError(f"unknown table [{name}]{nearest(name, _TABLES)}")
-        if not isinstance(table, dict):
-            raise ConfigError(f"{name} = {table!r}: should be a table [{name}]")
-    for name in ("theory", "flow", "training"):
-        if name not in tables:
-            raise ConfigError(f"the configuration has no [{name}] table")
-    if ("prior" in tables) == ("exchange" in tables):
-        raise ConfigError(
-            "the configuration needs either [prior] (a sampler) or [exchange] (a flow between two "
-            "couplings)"
-        )
-    action = build_action(tables["theory"])
-    ends: tuple[Action, Action] | None = None
-    ensemble: dict[str, Any] = {}
-    keys_class: type[_SamplerKeys] | type[_ExchangeKeys] = _SamplerKeys
-    if "exchange" in tables:
-        ends, ensemble = _read_exchange(tables["exchange"], action)
-        keys_class = _ExchangeKeys
-    settings, keys = _read_training(tables["training"], keys_class)
-    plan = Plan(tables, action, ends, ensemble, settings, keys)
-    # Building the flow checks its table; the weights are thrown away.
-    build_flow(tables["flow"], action)
-    if ends is None:
-        build_prior(tables["prior"], action)
-    return plan
 
 
 def train(
@@ -358,56 +214,6 @@ def _nowhere(event: Progress) -> None:
     """The log of ranks that write none."""
 
 
-def _read_exchange(
-    table: dict[str, Any], action: Action
-) -> tuple[tuple[Action, Action], dict[str, Any]]:
-    options = dict(table)
-    ends = []
-    for key in ("from", "to"):
-        couplings = options.pop(key, None)
-        if not isinstance(couplings, dict) or not couplings:
-            example = next(iter(action.parameters), "beta")
-            raise ConfigError(
-                f"[exchange]: needs {key} = {{...}} with the couplings of that end, e.g. "
-                f"{key} = {{{example} = 1.0}}"
-            )
-        ends.append(check_couplings(action, couplings, f"[exchange] {key}"))
-    first, second = ends
-    if first.parameters == second.parameters:
-        raise ConfigError("[exchange]: from and to are the same theory: nothing to train")
-    known = {"from", "to", *parameters(_exchange_options)}
-    for key in options:
-        if key not in known:
-            raise ConfigError(f"[exchange]: unknown key {key!r}{nearest(key, known)}")
-    ensemble = build(_exchange_options, options, "[exchange]")
-    assert set(ENSEMBLE_KEYS) <= set(ensemble)
-    try:
-        # The constructor holds the ranges; nothing is drawn before the first batch.
-        Ensemble(first, "check", 0, **ensemble)
-    except ValueError as error:
-        raise ConfigError(f"[exchange]: {error}") from error
-    return (first, second), ensemble
-
-
-def _read_training(
-    table: dict[str, Any], keys_class: type[_SamplerKeys] | type[_ExchangeKeys]
-) -> tuple[Settings, _SamplerKeys | _ExchangeKeys]:
-    where = "[training]"
-    own = parameters(keys_class)
-    known = {*own, *parameters(Settings)}
-    for key in table:
-        if key not in known:
-            raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, known)}")
-    keys = build(keys_class, {key: table[key] for key in table if key in own}, where)
-    if keys.evaluate_samples < 16:
-        raise ConfigError(f"{where}: evaluate_samples = {keys.evaluate_samples}: at least 16")
-    arguments = validate(Settings, {key: table[key] for key in table if key not in own}, where)
-    try:
-        return Settings(**arguments), keys
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
-
-
 def _check_same_config(tables: dict[str, Any], checkpoint: Path) -> None:
     """Refuse to mix two trainings; only a later end and other save points may differ."""
     old = read_card(checkpoint).get("config", {})
@@ -433,23 +239,20 @@ def _measure(
     plan: Plan, objective: Objective, device: torch.device | str, ranks: Communicator
 ) -> dict[str, Any]:
     samples, seed = plan.keys.evaluate_samples, plan.settings.seed
-    if isinstance(objective, ReverseKL):
-        result, _ = evaluate_sampler(
-            objective.model, plan.action, samples, seed=seed, communicator=ranks
-        )
+    module = objective.module
+    if isinstance(module, FlowModel):
+        result, _ = evaluate_sampler(module, plan.action, samples, seed=seed, communicator=ranks)
     else:
-        assert isinstance(objective, ExchangeKL)
-        options = {key: plan.ensemble[key] for key in ENSEMBLE_KEYS}
+        assert isinstance(module, Flow) and plan.ends is not None and plan.ensemble is not None
         result, _ = evaluate_exchange(
-            objective.flow,
-            objective.action_a,
-            objective.action_b,
+            module,
+            *plan.ends,
             samples,
             seed=seed,
             device=device,
             dtype=plan.dtype,
             communicator=ranks,
-            **options,
+            **{key: plan.ensemble[key] for key in ENSEMBLE_KEYS},
         )
     # How fast this machine was is not a property of the flow.
     del result["seconds_per_sample"]

@@ -2,15 +2,28 @@
 
 from flowmc.training.ensemble import Ensemble
 from flowmc.training.loop import Progress, Settings, Trainer, TrainingError
-from flowmc.training.objectives import Batch, ExchangeKL, Objective, ReverseKL
+from flowmc.training.objectives import (
+    Batch,
+    ExchangeKL,
+    ForwardKL,
+    LogVariance,
+    Objective,
+    Reinforce,
+    ReverseKL,
+    SamplerObjective,
+)
 
 __all__ = [
     "Batch",
     "Ensemble",
     "ExchangeKL",
+    "ForwardKL",
+    "LogVariance",
     "Objective",
     "Progress",
+    "Reinforce",
     "ReverseKL",
+    "SamplerObjective",
     "Settings",
     "Trainer",
     "TrainingError",

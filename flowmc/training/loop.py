@@ -26,7 +26,7 @@ from flowmc.flows.files import FlowFileError, atomic_save, read_tensors
 from flowmc.parallel import Communicator
 from flowmc.random import stream
 from flowmc.registry import ConfigError
-from flowmc.training.objectives import Batch, Objective
+from flowmc.training.objectives.base import Batch, Objective
 from flowmc.training.schedules import learning_rate_factor
 
 __all__ = ["Progress", "Settings", "Trainer", "TrainingError"]
@@ -239,8 +239,11 @@ class Trainer:
         if batch.surrogate.requires_grad:
             batch.surrogate.backward()
         assert batch.rows is not None
-        placed = np.zeros(self.settings.batch)
-        placed[batch.rows.cpu().numpy()] = batch.log_weights.cpu().numpy()
+        placed = np.zeros((2, self.settings.batch))
+        # An objective need not have a weight at every place of its batch.
+        placed[:, batch.rows.cpu().numpy()] = np.stack(
+            [batch.log_weights.cpu().numpy(), np.ones(len(batch.rows))]
+        )
         # A weight that no rank has used keeps the gradient None, as on one rank.
         used = [float(weight.grad is not None) for weight in self.weights]
         gradients = [
@@ -248,13 +251,14 @@ class Trainer:
             for weight in self.weights
         ]
         flat = torch.cat([gradient.reshape(-1).to(torch.float64) for gradient in gradients])
-        own = np.concatenate([flat.cpu().numpy(), used, [float(batch.loss)], placed])
+        own = np.concatenate([flat.cpu().numpy(), used, [float(batch.loss)], *placed])
         total = torch.from_numpy(self.communicator.sum(own))
         sizes = [weight.numel() for weight in self.weights]
-        *parts, counts, loss, log_weights = total.split([*sizes, len(used), 1, len(placed)])
+        places = [self.settings.batch] * 2
+        *parts, counts, loss, log_weights, filled = total.split([*sizes, len(used), 1, *places])
         for weight, part, count in zip(self.weights, parts, counts, strict=True):
             weight.grad = part.to(weight).reshape(weight.shape) if count else None
-        return float(loss), log_weights
+        return float(loss), log_weights[filled > 0]
 
     def check_density(self, log_weights: Tensor) -> None:
         """Measure the density error of a continuous flow and stop if the optimiser exploits it.

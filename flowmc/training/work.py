@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flowmc.nonequilibrium.model import StochasticFlow
 from flowmc.training.adjoint import pairing
-from flowmc.training.objectives import Batch, Objective
+from flowmc.training.objectives.base import Batch, Objective
 
 __all__ = ["MeanWork"]
 

@@ -57,6 +57,8 @@ def shortened(name: str, folder: Path, **chains: str) -> Path:
         table["training"] |= {"steps": 2, "batch": 4, "evaluate_samples": 32}
         if "exchange" in table:
             table["exchange"] |= {"chains": 4, "thermalization": 2}
+        if "chains" in table:
+            table["chains"] |= {"count": 4, "thermalization": 2}
     if "free_energy" in table:
         table["free_energy"]["samples"] = 32
         table.get("chains", {}).update(count=8, thermalization=2, measurements=10, separation=1)

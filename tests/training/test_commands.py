@@ -17,7 +17,8 @@ from flowmc.flows.files import load_flow, read_card, save_flow
 from flowmc.registry import ConfigError
 from flowmc.run import evaluate, train, zoo
 from flowmc.run.evaluate import DensityError, evaluate_exchange, evaluate_sampler
-from flowmc.run.train import make_plan
+from flowmc.run.training_plan import make_plan
+from flowmc.training import Reinforce
 
 KEYS = {
     "flow",
@@ -168,6 +169,48 @@ def test_resume_refuses_another_configuration_and_takes_more_steps(tmp_path):
     assert read_card(output)["training"]["steps"] == 15
 
 
+class Own(Reinforce):
+    """An objective of a user, with a key of its own."""
+
+    def __init__(self, model, action, *, power: float):
+        super().__init__(model, action)
+        assert power == 2.0
+
+
+CHAINS = """[chains]
+count = 12
+thermalization = 4
+refresh_every = 2
+steps = 3
+[training]"""
+
+
+@pytest.mark.parametrize(
+    ("objective", "chains"),
+    [
+        ("objective = 'reinforce'", False),
+        ("objective = 'log_variance'", False),
+        ("objective = 'tests.training.test_commands:Own'\npower = 2.0", False),
+        ("objective = 'log_variance'\nensemble_share = 0.25", True),
+        ("objective = 'forward_kl'", True),
+        ("objective = 'forward_kl'\ngradient = 'score'", True),
+    ],
+)
+def test_objectives_of_samplers(objective, chains, tmp_path):
+    text = SAMPLER.replace("seed = 3", f"seed = 3\n{objective}")
+    if chains:
+        text = text.replace("[training]", CHAINS)
+    plan, output, steps = make_plan(tomllib.loads(text)), tmp_path / "f.safetensors", []
+    assert not train.train(plan, output, progress=steps.append, stop=lambda: len(steps) == 6)
+    assert train.train(plan, output, resume=True)
+    card = read_card(output)
+    assert card["kind"] == "sampler" and card["training"]["steps"] == 12
+    assert set(card["measured"]) == KEYS - {"flow", "action", "seconds_per_sample"}
+    assert train.train(plan, tmp_path / "whole.safetensors")
+    whole, parts = (load_flow(tmp_path / f"{name}.safetensors") for name in ("whole", "f"))
+    assert whole.model.fingerprint() == parts.model.fingerprint()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_leave_a_checkpoint(number, config, tmp_path, monkeypatch, capsys):
     @contextlib.contextmanager
@@ -200,6 +243,28 @@ def test_signals_leave_a_checkpoint(number, config, tmp_path, monkeypatch, capsy
         ("seed = 3", "schedule = 'linear'", r"\[training\]: schedule = 'linear'"),
         ("seed = 3", "direction = 'forward'", r"\[training\]: unknown key 'direction'"),
         ("seed = 3", "objective = 'exchange_kl'", r"\[training\]: objective = 'exchange_kl'"),
+        ("seed = 3", "objective = 'forward'", r"unknown objective 'forward'; did you mean"),
+        ("seed = 3", "objective = 1", r"\[training\]: objective = 1: should be a name"),
+        ("seed = 3", "objective = 'forward_kl'", r"'forward_kl': needs configurations of the ta"),
+        ("seed = 3", "objective = 'flowmc.flows:Chain'", r"takes 'layers' by position"),
+        ("seed = 3", "objective = 'flowmc.flows:Identity'", r"gives no Objective"),
+        ("seed = 3", "gradient = 'score'", r"\[training\]: gradient = 'score'"),
+        ("[training]", "[chains]\n[training]", r"\[chains\] would be ignored: reverse_kl needs no"),
+        (
+            "[training]",
+            "[chains]\nchains = 3\n[training]\nobjective = 'forward_kl'",
+            r"\[chains\]: unknown key 'chains'",
+        ),
+        (
+            "[training]",
+            "[chains]\ncount = 0\n[training]\nobjective = 'forward_kl'",
+            r"\[chains\]: .*chains >= 1",
+        ),
+        (
+            "[training]",
+            "[chains]\n[training]\nobjective = 'log_variance'\nensemble_share = 1.5",
+            r"\[training\]: ensemble_share = 1.5",
+        ),
         ("seed = 3", "evaluate_samples = 3", "evaluate_samples"),
         ("m2 = -0.5", "m3 = -0.5", r"\[theory\]: unknown key 'm3'; did you mean 'm2'"),
         ("layers = 2", "layers = 0", r"\[flow\]: "),
@@ -225,6 +290,8 @@ def test_unusable_sampler_configurations(old, new, message, config, tmp_path, ca
         ("{m2 = 0.5}", "{m2 = '1'}", r"\[exchange\] to: m2 = '1': should be a number"),
         ("{m2 = 0.5}", "{m2 = -0.5}", "same theory"),
         ("chains = 16", "chain = 16", r"\[exchange\]: unknown key 'chain'; did you mean 'chains'"),
+        ("[training]", "[chains]\n[training]", r"\[chains\] would be ignored: the chains are"),
+        ("batch = 8", "batch = 8\nobjective = 'reinforce'", r"is for a configuration with \[prior"),
         ("chains = 16", "chains = 0", r"\[exchange\]: .*chains"),
         ("chains = 16", "integrator = 'omelyan'", r"\[exchange\]: unknown integrator"),
     ],

@@ -13,6 +13,8 @@ from flowmc.registry import ConfigError
 from flowmc.training import (
     Ensemble,
     ExchangeKL,
+    ForwardKL,
+    LogVariance,
     Objective,
     ReverseKL,
     Settings,
@@ -42,6 +44,17 @@ def exchange():
     return ExchangeKL(flow, *[Ensemble(s, n, 4, **options) for s, n in ((a, "from"), (b, "to"))])
 
 
+def forward():
+    objective = sampler()
+    options = {"chains": 12, "thermalization": 5, "refresh_every": 2, "steps": 3}
+    return ForwardKL(objective.model, Ensemble(objective.action, "target", 4, **options))
+
+
+def log_variance():
+    objective = forward()
+    return LogVariance(objective.model, objective.action, objective.ensemble)
+
+
 def matrix_exchange():
     a, b = (Wilson("SU(2)", [2, 4], beta=beta) for beta in (1.0, 2.0))
     flow = ResidualFlow(a, initial_coefficient=0.02)
@@ -49,7 +62,9 @@ def matrix_exchange():
     return ExchangeKL(flow, *[Ensemble(s, n, 4, **options) for s, n in ((a, "from"), (b, "to"))])
 
 
-@pytest.mark.parametrize("make", [sampler, path_sampler, exchange, matrix_exchange])
+@pytest.mark.parametrize(
+    "make", [sampler, path_sampler, forward, log_variance, exchange, matrix_exchange]
+)
 def test_resumed_training_gives_the_same_bytes(make, tmp_path):
     settings = Settings(steps=20, batch=8, learning_rate=1e-2, warmup=5, seed=3, gradient_clip=5.0)
     whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"

@@ -15,7 +15,16 @@ import torch
 from flowmc.actions import Phi4, Wilson
 from flowmc.flows import AffineCouplingFlow, FlowModel, GaussianPrior, ResidualFlow
 from flowmc.parallel import Communicator, world
-from flowmc.training import Ensemble, ExchangeKL, ReverseKL, Settings, Trainer
+from flowmc.training import (
+    Ensemble,
+    ExchangeKL,
+    ForwardKL,
+    LogVariance,
+    Reinforce,
+    ReverseKL,
+    Settings,
+    Trainer,
+)
 
 HALF, STEPS = 5, 8
 
@@ -36,12 +45,29 @@ def exchange(direction="symmetric", chains=150):
     return ExchangeKL(flow, *ends, direction=direction)
 
 
+def with_configurations(make, chains=150):
+    model, action = sampler().model, sampler().action
+    options = {"chains": chains, "thermalization": 12, "refresh_every": 2, "steps": 3}
+    return make(model, action, Ensemble(action, "target", 4, **options))
+
+
+def forward(gradient="path", chains=150):
+    return with_configurations(
+        lambda model, action, ensemble: ForwardKL(model, ensemble, gradient=gradient), chains
+    )
+
+
 CASES = {
     "sampler": (sampler, 32),
     "uneven": (sampler, 7),
     "fewer samples than ranks": (sampler, 2),
     "path": (lambda: sampler("path"), 8),
     "path, fewer samples than ranks": (lambda: sampler("path"), 2),
+    "reinforce": (lambda: Reinforce(sampler().model, sampler().action), 9),
+    "log variance": (lambda: with_configurations(LogVariance), 13),
+    "log variance, fewer samples than ranks": (lambda: with_configurations(LogVariance), 2),
+    "forward": (forward, 40),
+    "forward score, fewer groups than ranks": (lambda: forward("score", 50), 30),
     "exchange": (exchange, 40),
     "exchange, fewer groups than ranks": (lambda: exchange(chains=50), 30),
     "exchange forward": (lambda: exchange("forward"), 9),
@@ -89,6 +115,9 @@ def train(case, ranks, checkpoint, *, resume=False, wrong=False):
     found = {"losses": np.array(losses), "weights": weights}
     if isinstance(objective, ExchangeKL):
         ensemble = objective.ensembles["to"]
+    else:
+        ensemble = getattr(objective, "ensemble", None)
+    if ensemble is not None:
         found |= {"fields": ensemble.field.numpy(), "drawn fields": ensemble.draw(9).numpy()}
     return found
 

@@ -1,0 +1,24 @@
+r"""What a training minimises: one class per objective.
+
+An objective draws a batch and returns a :class:`Batch`, whose ``surrogate`` is a scalar with the
+right *gradient* and whose ``loss`` has the right *value*; the two differ because derivatives of
+actions come from their analytic forces and because many estimates of a gradient are not the
+derivative of an estimate of the loss.
+"""
+
+from flowmc.training.objectives.base import Batch, Objective, SamplerObjective
+from flowmc.training.objectives.exchange import ExchangeKL
+from flowmc.training.objectives.forward import ForwardKL
+from flowmc.training.objectives.reverse import ReverseKL
+from flowmc.training.objectives.score import LogVariance, Reinforce
+
+__all__ = [
+    "Batch",
+    "ExchangeKL",
+    "ForwardKL",
+    "LogVariance",
+    "Objective",
+    "Reinforce",
+    "ReverseKL",
+    "SamplerObjective",
+]
