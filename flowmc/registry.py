@@ -58,6 +58,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "forward_kl": "flowmc.training:ForwardKL",
         "reinforce": "flowmc.training:Reinforce",
         "log_variance": "flowmc.training:LogVariance",
+        "alpha_two": "flowmc.training:AlphaTwo",
         "exchange_kl": "flowmc.training:ExchangeKL",
     },
     "derivatives": {

@@ -3,6 +3,7 @@
 from flowmc.training.ensemble import Ensemble
 from flowmc.training.loop import Progress, Settings, Trainer, TrainingError
 from flowmc.training.objectives import (
+    AlphaTwo,
     Batch,
     ExchangeKL,
     ForwardKL,
@@ -14,6 +15,7 @@ from flowmc.training.objectives import (
 )
 
 __all__ = [
+    "AlphaTwo",
     "Batch",
     "Ensemble",
     "ExchangeKL",

@@ -106,6 +106,19 @@ def exact_log_variance(model, share, n):
     return 0.5 * (within + a * b / (n * (n - 1)) * (mean_a - mean_b) ** 2)
 
 
+def exact_alpha_two(model):
+    """ln of the integral of e^{-2S} / q."""
+    matrix, shift = model.flow.matrix(), model.flow.shift
+    covariance = matrix @ matrix.T
+    precision = torch.linalg.inv(covariance)
+    remaining = 2 * PRECISION - precision
+    assert torch.linalg.eigvalsh(remaining).min() > 0
+    linear = precision @ shift
+    exponent = 0.5 * linear @ torch.linalg.solve(remaining, linear) + 0.5 * shift @ linear
+    gaussian = -0.5 * torch.logdet(remaining / (2 * math.pi))
+    return exponent + gaussian + 0.5 * torch.logdet(2 * math.pi * covariance)
+
+
 class ExactDraws:
     """Looks like an ensemble, with independent exact draws."""
 

@@ -191,6 +191,7 @@ steps = 3
         ("objective = 'reinforce'", False),
         ("objective = 'log_variance'", False),
         ("objective = 'tests.training.test_commands:Own'\npower = 2.0", False),
+        ("objective = 'alpha_two'\nannealing_steps = 2\nleapfrog_steps = 1", False),
         ("objective = 'log_variance'\nensemble_share = 0.25", True),
         ("objective = 'forward_kl'", True),
         ("objective = 'forward_kl'\ngradient = 'score'", True),
@@ -248,6 +249,7 @@ def test_signals_leave_a_checkpoint(number, config, tmp_path, monkeypatch, capsy
         ("seed = 3", "objective = 'forward_kl'", r"'forward_kl': needs configurations of the ta"),
         ("seed = 3", "objective = 'flowmc.flows:Chain'", r"takes 'layers' by position"),
         ("seed = 3", "objective = 'flowmc.flows:Identity'", r"gives no Objective"),
+        ("seed = 3", "objective = 'alpha_two'\nleapfrog_steps = 0", r"leapfrog_steps = 0: must be"),
         ("seed = 3", "gradient = 'score'", r"\[training\]: gradient = 'score'"),
         ("[training]", "[chains]\n[training]", r"\[chains\] would be ignored: reverse_kl needs no"),
         (

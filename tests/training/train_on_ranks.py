@@ -16,6 +16,7 @@ from flowmc.actions import Phi4, Wilson
 from flowmc.flows import AffineCouplingFlow, FlowModel, GaussianPrior, ResidualFlow
 from flowmc.parallel import Communicator, world
 from flowmc.training import (
+    AlphaTwo,
     Ensemble,
     ExchangeKL,
     ForwardKL,
@@ -45,16 +46,18 @@ def exchange(direction="symmetric", chains=150):
     return ExchangeKL(flow, *ends, direction=direction)
 
 
-def with_configurations(make, chains=150):
+def with_configurations(make):
     model, action = sampler().model, sampler().action
-    options = {"chains": chains, "thermalization": 12, "refresh_every": 2, "steps": 3}
+    options = {"chains": 100, "thermalization": 12, "refresh_every": 2, "steps": 3}
     return make(model, action, Ensemble(action, "target", 4, **options))
 
 
-def forward(gradient="path", chains=150):
-    return with_configurations(
-        lambda model, action, ensemble: ForwardKL(model, ensemble, gradient=gradient), chains
-    )
+def annealed():
+    return AlphaTwo(sampler().model, sampler().action, annealing_steps=2, leapfrog_steps=2)
+
+
+def forward():
+    return with_configurations(lambda model, action, ensemble: ForwardKL(model, ensemble))
 
 
 CASES = {
@@ -63,11 +66,11 @@ CASES = {
     "fewer samples than ranks": (sampler, 2),
     "path": (lambda: sampler("path"), 8),
     "path, fewer samples than ranks": (lambda: sampler("path"), 2),
-    "reinforce": (lambda: Reinforce(sampler().model, sampler().action), 9),
-    "log variance": (lambda: with_configurations(LogVariance), 13),
-    "log variance, fewer samples than ranks": (lambda: with_configurations(LogVariance), 2),
+    # Batches, chains or groups that do not suffice for three ranks.
+    "reinforce": (lambda: Reinforce(sampler().model, sampler().action), 2),
+    "log variance": (lambda: with_configurations(LogVariance), 3),
+    "alpha two": (annealed, 40),
     "forward": (forward, 40),
-    "forward score, fewer groups than ranks": (lambda: forward("score", 50), 30),
     "exchange": (exchange, 40),
     "exchange, fewer groups than ranks": (lambda: exchange(chains=50), 30),
     "exchange forward": (lambda: exchange("forward"), 9),

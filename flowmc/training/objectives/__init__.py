@@ -6,6 +6,7 @@ actions come from their analytic forces and because many estimates of a gradient
 derivative of an estimate of the loss.
 """
 
+from flowmc.training.objectives.alpha import AlphaTwo
 from flowmc.training.objectives.base import Batch, Objective, SamplerObjective
 from flowmc.training.objectives.exchange import ExchangeKL
 from flowmc.training.objectives.forward import ForwardKL
@@ -13,6 +14,7 @@ from flowmc.training.objectives.reverse import ReverseKL
 from flowmc.training.objectives.score import LogVariance, Reinforce
 
 __all__ = [
+    "AlphaTwo",
     "Batch",
     "ExchangeKL",
     "ForwardKL",
