@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
 
 from flowmc.estimators.history import History
+from flowmc.estimators.overlap import Link, links_of
 from flowmc.estimators.reweighting import Verdict, judge_weights
 
 if TYPE_CHECKING:
@@ -34,7 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["MultiEnsemble"]
 
 _ITERATIONS, _TOLERANCE = 1000, 1e-11
-_SMALLEST_OVERLAP = 0.03  # with the rest of the ensembles, below which they hardly know each other
+_NO_OVERLAP = 1e-12
+_FEWEST_INDEPENDENT = 10  # configurations at a target, below which its error is a guess
+_NEGLIGIBLE = 0.01  # part of the weight that a group of ensembles may have without any harm
 
 
 class MultiEnsemble:
@@ -49,6 +53,7 @@ class MultiEnsemble:
 
     Attributes:
         free_energies: :math:`f_k - f_0`, ``(K,)``.
+        places: of the configurations of every ensemble among all.
 
     Raises:
         ValueError: for other shapes, values that are not finite, or ensembles between which there
@@ -75,7 +80,7 @@ class MultiEnsemble:
             raise ValueError("ensembles need different names")
         factor = 2 * np.maximum(0.5, np.asarray(tau_int or [0.5] * len(lengths), dtype=float))
         self.counts = lengths / factor
-        self._slices = np.split(np.arange(lengths.sum()), np.cumsum(lengths)[:-1])
+        self.places = np.split(np.arange(lengths.sum()), np.cumsum(lengths)[:-1])
         # What one configuration of each ensemble counts.
         self._share = np.repeat(1 / factor, lengths)
         self.free_energies = self._solve()
@@ -91,6 +96,11 @@ class MultiEnsemble:
         how likely a configuration of k could be one of l."""
         return (self._weights * self._share) @ self._weights.T * self.counts
 
+    @property
+    def links(self) -> list[Link]:
+        """What holds the ensembles together, the weakest link first; none for one ensemble."""
+        return links_of(self.overlap, self.counts)
+
     def log_weights(self, action: ArrayLike) -> NDArray[np.float64]:
         """Return the log-weights of all configurations in another theory, ``(configurations,)``.
 
@@ -101,8 +111,69 @@ class MultiEnsemble:
         return np.log(self._share) - energies - self._log_denominators()
 
     def verdict(self, action: ArrayLike) -> Verdict:
-        """Return what the weights in another theory are good for."""
-        return judge_weights(self.log_weights(action))
+        """Return what the weights in another theory are good for.
+
+        The number of *independent* configurations that they amount to, with the autocorrelation of
+        every ensemble, is tested as well.
+        """
+        logs = self.log_weights(action)
+        verdict = judge_weights(logs, tail_of=logs - np.log(self._share))
+        count = self.independent(action)
+        if verdict.warnings or count >= _FEWEST_INDEPENDENT:
+            return verdict
+        text = (
+            f"the weights amount to {count:.1f} independent configurations only, fewer than "
+            f"{_FEWEST_INDEPENDENT}: use longer ensembles or a nearer target"
+        )
+        return replace(verdict, warnings=(text,), is_bound=True)
+
+    def independent(self, action: ArrayLike) -> float:
+        r"""Return how many independent configurations the weights in another theory amount to:
+        :math:`(\sum_n w_n / 2\tau_n)^2 / \sum_n w_n^2 / 2\tau_n` with :math:`w = e^{-S} / D`."""
+        logs = self.log_weights(action)
+        weights = np.exp(logs - logs.max())
+        return float(weights.sum() ** 2 / (weights**2 / self._share).sum())
+
+    def doubts(self, action: ArrayLike) -> tuple[list[str], list[str]]:
+        r"""Return what to say about weak links that a theory depends on.
+
+        Args:
+            action: S of the theory on all configurations.
+
+        Returns:
+            Sentences about :math:`\ln (Z / Z_0)`, and about means: a mean does not depend on a
+            link if all the weight is on one side of it, ln Z does unless this is the side of the
+            first ensemble.
+        """
+        logs = self.log_weights(action)
+        shares = np.exp(logs - logsumexp(logs))
+        parts = np.array([shares[place].sum() for place in self.places])
+        of_ratio, of_means = [], []
+        for link, text in self._weak_links():
+            first, second = (parts[list(group)].sum() for group in link.groups)
+            # The first group has the first ensemble.
+            if second > _NEGLIGIBLE:
+                of_ratio.append(text)
+            if min(first, second) > _NEGLIGIBLE:
+                of_means.append(text)
+        return of_ratio, of_means
+
+    def tension(self, values: ArrayLike, k: int) -> NDArray[Any]:
+        """Return the mean in ensemble k less that of all ensembles combined at its action.
+
+        Zero within its error, unless the action of an ensemble is not the one that it was made
+        with, or an ensemble is not in equilibrium.
+
+        Args:
+            values: O on all configurations, ``(configurations, ...)``.
+            k: number of the ensemble.
+        """
+        series = np.asarray(values, dtype=np.float64)
+        own = self.histories[k].observables(series[self.places[k]])
+        result = np.empty_like(own)
+        # A difference of arrays without axes is no array any more.
+        result[...] = own - self.mean(series, self.energies[k])
+        return result
 
     def log_partition_ratio(self, action: ArrayLike) -> Obs:
         r"""Return :math:`\ln (Z / Z_0)` of a theory against the first ensemble, an observable.
@@ -144,7 +215,7 @@ class MultiEnsemble:
         slope = -(self._weights @ through) * self.counts
         terms = direct + self._response().T @ slope
         total: Any = None
-        for history, place in zip(self.histories, self._slices, strict=True):
+        for history, place in zip(self.histories, self.places, strict=True):
             own = terms[place]
             part = history.from_fluctuations(0.0, len(own) * (own - own.mean()))
             total = part if total is None else total + part
@@ -194,7 +265,7 @@ class MultiEnsemble:
         """Chain the neighbours by the mean of both exponential averages."""
         f = np.zeros(len(self.histories))
         for k in range(1, len(f)):
-            before, here = self._slices[k - 1], self._slices[k]
+            before, here = self.places[k - 1], self.places[k]
             change = self.energies[k] - self.energies[k - 1]
             forward = -logsumexp(-change[before]) + math.log(len(before))
             backward = logsumexp(change[here]) - math.log(len(here))
@@ -202,21 +273,32 @@ class MultiEnsemble:
         return f
 
     def _check_overlap(self) -> None:
-        alone = 1 - np.diag(self.overlap)
-        if len(alone) > 1 and not alone.min() > 1e-12:
-            name = self.histories[int(alone.argmin())].ensemble
-            raise ValueError(
-                f"the ensemble {name!r} does not overlap with any other: its free energy is "
-                "unknown; add an ensemble between"
-            )
+        for link in self.links:
+            if not link.share > _NO_OVERLAP:
+                group = min(link.groups, key=len)
+                raise ValueError(
+                    f"there is no overlap of {self._names(group)} with any other ensemble: the "
+                    "free energy is unknown; add an ensemble between"
+                )
 
     @property
     def warnings(self) -> list[str]:
         """Sentences about ensembles that hardly overlap with the others."""
-        alone = 1 - np.diag(self.overlap)
+        return [text for _, text in self._weak_links()]
+
+    def _weak_links(self) -> list[tuple[Link, str]]:
         return [
-            f"the ensemble {history.ensemble!r} overlaps with the others by {share:.1%} only: free "
-            "energies across it are guesses; add an ensemble between"
-            for history, share in zip(self.histories, alone, strict=True)
-            if len(alone) > 1 and share < _SMALLEST_OVERLAP
+            (
+                link,
+                f"{self._names(min(link.groups, key=len))} and the other ensembles overlap by "
+                f"{link.share:.1%} only ({link.shared:.2g} independent configurations): what "
+                "depends on both is a guess; add an ensemble between "
+                + " and ".join(repr(self.histories[k].ensemble) for k in link.nearest),
+            )
+            for link in self.links
+            if link.is_weak
         ]
+
+    def _names(self, group: Sequence[int]) -> str:
+        names = ", ".join(repr(self.histories[k].ensemble) for k in group)
+        return f"the ensemble{'s' if len(group) > 1 else ''} {names}"

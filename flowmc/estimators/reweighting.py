@@ -128,17 +128,23 @@ def log_partition_ratio(history: History, log_weights: ArrayLike) -> Obs:
     return history.from_fluctuations(float(logs.max()) + _log_mean(logs), weights - 1)
 
 
-def judge_weights(log_weights: ArrayLike, blocks: int | None = None) -> Verdict:
+def judge_weights(
+    log_weights: ArrayLike, blocks: int | None = None, *, tail_of: ArrayLike | None = None
+) -> Verdict:
     """Return what a set of log-weights is good for.
 
     Args:
         log_weights: ``(N,)``.
         blocks: of the jackknife of the ESS; None for independent samples.
+        tail_of: ``(N,)``, the log-weights without what a sample counts by its origin: samples that
+            count differently make steps in the distribution, which are no tail.  By default
+            ``log_weights``.
     """
     logs = torch.as_tensor(np.asarray(log_weights, dtype=np.float64))
     samples = len(logs)
     ess = effective_sample_size(logs, blocks)
-    share, tail = max_weight_share(logs), pareto_k(logs)
+    single = logs if tail_of is None else torch.as_tensor(np.asarray(tail_of, dtype=np.float64))
+    share, tail = max_weight_share(logs), pareto_k(single)
     finite = logs[torch.isfinite(logs)]
     spread = float(finite.std(correction=0))
     warnings = []

@@ -126,3 +126,54 @@ def test_ensembles_that_do_not_overlap_are_named():
         MultiEnsemble(found.histories, found.energies[:1])
     with pytest.raises(ValueError, match="different names"):
         MultiEnsemble([found.histories[0]] * 2, found.energies)
+
+
+def test_links_of_a_chain_and_of_many_equal_ensembles():
+    rng = torch.Generator().manual_seed(6)
+    # Two pairs with a gap: no ensemble is alone, and still the halves hardly know each other.
+    found, fields = combined((200,) * 4, rng, masses=(0.3, 0.35, 20.0, 22.0))
+    weakest, *others = found.links
+    assert weakest.groups == ((0, 1), (2, 3)) and weakest.nearest == (1, 2)
+    assert weakest.is_weak and not any(link.is_weak for link in others)
+    assert "'m2=0.35' and 'm2=20.0'" in found.warnings[0]
+    # Bennett's error from the shared configurations; 200 draws know their error to 10 %.
+    pair, _ = combined((400, 300), rng, masses=MASSES[:2])
+    [link] = pair.links
+    expected = (1 / link.shared - 1 / 400 - 1 / 300) ** 0.5
+    ratio = result_of("z", pair.log_partition_ratio(pair.energies[1]))
+    assert ratio.error == pytest.approx(expected, rel=0.3)
+    # What depends on the gap: ln Z beyond it, a mean only with weight on both sides.
+    for m2, (of_ratio, of_means) in ((0.32, (0, 0)), (21.0, (1, 0)), (2.5, (1, 1))):
+        doubts = found.doubts(FreeScalar(LATTICE, m2=m2)(fields).numpy())
+        assert (len(doubts[0]), len(doubts[1])) == (of_ratio, of_means), m2
+    # Every pair of forty equal ensembles shares little, and nothing is wrong.
+    same, _ = combined((20,) * 40, rng, masses=tuple(1.0 + 1e-9 * i for i in range(40)))
+    assert not same.warnings and min(link.share for link in same.links) > 0.9
+
+
+def test_one_ensemble_is_reweighting_and_tension_finds_a_wrong_action():
+    from flowmc.estimators.reweighting import log_partition_ratio, reweight
+
+    rng = torch.Generator().manual_seed(7)
+    one, fields = combined((200,), rng, masses=(1.0,), tau=(1.5,))
+    target = FreeScalar(LATTICE, m2=1.05)
+    energies, values = target(fields).numpy(), phi2(fields, target).numpy()
+    logs = one.energies[0] - energies
+    pairs = [
+        (one.mean(values, energies)[()], reweight(one.histories[0], values, logs)[()]),
+        (one.log_partition_ratio(energies), log_partition_ratio(one.histories[0], logs)),
+    ]
+    for mine, plain in pairs:
+        mine, plain = result_of("", mine), result_of("", plain)
+        assert mine.value == pytest.approx(plain.value, rel=1e-10)
+        assert mine.error == pytest.approx(plain.error, rel=1e-8)
+    assert one.links == [] and one.warnings == []
+    for planted, is_wrong in ((1.0, False), (1.5, True)):
+        found, fields = combined((800, 800), rng, masses=(1.0, 1.1))
+        wrong = np.stack([found.energies[0], found.energies[1]])
+        wrong[0] += (planted - 1.0) * fields.square().sum((1, 2)).numpy()
+        found = MultiEnsemble(found.histories, wrong)
+        for k in range(2):
+            tension = result_of("", found.tension(phi2(fields, target).numpy(), k)[()])
+            # 6 standard deviations, from 800 draws: 1e-8.
+            assert (abs(tension.value) > 6 * tension.error) == is_wrong, (k, tension)

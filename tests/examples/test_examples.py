@@ -18,10 +18,11 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 REAL = ROOT.parent / "shared" / "configs"
 CORRELATIONS = sorted(p.name for p in EXAMPLES.glob("*correlate*.toml"))
+COMBINATIONS = sorted(p.name for p in EXAMPLES.glob("*.toml") if "[[ensemble]]" in p.read_text())
 RUNS = sorted(
     p.name
     for p in EXAMPLES.glob("*.toml")
-    if "[run]" in p.read_text() and p.name not in CORRELATIONS
+    if "[run]" in p.read_text() and p.name not in (*CORRELATIONS, *COMBINATIONS)
 )
 TRAININGS = sorted(
     str(p.relative_to(EXAMPLES))
@@ -99,6 +100,23 @@ def test_correlate_example(name, tmp_path, capsys):
     sections = document["sections"]
     first, second = ([r for k, r in sections.items() if m in k] for m in ("linear", "difference"))
     assert first[0]["results"] and second[0]["results"]
+    assert (output / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_combine_example(name, tmp_path, capsys):
+    path = shortened(name, tmp_path)
+    table = tomllib.loads(path.read_text())
+    table["run"] |= {"thermalization": 10, "updates": 25, "measure_every": 1}
+    path.write_text(toml_text(table))
+    output = tmp_path / "out"
+    assert main(["correlate", str(path), "--output", str(output), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert len(document["ensembles"]) == len(table["ensemble"])
+    assert document["configurations"] == 25 * 2 * len(table["ensemble"])
+    sections = document["sections"]
+    assert len(sections) == 1 + len(table["ensemble"]) + len(table["target"][0]["beta"])
+    assert all(section["results"] for section in sections.values())
     assert (output / "report.html").stat().st_size > 10_000
 
 

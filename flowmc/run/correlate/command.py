@@ -5,13 +5,27 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flowmc.run.correlate.config import load_correlate_config
+from flowmc.run.correlate.combine_config import read_combine_config
+from flowmc.run.correlate.combine_sections import combined_sections
+from flowmc.run.correlate.combine_session import CombineSession
+from flowmc.run.correlate.combined import Combination
+from flowmc.run.correlate.config import read_correlate_config
 from flowmc.run.correlate.directory import CorrelateDirectory
-from flowmc.run.correlate.output import document, results_text, write_results
+from flowmc.run.correlate.measurement import Section
+from flowmc.run.correlate.output import (
+    combined_facts,
+    document,
+    facts_of,
+    results_text,
+    write_results,
+)
+from flowmc.run.correlate.quantities import Derived
 from flowmc.run.correlate.session import Session
+from flowmc.run.tables import read_tables
 
 __all__ = ["add_arguments", "run"]
 
@@ -40,31 +54,54 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError, FormatError, OSError: unusable input, or files that cannot be written.
     """
-    config = load_correlate_config(args.config)
-    path = Path(args.output) if args.output else Path("runs") / Path(args.config).stem
-    directory = CorrelateDirectory(path)
+    path = Path(args.config)
+    tables = read_tables(path)
+    directory = CorrelateDirectory(Path(args.output) if args.output else Path("runs") / path.stem)
+    several = isinstance(tables.get("ensemble"), list)
     try:
-        session = Session(config, directory, resume=args.resume, say=_say)
-        series = session.measure()
-        sections = session.analyse(series)
-        write_results(directory, series, sections)
-        if config.analysis.report:
-            _write_page(directory, config.resolved["theory"], series, sections)
+        results = _combine if several else _correlate
+        facts, sections = results(tables, path.parent, directory, args.resume)
     finally:
         directory.release()
-    if args.json:
-        print(json.dumps(document(series, sections)))
-    else:
-        print(results_text(series, sections))
-    _say(f"results are in {path}")
+    print(json.dumps(document(facts, sections)) if args.json else results_text(sections))
+    _say(f"results are in {directory.path}")
     return 0
 
 
-def _write_page(*arguments: Any) -> None:
-    # Plots need matplotlib, which takes a second to import.
-    from flowmc.run.correlate.page import write_page
+def _correlate(
+    tables: Mapping[str, Any], base: Path, directory: CorrelateDirectory, resume: bool
+) -> tuple[dict[str, Any], list[Section]]:
+    """Measure and analyse one ensemble; return facts about it and the results."""
+    config = read_correlate_config(tables, base)
+    session = Session(config, directory, resume=resume, say=_say)
+    series = session.measure()
+    sections, facts = session.analyse(series), facts_of(series)
+    write_results(directory, facts, series.history.ensemble, sections)
+    if config.analysis.report:
+        # Plots need matplotlib, which takes a second to import.
+        from flowmc.run.correlate.page import write_page
 
-    write_page(*arguments)
+        write_page(directory, config.resolved["theory"], series, sections)
+    return facts, sections
+
+
+def _combine(
+    tables: Mapping[str, Any], base: Path, directory: CorrelateDirectory, resume: bool
+) -> tuple[dict[str, Any], list[Section]]:
+    """Measure and analyse several ensembles; return facts about them and the results."""
+    config = read_combine_config(tables, base)
+    session = CombineSession(config, directory, resume=resume, say=_say)
+    ensembles = session.measure()
+    labels = [one.label for one in config.theories]
+    derived = Derived.of(config.observables, config.analysis.masses)
+    combination = Combination(ensembles, labels, derived)
+    sections, facts = combined_sections(combination), combined_facts(ensembles)
+    write_results(directory, facts, [one.series.history.ensemble for one in ensembles], sections)
+    if config.analysis.report:
+        from flowmc.run.correlate.combine_page import write_combined_page
+
+        write_combined_page(directory, config, combination, sections)
+    return facts, sections
 
 
 def _say(text: str) -> None:

@@ -21,19 +21,27 @@ from flowmc.run.config import (
     read_observables,
 )
 from flowmc.run.stored_ensemble import run_theory
-from flowmc.run.tables import read_tables
 
 __all__ = [
+    "LIVE",
     "Analysis",
     "CorrelateConfig",
     "DerivativeEntry",
+    "Masses",
     "Source",
     "TargetEntry",
-    "load_correlate_config",
+    "as_list",
+    "check_labels",
+    "check_live",
+    "check_masses",
+    "check_tables",
+    "read_correlate_config",
+    "read_live",
+    "read_targets",
 ]
 
 _TABLES = ("theory", "ensemble", "target", "measure", "derivative", "analysis")
-_LIVE = ("chains", "update", "run")
+LIVE = ("chains", "update", "run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,50 +187,34 @@ class CorrelateConfig:
         return str(self.base / written)
 
 
-def load_correlate_config(path: str | Path) -> CorrelateConfig:
-    """Read and validate a configuration file.
+def read_correlate_config(table: Mapping[str, Any], base: Path) -> CorrelateConfig:
+    """Validate the tables of a configuration with one ensemble.
+
+    Args:
+        table: all tables.
+        base: directory that relative paths refer to.
 
     Raises:
         ConfigError: naming the table and key that is unusable, and what to do.
-        OSError: the file cannot be read.
     """
-    path = Path(path)
-    return read_correlate_config(read_tables(path), path.parent)
-
-
-def read_correlate_config(table: Mapping[str, Any], base: Path) -> CorrelateConfig:
-    """Validate the tables of a configuration; see :func:`load_correlate_config`."""
-    lists = ("target", "derivative", "update")
-    for name, value in table.items():
-        if name not in (*_TABLES, *_LIVE):
-            raise ConfigError(f"unknown table [{name}]{nearest(name, (*_TABLES, *_LIVE))}")
-        wanted = list if name in lists else Mapping
-        if not isinstance(value, wanted) and not (name in lists and isinstance(value, Mapping)):
-            brackets = f"[[{name}]]" if name in lists else f"[{name}]"
-            raise ConfigError(f"{name} should be a table, written {brackets}")
+    check_tables(table, ("target", "derivative", "update"))
     source = Source(**validate(Source, table.get("ensemble", {}), "[ensemble]"))
-    live_tables = [name for name in _LIVE if name in table]
+    live_tables = [name for name in LIVE if name in table]
     _check_source(source, live_tables)
     theory = _theory(table, source, base)
     action = build_action(theory)
-    live = _live(table, theory, source, base) if live_tables else None
+    live = read_live(table, theory, source, base) if live_tables else None
     observables = read_observables(table.get("measure", {}), action)
-    targets = _targets(_as_list(table.get("target", [])), action)
-    derivatives = _derivatives(_as_list(table.get("derivative", [])))
+    targets = read_targets(as_list(table.get("target", [])), action)
+    derivatives = _derivatives(as_list(table.get("derivative", [])))
     analysis = Analysis(**validate(Analysis, table.get("analysis", {}), "[analysis]"))
-    _check_labels([*targets, *derivatives])
-    known = [entry.label for entry in observables]
-    for label in (one.of for one in analysis.masses):
-        if label not in known:
-            raise ConfigError(
-                f"[analysis]: effective_masses: {label!r} is not among the observables of "
-                f"[measure]{nearest(label, known)}"
-            )
+    check_labels([*targets, *derivatives])
+    check_masses(analysis, observables)
     resolved: dict[str, Any] = {
         "theory": dict(theory),
         "ensemble": dataclasses.asdict(source),
         "measure": {"observables": [entry.written for entry in observables]},
-        "target": _as_list(table.get("target", [])),
+        "target": as_list(table.get("target", [])),
         "derivative": [
             {"method": entry.method, "label": entry.label, **_with_defaults(entry)}
             for entry in derivatives
@@ -230,10 +222,56 @@ def read_correlate_config(table: Mapping[str, Any], base: Path) -> CorrelateConf
         "analysis": dataclasses.asdict(analysis),
     }
     if live is not None:
-        resolved |= {name: live.resolved[name] for name in _LIVE}
+        resolved |= {name: live.resolved[name] for name in LIVE}
     return CorrelateConfig(
         base, action, source, live, targets, derivatives, observables, analysis, resolved
     )
+
+
+def check_live(names: Sequence[str]) -> None:
+    """Refuse a part of the tables of a live chain.
+
+    Raises:
+        ConfigError: naming the table that is missing.
+    """
+    if names and set(names) != set(LIVE):
+        missing = next(name for name in LIVE if name not in names)
+        brackets = "[[update]]" if missing == "update" else f"[{missing}]"
+        raise ConfigError(f"missing table {brackets} of the live chain")
+
+
+def check_masses(analysis: Analysis, observables: Sequence[ObservableEntry]) -> None:
+    """Refuse effective masses of what is not measured.
+
+    Raises:
+        ConfigError: naming the nearest observable.
+    """
+    known = [entry.label for entry in observables]
+    for label in (one.of for one in analysis.masses):
+        if label not in known:
+            raise ConfigError(
+                f"[analysis]: effective_masses: {label!r} is not among the observables of "
+                f"[measure]{nearest(label, known)}"
+            )
+
+
+def check_tables(table: Mapping[str, Any], lists: Sequence[str]) -> None:
+    """Refuse tables that no configuration of ``flowmc correlate`` has.
+
+    Args:
+        table: the whole configuration.
+        lists: names of the tables that may be there several times.
+
+    Raises:
+        ConfigError: naming the nearest known table.
+    """
+    for name, value in table.items():
+        if name not in (*_TABLES, *LIVE):
+            raise ConfigError(f"unknown table [{name}]{nearest(name, (*_TABLES, *LIVE))}")
+        wanted = list if name in lists else Mapping
+        if not isinstance(value, wanted) and not (name in lists and isinstance(value, Mapping)):
+            brackets = f"[[{name}]]" if name in lists else f"[{name}]"
+            raise ConfigError(f"{name} should be a table, written {brackets}")
 
 
 def _check_source(source: Source, live_tables: Sequence[str]) -> None:
@@ -244,10 +282,7 @@ def _check_source(source: Source, live_tables: Sequence[str]) -> None:
             "from a live chain with the tables [chains], [[update]] and [run]; here are "
             + (" and ".join([*given, *(f"[{name}]" for name in live_tables)]) or "none of these")
         )
-    if live_tables and set(live_tables) != set(_LIVE):
-        missing = next(name for name in _LIVE if name not in live_tables)
-        brackets = "[[update]]" if missing == "update" else f"[{missing}]"
-        raise ConfigError(f"missing table {brackets} of the live chain")
+    check_live(live_tables)
     if source.format is not None and not live_tables:
         raise ConfigError(
             "[ensemble]: format is that in which a live chain saves its configurations; the format "
@@ -269,16 +304,27 @@ def _theory(table: Mapping[str, Any], source: Source, base: Path) -> Mapping[str
     return of_run
 
 
-def _live(
+def read_live(
     table: Mapping[str, Any], theory: Mapping[str, Any], source: Source, base: Path
 ) -> RunConfig:
+    """Return the configuration of a live chain.
+
+    Args:
+        table: the whole configuration, of which ``[chains]``, ``[[update]]`` and ``[run]`` count.
+        theory: ``[theory]`` of the chain.
+        source: says in which format configurations are saved.
+        base: directory that relative paths refer to.
+
+    Raises:
+        ConfigError: as :func:`flowmc.run.config.read_config`.
+    """
     run = dict(table["run"])
     run.setdefault("save_every", run.get("measure_every", 1))
     run.setdefault("report", False)
     tables = {
         "theory": theory,
         "chains": table["chains"],
-        "update": _as_list(table["update"]),
+        "update": as_list(table["update"]),
         "run": run,
         "measure": {"observables": ["action"]},
         "ensemble": {"format": source.format or "hdf5"},
@@ -286,7 +332,12 @@ def _live(
     return read_config(tables, base)
 
 
-def _targets(tables: Sequence[Any], action: Action) -> list[TargetEntry]:
+def read_targets(tables: Sequence[Any], action: Action) -> list[TargetEntry]:
+    """Return the theories of all ``[[target]]`` tables, scans taken apart.
+
+    Raises:
+        ConfigError: naming the table and the key that is unusable.
+    """
     entries = []
     for number, table in enumerate(tables, start=1):
         where = f"[[target]] {number}"
@@ -363,7 +414,12 @@ def _with_defaults(entry: DerivativeEntry) -> dict[str, Any]:
     return {**defaults, **entry.keys}
 
 
-def _check_labels(entries: Sequence[TargetEntry | DerivativeEntry]) -> None:
+def check_labels(entries: Sequence[TargetEntry | DerivativeEntry]) -> None:
+    """Refuse labels that are there twice, or that cannot be names in files.
+
+    Raises:
+        ConfigError: naming the label.
+    """
     labels: set[str] = set()
     for entry in entries:
         if entry.label in (*labels, "observables", "action", "measured", "numbers", "replicas"):
@@ -376,5 +432,6 @@ def _check_labels(entries: Sequence[TargetEntry | DerivativeEntry]) -> None:
         labels.add(entry.label)
 
 
-def _as_list(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
+    """Return a list of tables where one table may stand for it."""
     return list(value) if isinstance(value, list) else [value]

@@ -123,6 +123,7 @@ class Section:
         weights: what its weights are good for, by what they belong to.
         details: further plain values for ``results.json`` and plots.
         warnings: about the section as a whole.
+        notes: facts in words, below the title.
     """
 
     label: str
@@ -131,6 +132,7 @@ class Section:
     weights: Mapping[str, Verdict] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
 class Measurement(ABC):

@@ -5,43 +5,67 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flowmc_adapters import atomic_write
 
 from flowmc.estimators.history import Result
 from flowmc.estimators.reweighting import Verdict
+from flowmc.run.correlate.combined import MeasuredEnsemble
 from flowmc.run.correlate.directory import CorrelateDirectory
 from flowmc.run.correlate.measurement import Entry, Section, Series
 from flowmc.run.exports import result_dict, write_csv, write_hdf5, write_pyerrors
 from flowmc.run.text_parts import table
 
-__all__ = ["AGAINST", "document", "marked", "results_text", "warnings_of", "write_results"]
+__all__ = [
+    "AGAINST",
+    "combined_facts",
+    "document",
+    "facts_of",
+    "marked",
+    "results_text",
+    "warnings_of",
+    "write_results",
+]
 
 # Columns of the table: key of Entry.against, heading.
 AGAINST = (
     ("rho", "rho"),
     ("gain_independent", "gain vs two ensembles"),
     ("gain_reweighting", "gain vs reweighting"),
+    ("combined", "all combined"),
+    ("difference", "own - combined"),
 )
 
 
-def document(series: Series, sections: Sequence[Section]) -> dict[str, Any]:
-    """Return what ``--json`` prints; see docs/correlate.md."""
+def facts_of(series: Series) -> dict[str, Any]:
+    """Return what there is to say about one ensemble."""
     return {
         "configurations": len(series.history),
         "replicas": {name: len(n) for name, n in series.history.numbers.items()},
         "spacing": series.history.spacing,
-        "sections": {section.label: _section(section) for section in sections},
     }
 
 
-def results_text(series: Series, sections: Sequence[Section]) -> str:
+def combined_facts(ensembles: Sequence[MeasuredEnsemble]) -> dict[str, Any]:
+    """Return what there is to say about several ensembles."""
+    return {
+        "configurations": sum(len(one.series.history) for one in ensembles),
+        "ensembles": {one.label: facts_of(one.series) for one in ensembles},
+    }
+
+
+def document(facts: Mapping[str, Any], sections: Sequence[Section]) -> dict[str, Any]:
+    """Return what ``--json`` prints; see docs/correlate.md."""
+    return {**facts, "sections": {section.label: _section(section) for section in sections}}
+
+
+def results_text(sections: Sequence[Section]) -> str:
     """Return the tables that are printed."""
     blocks = []
     for section in sections:
-        lines = [section.title]
+        lines = [section.title, *(f"  {text}" for text in section.notes)]
         for name, verdict in section.weights.items():
             lines.append(f"  weights at {name}: {_weights_text(verdict)}")
         columns = [
@@ -62,7 +86,8 @@ def results_text(series: Series, sections: Sequence[Section]) -> str:
             ]
             for entry in section.entries
         ]
-        lines += [f"  {line}" for line in table(header, rows)]
+        if rows:
+            lines += [f"  {line}" for line in table(header, rows)]
         lines += [f"  warning: {text}" for text in warnings_of(section)]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
@@ -91,17 +116,26 @@ def warnings_of(section: Section) -> list[str]:
 
 
 def write_results(
-    directory: CorrelateDirectory, series: Series, sections: Sequence[Section]
+    directory: CorrelateDirectory,
+    facts: Mapping[str, Any],
+    names: str | Sequence[str],
+    sections: Sequence[Section],
 ) -> None:
     """Write ``summary.json``, ``results.json.gz``, ``results.csv`` and ``results.h5``.
+
+    Args:
+        directory: where.
+        facts: about the ensembles.
+        names: of the ensemble, or of all.
+        sections: the results.
 
     Raises:
         OSError: as from writing.
     """
     results = list(_named(sections))
     with atomic_write(directory.summary) as file:
-        file.write((json.dumps(document(series, sections), indent=2) + "\n").encode())
-    description = {"what": "flowmc correlate", "ensemble": series.history.ensemble}
+        file.write((json.dumps(document(facts, sections), indent=2) + "\n").encode())
+    description = {"what": "flowmc correlate", "ensemble": names}
     write_pyerrors(directory.results, results, description)
     write_csv(directory.table, results)
     write_hdf5(directory.path / "results.h5", results)
@@ -124,6 +158,7 @@ def _section(section: Section) -> dict[str, Any]:
         "weights": {name: _verdict(verdict) for name, verdict in section.weights.items()},
         "details": _plain(section.details),
         "warnings": warnings_of(section),
+        "notes": list(section.notes),
     }
 
 

@@ -25,10 +25,10 @@ from flowmc.run.correlate.plots import (
     vectors_plot,
     weights_plot,
 )
-from flowmc.run.html_parts import html_table, image, tau_html
+from flowmc.run.html_parts import html_table, image, sentence, tau_html
 from flowmc.run.report_page import theory_text, verdict_html
 
-__all__ = ["write_page"]
+__all__ = ["section_html", "write_page", "write_parts"]
 
 _CHANGES = 3  # of a target that are drawn
 _COEFFICIENTS = 12  # of vector fields that are listed
@@ -45,20 +45,6 @@ def write_page(
     Raises:
         OSError: if the directory cannot be written.
     """
-    template = (files("flowmc.run") / "report_template.html").read_text(encoding="utf-8")
-    warnings = [text for section in sections for text in warnings_of(section)]
-    text = Template(template).substitute(
-        title=escape(os.path.basename(os.path.abspath(directory.path)) or str(directory.path)),
-        theory=escape(theory_text(theory)),
-        facts=_facts(series),
-        verdict=verdict_html(list(dict.fromkeys(warnings))),
-        sections="\n".join(_section(series, section) for section in sections),
-    )
-    with atomic_write(directory.report) as file:
-        file.write(text.encode())
-
-
-def _facts(series: Series) -> str:
     history = series.history
     facts = [
         ("ensemble", history.ensemble),
@@ -66,18 +52,59 @@ def _facts(series: Series) -> str:
         ("replicas", str(len(history.numbers))),
         ("distance of numbers", str(history.spacing)),
     ]
-    return "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in facts
+    parts = [
+        section_html(
+            section,
+            _coefficients(section.details.get("coefficients") or {}),
+            *_plots(series, section),
+        )
+        for section in sections
+    ]
+    write_parts(directory, theory, facts, sections, parts)
+
+
+def write_parts(
+    directory: CorrelateDirectory,
+    theory: Mapping[str, Any],
+    facts: Sequence[tuple[str, str]],
+    sections: Sequence[Section],
+    parts: Sequence[str],
+) -> None:
+    """Write the page from what its sections look like.
+
+    Args:
+        directory: where.
+        theory: ``[theory]``.
+        facts: for the head, name and text.
+        sections: whose warnings are shown at the top.
+        parts: the sections as HTML.
+
+    Raises:
+        OSError: if the directory cannot be written.
+    """
+    template = (files("flowmc.run") / "report_template.html").read_text(encoding="utf-8")
+    warnings = [text for section in sections for text in warnings_of(section)]
+    text = Template(template).substitute(
+        title=escape(os.path.basename(os.path.abspath(directory.path)) or str(directory.path)),
+        theory=escape(theory_text(theory)),
+        facts="".join(
+            f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in facts
+        ),
+        verdict=verdict_html(list(dict.fromkeys(warnings))),
+        sections="\n".join(parts),
     )
+    with atomic_write(directory.report) as file:
+        file.write(text.encode())
 
 
-def _section(series: Series, section: Section) -> str:
+def section_html(section: Section, *more: str) -> str:
+    """Return a section: title, notes, weights and results, and what else there is, as HTML."""
     return (
         f"<h2>{escape(section.title[:1].upper() + section.title[1:])}</h2>"
+        + "".join(f'<p class="note">{escape(sentence(text))}</p>' for text in section.notes)
         + _weights(section.weights)
-        + _table(section.entries)
-        + _coefficients(section.details.get("coefficients") or {})
-        + "".join(_plots(series, section))
+        + (_table(section.entries) if section.entries else "")
+        + "".join(more)
     )
 
 

@@ -14,7 +14,17 @@ from numpy.typing import NDArray
 from flowmc.estimators.history import History, Result
 from flowmc.run.plot_style import BLUE, ORANGE, SERIES, new_figure, svg_text
 
-__all__ = ["bracket_plot", "change_plot", "steps_plot", "vectors_plot", "weights_plot"]
+__all__ = [
+    "Points",
+    "bracket_plot",
+    "change_plot",
+    "couplings_plot",
+    "steps_plot",
+    "vectors_plot",
+    "weights_plot",
+]
+
+Points = list[tuple[float, float, float]]
 
 PANELS = 3  # per row
 CURVES = len(SERIES)
@@ -101,6 +111,30 @@ def vectors_plot(vectors: Mapping[str, Mapping[int, Result]]) -> str:
         return svg_text(figure)
 
 
+def couplings_plot(coupling: str, own: Mapping[str, Points], combined: Mapping[str, Points]) -> str:
+    """Return observables against a coupling, three side by side.
+
+    Args:
+        coupling: its name.
+        own: by observable the means of single ensembles, ``(coupling, value, error)``.
+        combined: the same at the targets, from all ensembles.
+    """
+    names = list(own)[:PANELS]
+    with new_figure(2.6, (1.0,) * len(names)) as (figure, panels):
+        for axes, name in zip(panels, names, strict=True):
+            for points, color, label in (
+                (own[name], BLUE, "single ensembles"),
+                (combined[name], ORANGE, "all combined"),
+            ):
+                if points:
+                    places, values, errors = zip(*points, strict=True)
+                    _points(axes, places, values, errors, color, label)
+            axes.set_title(name)
+            axes.set_xlabel(coupling)
+        panels[0].legend(loc="best")
+        return svg_text(figure)
+
+
 def change_plot(name: str, history: History, contributions: NDArray, value: float) -> str:
     """Return what every configuration contributes to a difference, by configuration number.
 
@@ -131,7 +165,12 @@ def change_plot(name: str, history: History, contributions: NDArray, value: floa
 
 
 def _points(
-    axes: Axes, places: Any, values: Sequence[float], errors: Sequence[float], color: str
+    axes: Axes,
+    places: Any,
+    values: Sequence[float],
+    errors: Sequence[float],
+    color: str,
+    label: str = "",
 ) -> None:
     known = [error if math.isfinite(error) else 0.0 for error in errors]
     axes.errorbar(
@@ -142,4 +181,5 @@ def _points(
         markersize=3.5,
         color=color,
         capsize=2,
+        label=label,
     )

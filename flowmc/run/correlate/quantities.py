@@ -18,8 +18,10 @@ from flowmc.estimators.correlators import (
 )
 from flowmc.estimators.gain import block_length, correlation, variance_ratio
 from flowmc.estimators.history import History, Result, fluctuations_of, result_of
+from flowmc.run.config import ObservableEntry
+from flowmc.run.correlate.config import Masses
 
-__all__ = ["Derived", "against", "component_label", "components", "judged"]
+__all__ = ["Derived", "Means", "against", "component_label", "components", "judged"]
 
 
 Means = Mapping[str, NDArray[Any]]
@@ -38,6 +40,21 @@ class Derived:
         self, connected: Sequence[str], masses: Mapping[str, tuple[int, int | None]]
     ) -> None:
         self.connected, self.masses = connected, masses
+
+    @classmethod
+    def of(cls, observables: Sequence[ObservableEntry], masses: Sequence[Masses]) -> Derived:
+        """Return the quantities that a configuration asks for.
+
+        Args:
+            observables: of ``[measure]``.
+            masses: of ``[analysis]``.
+        """
+        connected = [
+            entry.label
+            for entry in observables
+            if getattr(entry.function, "has_vacuum_column", False)
+        ]
+        return cls(connected, {one.of: (one.first, one.last) for one in masses})
 
     def values(self, means: Means) -> dict[str, NDArray[Any]]:
         """Return the derived quantities by label."""

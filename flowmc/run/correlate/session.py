@@ -35,7 +35,7 @@ from flowmc.run.correlate.writing import CorrelatedWriter, write_weights
 from flowmc.run.journal import Journal
 from flowmc.run.stored_ensemble import Batch, StoredEnsemble
 
-__all__ = ["Session", "derived_of"]
+__all__ = ["Session"]
 
 
 class Session:
@@ -72,7 +72,7 @@ class Session:
             self.dtype,
             self.device,
             self._load_flow,
-            derived_of(config),
+            Derived.of(config.observables, config.analysis.masses),
         )
         if config.live is not None:
             # What cannot be measured should show before the chain runs, not after.
@@ -209,14 +209,3 @@ class Session:
         }
         content = {"ensemble": origin_of(self.ensemble), "flows": flows}
         self.directory.write_origin(self.config.resolved, self.device, content)
-
-
-def derived_of(config: CorrelateConfig) -> Derived:
-    """Return the quantities that are made of the means of a configuration's observables."""
-    with_vacuum = [
-        entry.label
-        for entry in config.observables
-        if getattr(entry.function, "has_vacuum_column", False)
-    ]
-    masses = {one.of: (one.first, one.last) for one in config.analysis.masses}
-    return Derived(with_vacuum, masses)

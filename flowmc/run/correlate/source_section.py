@@ -14,7 +14,7 @@ from flowmc.run.correlate.measurement import (
 )
 from flowmc.run.correlate.quantities import component_label, components, judged
 
-__all__ = ["SourceSection"]
+__all__ = ["SourceSection", "tunnelling"]
 
 
 class SourceSection(Measurement):
@@ -34,7 +34,7 @@ class SourceSection(Measurement):
     def analyse(self, series: Series) -> Section:
         means = series.means()
         means = {**means, **self.context.derived.values(means)}
-        frozen = _tunnelling(series)
+        frozen = tunnelling(series)
         entries = []
         for label, index in components(means):
             name = component_label(label, index)
@@ -49,7 +49,7 @@ class SourceSection(Measurement):
         )
 
 
-def _tunnelling(series: Series) -> dict[str, str]:
+def tunnelling(series: Series) -> dict[str, str]:
     """Return a warning for every topological charge that hardly ever changes, by label."""
     found = {}
     for label, values in series.under("observables").items():

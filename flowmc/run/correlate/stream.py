@@ -39,6 +39,7 @@ class EnsembleStream:
         dtype: of the real components of fields.
         device: where fields live.
         say: shows a sentence to the user.
+        where: the table of the configuration that has the couplings.
 
     Attributes:
         doubts: sentences about files that say something else than the theory.
@@ -52,7 +53,10 @@ class EnsembleStream:
         dtype: torch.dtype,
         device: torch.device,
         say: Callable[[str], None] = lambda text: None,
+        *,
+        where: str = "[theory]",
     ) -> None:
+        self.where = where
         self.ensemble, self.action, self.source = ensemble, action, source
         self.dtype, self.device, self.say = dtype, device, say
         self.doubts: dict[str, None] = {}
@@ -145,7 +149,7 @@ class EnsembleStream:
                 if abs(stored - value) > 1e-6 * max(1.0, abs(value)):
                     text = (
                         f"{Path(member.path).name} and maybe others say {name} = {stored:g}, but "
-                        f"[theory] has {name} = {value:g}: all weights would be wrong"
+                        f"{self.where} has {name} = {value:g}: all weights would be wrong"
                     )
                     if not self.doubts:
                         self.say(f"warning: {text}")

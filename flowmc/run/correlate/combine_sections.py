@@ -1,0 +1,254 @@
+"""The results of several ensembles combined, as sections: together, one by one, at the targets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from flowmc.estimators.history import Result
+from flowmc.registry import ConfigError
+from flowmc.run.correlate.combined import Combination
+from flowmc.run.correlate.measurement import Entry, Section
+from flowmc.run.correlate.quantities import component_label, components, judged
+
+__all__ = ["TOGETHER", "combined_sections"]
+
+TOGETHER = "combination"
+_FALSE_ALARM = 1e-4  # of all comparisons of an ensemble with the others together
+_FEWEST_SHARED = 10.0  # independent configurations of the others, for a comparison
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One quantity of one ensemble against all ensembles combined.
+
+    Attributes:
+        ensemble: number.
+        quantity: name.
+        own, combined, difference: the means; the difference knows their correlation.
+        is_tested: whether it can tell right from wrong.
+    """
+
+    ensemble: int
+    quantity: str
+    own: Result
+    combined: Result
+    difference: Result
+    is_tested: bool
+
+    @property
+    def deviation(self) -> float:
+        """The difference in standard deviations."""
+        return abs(self.difference.value) / self.difference.error
+
+
+def combined_sections(combination: Combination) -> list[Section]:
+    """Return all results: of the combination, of every ensemble, and at every target."""
+    count = len(combination.ensembles)
+    comparisons = [_comparisons(combination, k) for k in range(count)]
+    contradictions = _contradictions(combination, [one for some in comparisons for one in some])
+    # What follows from ensembles that contradict each other is wrong by an unknown amount.
+    known = ["the ensembles contradict each other"] if contradictions else []
+    return [
+        _together(combination, [one for some in comparisons for one in some], contradictions),
+        *(_of_ensemble(combination, k, comparisons[k]) for k in range(count)),
+        *(_at_target(combination, t, known) for t in range(count, len(combination.labels))),
+    ]
+
+
+def _together(
+    combination: Combination, comparisons: Sequence[Comparison], contradictions: Sequence[str]
+) -> Section:
+    multi, labels = combination.multi, combination.labels
+    count = len(combination.ensembles)
+    entries = []
+    for k in range(1, count):
+        name = f"ln Z({labels[k]}) / Z({labels[0]})"
+        of_ratio, _ = multi.doubts(combination.actions[k])
+        ratio = multi.log_partition_ratio(combination.actions[k])
+        entries.append(Entry(name, judged(name, ratio, *of_ratio, *contradictions)))
+    tested = [one for one in comparisons if one.is_tested]
+    details = {
+        "ensembles": labels[:count],
+        "overlap": multi.overlap.tolist(),
+        "links": [
+            {
+                "ensembles": [[labels[k] for k in group] for group in link.groups],
+                "nearest": [labels[k] for k in link.nearest],
+                "share": link.share,
+                "shared": link.shared,
+            }
+            for link in multi.links
+        ],
+        "independent_configurations": multi.counts.tolist(),
+        "deviations": [
+            {
+                "ensemble": labels[one.ensemble],
+                "quantity": one.quantity,
+                "deviation": one.deviation,
+            }
+            for one in tested
+        ],
+    }
+    return Section(
+        TOGETHER,
+        f"{count} ensemble{'s' if count > 1 else ''} combined",
+        entries,
+        details=details,
+        warnings=[*contradictions, *multi.warnings],
+        notes=_notes(combination, tested),
+    )
+
+
+def _notes(combination: Combination, tested: Sequence[Comparison]) -> list[str]:
+    multi, labels = combination.multi, combination.labels
+    notes = [
+        f"{one.label}: {len(one.series.history)} configurations, {count:.0f} of them independent "
+        f"(tau_int of the action {tau.tau_int:.3g})"
+        for one, count, tau in zip(
+            combination.ensembles, multi.counts, combination.tau_int, strict=True
+        )
+    ]
+    for weakest in multi.links[:1]:
+        here, there = (labels[k] for k in weakest.nearest)
+        notes.append(
+            f"weakest link: {here} and {there}, overlap {weakest.share:.1%}, "
+            f"{weakest.shared:.0f} independent configurations shared"
+        )
+    if tested:
+        worst = max(tested, key=lambda one: one.deviation)
+        notes.append(
+            f"consistency: of {len(tested)} means of single ensembles, that of {worst.quantity} at "
+            f"{labels[worst.ensemble]} is farthest from all combined: {worst.deviation:.1f} "
+            "standard deviations"
+        )
+    return notes
+
+
+def _of_ensemble(combination: Combination, k: int, comparisons: Sequence[Comparison]) -> Section:
+    ensemble = combination.ensembles[k]
+    entries = []
+    for one in comparisons:
+        against = {}
+        if len(combination.ensembles) > 1:
+            against["combined"] = one.combined
+        if one.is_tested:
+            against["difference"] = one.difference
+        entries.append(Entry(one.quantity, one.own, against))
+    return Section(
+        f"ensemble {ensemble.label}",
+        f"the ensemble {ensemble.label}, {ensemble.action!r}",
+        entries,
+        warnings=[*ensemble.doubts, *combination.frozen[k].values()],
+    )
+
+
+def _at_target(combination: Combination, theory: int, known: Sequence[str]) -> Section:
+    multi, label = combination.multi, combination.labels[theory]
+    action = combination.actions[theory]
+    verdict = multi.verdict(action)
+    of_ratio, of_means = multi.doubts(action)
+    name = f"ln Z / Z({combination.labels[0]})"
+    ratio = multi.log_partition_ratio(action)
+    entries = [Entry(name, judged(name, ratio, *verdict.warnings, *of_ratio, *known))]
+    means = combination.means(theory)
+    for quantity, index in components(means):
+        name = component_label(quantity, index)
+        sentences = [*verdict.warnings, *of_means, *_frozen(combination, quantity), *known]
+        entries.append(Entry(name, judged(name, means[quantity][index], *sentences)))
+    independent = multi.independent(action)
+    total = len(combination.actions[theory])
+    return Section(
+        label,
+        f"at {label}",
+        entries,
+        {label: verdict},
+        {"independent_configurations": independent, "log_weight_spread": verdict.spread},
+        notes=[f"{independent:.0f} independent configurations, of {total} of all ensembles"],
+    )
+
+
+def _comparisons(combination: Combination, k: int) -> list[Comparison]:
+    """Return all quantities of an ensemble: own mean, combined mean and their difference."""
+    multi = combination.multi
+    own, combined = combination.own_means(k), combination.means(k)
+    if len(combination.ensembles) > 1:
+        # What the combination itself rests on: a wrong coupling shows here, whatever is measured.
+        change, name = _change_of_action(combination, k)
+        history = combination.ensembles[k].series.history
+        own = {name: history.observables(change[combination.places[k]]), **own}
+        combined = {name: multi.mean(change, combination.actions[k]), **combined}
+    of_means = multi.doubts(combination.actions[k])[1]
+    is_shared = multi.counts[k] * (1 - multi.overlap[k, k]) >= _FEWEST_SHARED
+    found = []
+    for quantity, index in components(own):
+        name = component_label(quantity, index)
+        frozen = [combination.frozen[k][quantity]] if quantity in combination.frozen[k] else []
+        here = judged(name, own[quantity][index], *frozen)
+        sentences = [*of_means, *_frozen(combination, quantity)]
+        there = judged(name, combined[quantity][index], *sentences)
+        difference = judged(name, own[quantity][index] - combined[quantity][index])
+        floor = 1e-9 * max(abs(here.value), here.error)
+        is_tested = is_shared and math.isfinite(difference.error) and difference.error > floor
+        found.append(Comparison(k, name, here, there, difference, is_tested))
+    return found
+
+
+def _change_of_action(combination: Combination, k: int) -> tuple[NDArray[np.float64], str]:
+    """Return the change of the action to the ensemble that shares most with k, and its name."""
+    shared = combination.multi.overlap[k].copy()
+    shared[k] = -1.0
+    neighbour = int(shared.argmax())
+    change = combination.actions[neighbour] - combination.actions[k]
+    return change, f"S({combination.labels[neighbour]}) - S"
+
+
+def _frozen(combination: Combination, quantity: str) -> list[str]:
+    """Return why a quantity of all ensembles cannot be trusted."""
+    return [
+        f"{one.label}: {frozen[quantity]}"
+        for one, frozen in zip(combination.ensembles, combination.frozen, strict=True)
+        if quantity in frozen
+    ]
+
+
+def _contradictions(combination: Combination, comparisons: Sequence[Comparison]) -> list[str]:
+    """Return a sentence if ensembles contradict each other, with the one that is to blame."""
+    found = _beyond_chance(comparisons)
+    if not found:
+        return []
+    worst = max(found, key=lambda one: one.deviation)
+    label = combination.labels[worst.ensemble]
+    text = (
+        f"the ensembles contradict each other: the mean of {worst.quantity} in {label} is "
+        f"{worst.deviation:.1f} standard deviations from that of all combined; a coupling in "
+        "[[ensemble]] is wrong, or an ensemble is not in equilibrium"
+    )
+    # The one that is farthest off is the first suspect; its neighbours are pulled along.
+    others = [k for k in range(len(combination.ensembles)) if k != worst.ensemble]
+    suspects = [k for k in (worst.ensemble, *others) if _agrees_without(combination, k)]
+    if suspects and (suspects[0] == worst.ensemble or len(suspects) == 1):
+        text += f"; look at {combination.labels[suspects[0]]} first: without it the others agree"
+    return [text]
+
+
+def _beyond_chance(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    tested = [one for one in comparisons if one.is_tested]
+    return [one for one in tested if 2 * norm.sf(one.deviation) * len(tested) < _FALSE_ALARM]
+
+
+def _agrees_without(combination: Combination, k: int) -> bool:
+    """Return whether the other ensembles can be compared and agree."""
+    if len(combination.ensembles) < 3:
+        return False
+    try:
+        rest = combination.without(k)
+    except ConfigError:
+        return False
+    comparisons = [one for m in range(len(rest.ensembles)) for one in _comparisons(rest, m)]
+    return any(one.is_tested for one in comparisons) and not _beyond_chance(comparisons)
