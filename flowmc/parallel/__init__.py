@@ -4,6 +4,6 @@ Everything runs on one rank through the same code; MPI is touched only in proces
 (``mpirun``, ``srun``) has started.
 """
 
-from flowmc.parallel.communicator import CollectiveError, Communicator, world
+from flowmc.parallel.communicator import CollectiveError, Communicator, Pending, world
 
-__all__ = ["CollectiveError", "Communicator", "world"]
+__all__ = ["CollectiveError", "Communicator", "Pending", "world"]

@@ -53,13 +53,20 @@ class Traffic:
 
 
 class Pending:
-    """A message on its way; :meth:`wait` returns what came."""
+    """A message or a collective operation on its way; :meth:`wait` returns what came."""
 
-    def __init__(self, finish: Callable[[], Tensor | None]) -> None:
-        self._finish = finish
+    def __init__(
+        self, finish: Callable[[], Any], advance: Callable[[], object] | None = None
+    ) -> None:
+        self._finish, self._advance = finish, advance
+
+    def poke(self) -> None:
+        """Let it make progress without waiting: MPI moves only while it is called."""
+        if self._advance is not None:
+            self._advance()
 
     def wait(self) -> Any:
-        """Return the tensor that was received, or None for one that was sent."""
+        """Return what was received, or None where nothing is."""
         return self._finish()
 
 
@@ -101,7 +108,14 @@ class Communicator:
 
         Unlike :meth:`gather` this costs rank 0 next to nothing per rank.
         """
-        return [words]
+        return self.start_gather_words(words).wait()
+
+    def start_gather_words(self, words: np.ndarray) -> Pending:
+        """Begin :meth:`gather_words`, whose result ``wait()`` returns.
+
+        The next may begin only when this one is over; other operations may come between.
+        """
+        return Pending(lambda: [words])
 
     def sum(self, values: np.ndarray) -> np.ndarray:
         """Return the sum over ranks of a float64 array: the same bits on every rank."""
@@ -109,7 +123,11 @@ class Communicator:
 
     def maximum(self, values: np.ndarray) -> np.ndarray:
         """Return the elementwise largest float64 over ranks."""
-        return values
+        return self.start_maximum(values).wait()
+
+    def start_maximum(self, values: np.ndarray) -> Pending:
+        """Begin :meth:`maximum`, whose result ``wait()`` returns."""
+        return Pending(lambda: values)
 
     def barrier(self) -> None:
         """Return when all ranks have come here."""

@@ -41,6 +41,9 @@ class MpiCommunicator(Communicator):
         super().__init__()
         # A copy: messages of libraries that use the world communicator cannot be taken for ours.
         self._comm = MPI.COMM_WORLD.Dup()
+        # Their second half begins on every rank when it learns that the first is over, which is at
+        # different places among the operations on the other communicator.
+        self._rows = MPI.COMM_WORLD.Dup()
         self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
         node = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.node_rank, self.node_size = node.Get_rank(), node.Get_size()
@@ -67,23 +70,42 @@ class MpiCommunicator(Communicator):
         return [pickle.loads(part.data) for part in _parts(everything, sizes)]
 
     def gather(self, value: T) -> list[T] | None:
-        parts = self._gather(np.frombuffer(pickle.dumps(value), np.uint8), "gather")
+        data = np.frombuffer(pickle.dumps(value), np.uint8)
+        parts = self._start_gather(self._comm, data, "gather").wait()
         return None if parts is None else [pickle.loads(part.data) for part in parts]
 
-    def gather_words(self, words: np.ndarray) -> list[np.ndarray] | None:
-        return self._gather(np.ascontiguousarray(words, np.int64), "rows")
+    def start_gather_words(self, words: np.ndarray) -> Pending:
+        return self._start_gather(self._rows, np.ascontiguousarray(words, np.int64), "rows")
 
-    def _gather(self, data: np.ndarray, purpose: str) -> list[np.ndarray] | None:
+    def _start_gather(self, comm: MPI.Intracomm, data: np.ndarray, purpose: str) -> Pending:
+        """Gather the sizes first; then everything, as soon as the sizes are known."""
         sizes = np.empty(self.size, np.int64)
         own = np.array([data.size], np.int64)
-        self._collective(self._comm.Igather(own, sizes, 0), purpose, 0 if not self.rank else 8)
-        if self.rank:
-            self._collective(self._comm.Igatherv(data, None, 0), purpose, data.nbytes)
-            return None
-        everything = np.empty(int(sizes.sum()), data.dtype)
-        request = self._comm.Igatherv(data, [everything, sizes.tolist()], 0)
-        self._collective(request, purpose, 0)
-        return _parts(everything, sizes)
+        request = comm.Igather(own, sizes, 0)
+        everything: np.ndarray | None = None
+        is_second = False
+
+        def is_done() -> bool:
+            nonlocal request, everything, is_second
+            if not request.Test():
+                return False
+            if is_second:
+                return True
+            is_second = True
+            if self.rank:
+                request = comm.Igatherv(data, None, 0)
+            else:
+                everything = np.empty(int(sizes.sum()), data.dtype)
+                request = comm.Igatherv(data, [everything, sizes.tolist()], 0)
+            return bool(request.Test())
+
+        def finish() -> list[np.ndarray] | None:
+            seconds = self._wait(is_done, f"in a collective operation ({purpose})")
+            self.count(purpose, own.nbytes if self.rank else 0)
+            self.count(purpose, data.nbytes if self.rank else 0, seconds)
+            return None if everything is None else _parts(everything, sizes)
+
+        return Pending(finish, is_done)
 
     def sum(self, values: np.ndarray) -> np.ndarray:
         # A reduction to all may add in another order on every rank; from rank 0 all get one sum.
@@ -93,11 +115,16 @@ class MpiCommunicator(Communicator):
         self._collective(self._comm.Ibcast(total, 0), "sum", 0 if self.rank else total.nbytes)
         return total
 
-    def maximum(self, values: np.ndarray) -> np.ndarray:
+    def start_maximum(self, values: np.ndarray) -> Pending:
         own = np.ascontiguousarray(values, np.float64)
         largest = np.empty_like(own)
-        self._collective(self._comm.Iallreduce(own, largest, MPI.MAX), "agreement", own.nbytes)
-        return largest
+        request = self._comm.Iallreduce(own, largest, MPI.MAX)
+
+        def finish() -> np.ndarray:
+            self._collective(request, "agreement", own.nbytes)
+            return largest
+
+        return Pending(finish, request.Test)
 
     def barrier(self) -> None:
         self._collective(self._comm.Ibarrier(), "barrier", 0)

@@ -1,7 +1,8 @@
 """Rows of measurements: every rank collects its parts, rank 0 writes whole rows.
 
 One process writes the file, since clients of a network file system that write neighbouring bytes
-can undo each other's work.  Parts travel when all ranks look up from their work, not row by row.
+can undo each other's work.  Parts leave when all ranks look up from their work, not row by row, and
+are written the next time, when those of all ranks have come.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flowmc.parallel import Communicator
+from flowmc.parallel import Communicator, Pending
 from flowmc.run.diagnostics import Diagnostics, Piece
 from flowmc.run.measurements import Layout, MeasurementFile
 from flowmc.run.rows import Packer, RowBuilder
@@ -54,6 +55,8 @@ class Recorder:
         self._diagnostics = diagnostics
         self._packer, self._pending_packer = Packer(), Packer()
         self._rows: list[_Row] = []
+        # What is on its way, and the rows that it is about.
+        self._sent: tuple[Pending, list[_Row]] | None = None
         # Sums of all ranks that an earlier process has left for the first row.
         self._base: dict[str, np.ndarray] | None = None
         self._builder: RowBuilder | None = None
@@ -96,21 +99,43 @@ class Recorder:
         if self._communicator.size == 1:
             self.flush()
 
+    def hand_in(self) -> None:
+        """Send the parts of this rank on their way, and write the rows sent before; collective.
+
+        Raises:
+            OSError: on rank 0, as from writing.
+        """
+        self._write_sent()
+        self._sent = self._communicator.start_gather_words(self._packer.take()), self._rows
+        self._rows = []
+
     def flush(self) -> None:
         """Write all rows that are complete; collective.
 
         Raises:
             OSError: on rank 0, as from writing.
         """
-        messages = self._communicator.gather_words(self._packer.take())
+        self.hand_in()
+        self._write_sent()
+
+    def poke(self) -> None:
+        """Let messages move; called after every update."""
+        if self._sent is not None:
+            self._sent[0].poke()
+
+    def _write_sent(self) -> None:
+        if self._sent is None:
+            return
+        (sent, rows), self._sent = self._sent, None
+        messages = sent.wait()
         if messages is None:
             return
         assert self._builder is not None
         built = self._builder.rows(messages, self._base)
-        for row, values in zip(self._rows, built, strict=True):
+        for row, values in zip(rows, built, strict=True):
             self._write(row, values)
-        if self._rows:
-            self._rows, self._base = [], None
+        if rows:
+            self._base = None
 
     def sync(self) -> None:
         """Have all written rows on the disk."""

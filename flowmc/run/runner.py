@@ -335,7 +335,10 @@ class Runner:
                         now = time.monotonic()
                         due = every_seconds is not None and now - last_checkpoint >= every_seconds
                         reason, due = agreement.reach(interrupts.number, due)
-                        self.recorder.flush()
+                        if agreement.is_ahead and reason is None:
+                            self.recorder.hand_in()
+                        else:
+                            self.recorder.flush()
                         if reason is not None:
                             break
                         reason = "finished"
@@ -352,10 +355,13 @@ class Runner:
                     self._advance()
                     now = time.monotonic()
                     agreement.took(update=now - begin)
+                    agreement.poke()
+                    self.recorder.poke()
                     if isinstance(every, int) and self.update % every == 0:
                         if self.update < self.total:
                             self._checkpoint()
                         agreement.took(checkpoint=time.monotonic() - now)
+                agreement.finish()
                 if self._checkpointed != self.update:
                     self._checkpoint()
                 self._log(
