@@ -14,7 +14,7 @@ from flowmc.parallel import Communicator, world
 from flowmc.registry import ConfigError
 from flowmc.run.config import changed_keys, load_config
 from flowmc.run.directory import RunDirectory
-from flowmc.run.runner import open_run
+from flowmc.run.opening import open_run
 from flowmc.run.tables import seconds_of
 from flowmc.run.toml_text import toml_text
 

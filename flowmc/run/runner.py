@@ -23,40 +23,31 @@ from flowmc.kernels.base import apply
 from flowmc.lattice import sum_over_sites
 from flowmc.parallel import CollectiveError, Communicator
 from flowmc.parallel.agreement import Agreement
-from flowmc.parallel.devices import choose_threads, describe
+from flowmc.parallel.devices import describe
 from flowmc.parallel.distribution import Distribution
 from flowmc.parallel.proposals import SharedProposals
 from flowmc.parallel.wires import BlockWire
-from flowmc.random import Streams, stream
-from flowmc.registry import ConfigError
+from flowmc.random import Streams
 from flowmc.run.assembly import Assembly, assemble
-from flowmc.run.checkpoint import Checkpoint, read_checkpoint, settled, write_checkpoint
+from flowmc.run.checkpoint import Checkpoint, settled, write_checkpoint
+from flowmc.run.columns import schema_in
 from flowmc.run.config import RunConfig
 from flowmc.run.diagnostics import Diagnostics, Piece, leaves
-from flowmc.run.directory import RunDirectory, environment
-from flowmc.run.ensemble import ConfigurationWriter, Origins, origin_of
+from flowmc.run.directory import RunDirectory
+from flowmc.run.ensemble import ConfigurationWriter, Origins
 from flowmc.run.infos import of_all_ranks
 from flowmc.run.interrupts import Interrupts
 from flowmc.run.journal import Display, Journal
-from flowmc.run.ladder_tuning import LadderTuner, check_tunable
+from flowmc.run.ladder_tuning import LadderTuner
 from flowmc.run.measurements import Layout, MeasurementFile
 from flowmc.run.recorder import Recorder
 from flowmc.run.rehearsal import (
     kernel_names,
     measure_replica,
-    observable_shapes,
-    rehearse,
-)
-from flowmc.run.start import (
-    StartFiles,
-    initial_states,
-    purpose_of,
-    read_start_files,
-    rehearsal_state,
 )
 from flowmc.run.tables import seconds_of
 
-__all__ = ["RunStopped", "Runner", "open_run"]
+__all__ = ["RunStopped", "Runner"]
 
 _LOG_SECONDS = 60.0
 
@@ -74,7 +65,7 @@ class RunStopped(RuntimeError):
 
 
 class Runner:
-    """A run in its directory, ready to go: use :meth:`start` or :meth:`resume`, then :meth:`go`.
+    """A run in its directory, ready to go; :func:`~flowmc.run.opening.open_run` makes it.
 
     Args:
         config: what to run.
@@ -124,7 +115,7 @@ class Runner:
             self.streams[cell] = torch.Generator(device=assembly.device)
             self.streams[cell].set_state(state)
         own_chains = [config.chains.blocks[block] for block in self.own]
-        schema = _schema_in(layout.columns)
+        schema = schema_in(layout.columns)
         self.diagnostics = Diagnostics(schema, config.chains.count, own_chains)
         pending = checkpoint.pending
         if self.tuner is not None and "ladder/tried" in pending:
@@ -145,153 +136,6 @@ class Runner:
         self.journal = Journal(directory.log if is_root else None)
         self.resumed = resumed
         self._restore_clocks()
-
-    @classmethod
-    def start(
-        cls,
-        config: RunConfig,
-        assembly: Assembly,
-        directory: RunDirectory,
-        communicator: Communicator,
-    ) -> Runner:
-        """Prepare a new run and write its checkpoint at update 0; collective.
-
-        Raises:
-            ConfigError, FormatError, OSError: unusable input; the directory is then not made.
-            CollectiveError: the same, on several ranks.
-        """
-        if config.ladder is not None and config.ladder.tune:
-            check_tunable(config, assembly)
-        distribution = distribute(config, assembly, communicator)
-        own = distribution.blocks_of(communicator.rank)
-        seed = config.chains.seed
-
-        def prepare() -> tuple[StartFiles, dict[int, State | LadderState]]:
-            chains = {chain for block in own for chain in range(*config.chains.blocks[block])}
-            if communicator.rank == 0:
-                chains.add(0)
-            files = read_start_files(config, assembly, sorted(chains))
-            states = initial_states(config, assembly, files, own)
-            return files, {block: settled(state) for block, state in states.items()}
-
-        files, states = communicator.together(prepare)
-
-        def try_out() -> tuple[dict[str, dict], dict[str, tuple[int, ...]]]:
-            one = rehearsal_state(config, assembly, files)
-            shapes = observable_shapes(config.observables, assembly.actions, one)
-            return rehearse(assembly, one, seed), shapes
-
-        schema, shapes = communicator.from_root(try_out)
-        layout = _layout(config, assembly, schema, shapes)
-        origins = {
-            chain: origin_of(config, files, chain)
-            for block, replicas in own.items()
-            if 0 in replicas
-            for chain in range(*config.chains.blocks[block])
-        }
-        notes = {path: stored.notes for path, stored in files.stored.items()}
-        gathered = communicator.gather((origins, files.digests, notes))
-
-        def establish() -> None:
-            assert gathered is not None
-            origins, digests, _ = (
-                {key: value for part in parts for key, value in part.items()}
-                for parts in zip(*gathered, strict=True)
-            )
-            directory.claim()
-            directory.write_provenance(
-                config,
-                assembly,
-                digests,
-                [origins[chain] for chain in sorted(origins)],
-                communicator.size,
-            )
-            directory.write_config(config)
-            MeasurementFile.create(directory.measurements, layout).close()
-
-        communicator.from_root(establish)
-        streams = {
-            (block, r): stream(seed, block, purpose_of("update", r), assembly.device).get_state()
-            for block, replicas in own.items()
-            for r in replicas
-        }
-        pending = Diagnostics(schema, config.chains.count).state()
-        checkpoint = Checkpoint(0, states, streams, assembly.kernel.tuning(), pending)
-        write_checkpoint(directory.checkpoint, checkpoint, communicator)
-        runner = cls(
-            config,
-            assembly,
-            directory,
-            communicator,
-            distribution,
-            checkpoint,
-            layout,
-            origins,
-            resumed=False,
-        )
-        if gathered is not None:
-            texts = {path: text for _, _, part in gathered for path, text in part.items()}
-            for path, sentences in texts.items():
-                for text in sentences:
-                    runner.journal.write("warning", 0, file=path, text=text)
-        return runner
-
-    @classmethod
-    def resume(
-        cls,
-        config: RunConfig,
-        assembly: Assembly,
-        directory: RunDirectory,
-        communicator: Communicator,
-    ) -> Runner:
-        """Continue from the checkpoint, with more rows if the run was extended; collective.
-
-        Raises:
-            ConfigError: the configuration or a flow is not that of the run.
-            ValueError, OSError: the directory is damaged.
-            CollectiveError: one of these, on several ranks.
-        """
-
-        def establish() -> tuple[Layout, dict[str, Any]]:
-            directory.claim()
-            directory.check_flows(assembly.fingerprints)
-            columns, attributes = MeasurementFile.columns_in(directory.measurements)
-            layout = Layout(
-                _rows(config),
-                columns,
-                _attributes(config, assembly),
-                attributes,
-                _couplings(assembly),
-            )
-            if MeasurementFile.rows_in(directory.measurements) != dict(layout.rows):
-                MeasurementFile.extend(directory.measurements, layout).close()
-            directory.write_config(config)
-            return layout, directory.read_provenance()
-
-        layout, provenance = communicator.from_root(establish)
-        distribution = distribute(config, assembly, communicator)
-        own = distribution.blocks_of(communicator.rank)
-        checkpoint = communicator.together(
-            lambda: read_checkpoint(
-                directory.checkpoint, assembly.device, own, len(assembly.actions)
-            )
-        )
-        runner = cls(
-            config,
-            assembly,
-            directory,
-            communicator,
-            distribution,
-            checkpoint,
-            layout,
-            dict(enumerate(provenance["origins"])),
-            resumed=True,
-        )
-        for key, value in environment(assembly.device).items():
-            if provenance.get(key) != value:
-                text = f"{key} was {provenance.get(key)} and is {value}: rounding may differ"
-                runner.journal.write("warning", runner.update, text=text)
-        return runner
 
     @property
     def total(self) -> int:
@@ -644,110 +488,7 @@ def _about_idle(
     return text
 
 
-def distribute(config: RunConfig, assembly: Assembly, communicator: Communicator) -> Distribution:
-    """Return which rank owns which replica of which block."""
-    return Distribution.deal(
-        communicator.size,
-        len(config.chains.blocks),
-        len(assembly.actions),
-        order=config.parallel.deal,
-        whole_ladders=not assembly.spreads,
-    )
-
-
 def _not_finite(update: int, chain: int, replica: str = "") -> NonFiniteStateError:
     return NonFiniteStateError(
         f"update {update}: the field of chain {chain}{replica} is not finite, or its action is not"
     )
-
-
-def _rows(config: RunConfig) -> dict[str, int]:
-    every = config.run.measure_every
-    return {
-        "thermalization": config.run.thermalization // every,
-        "production": config.run.updates // every,
-    }
-
-
-def _attributes(config: RunConfig, assembly: Assembly) -> dict[str, Any]:
-    return {
-        "layout": 1,
-        "chains": config.chains.count,
-        "replicas": len(assembly.actions),
-        "measure_every": config.run.measure_every,
-        "thermalization": config.run.thermalization,
-        "updates": config.run.updates,
-    }
-
-
-def _layout(
-    config: RunConfig,
-    assembly: Assembly,
-    schema: dict[str, dict],
-    shapes: dict[str, tuple[int, ...]],
-) -> Layout:
-    chains, replicas = config.chains.count, len(assembly.actions)
-    columns: dict[str, tuple[tuple[int, ...], str]] = {"updates": ((), "<i8")}
-    for label, shape in shapes.items():
-        columns[f"observables/{label}"] = (chains, replicas, *shape), "<f8"
-    for name, values in schema.items():
-        columns[f"kernels/{name}/accepted"] = (chains,), "<i8"
-        columns[f"kernels/{name}/tried"] = (chains,), "<i8"
-        for key, tail in values.items():
-            columns[f"kernels/{name}/{key}"] = (chains, *tail), "<f8"
-    if config.ladder is not None and config.ladder.tune:
-        for name in config.ladder.couplings:
-            columns[f"couplings/{name}"] = (replicas,), "<f8"
-    if assembly.is_ladder:
-        columns["walkers"] = (chains, replicas), "<i8"
-    parameters = {f"observables/{entry.label}": entry.keys for entry in config.observables}
-    return Layout(
-        _rows(config), columns, _attributes(config, assembly), parameters, _couplings(assembly)
-    )
-
-
-def _couplings(assembly: Assembly) -> list[dict[str, float]]:
-    return [action.parameters for action in assembly.actions] if assembly.is_ladder else []
-
-
-def _schema_in(columns: Mapping[str, tuple[tuple[int, ...], str]]) -> dict[str, dict]:
-    schema: dict[str, dict] = {}
-    for path, (shape, _) in columns.items():
-        if path.startswith("kernels/"):
-            name, _, key = path.removeprefix("kernels/").rpartition("/")
-            values = schema.setdefault(name, {})
-            if key not in ("accepted", "tried"):
-                values[key] = shape[1:]
-    return schema
-
-
-def open_run(
-    config: RunConfig, directory: RunDirectory, communicator: Communicator, *, resume: bool
-) -> Runner:
-    """Start or resume the run of a directory; collective.
-
-    With ``resume`` a directory without a checkpoint is started, so that one command line serves a
-    job that is submitted again and again.
-
-    Raises:
-        ConfigError: the directory holds a run and ``resume`` is not set; or as
-            :meth:`Runner.start` and :meth:`Runner.resume`.
-        CollectiveError: the same, on several ranks.
-    """
-
-    def look() -> bool:
-        resuming = resume and directory.checkpoint.exists()
-        if resuming:
-            directory.check_resumable(config)
-        elif directory.holds_a_run and not resume:
-            raise ConfigError(
-                f"{directory.path} already holds a run: add --resume to continue it, or choose "
-                "another --output"
-            )
-        return resuming
-
-    resuming = communicator.from_root(look)
-    choose_threads(communicator)
-    assembly = communicator.together(lambda: assemble(config, communicator))
-    prepare = Runner.resume if resuming else Runner.start
-    return prepare(config, assembly, directory, communicator)

@@ -20,8 +20,9 @@ from flowmc.run.correlate.measurement import Columns, Series
 from flowmc.run.correlate.store import SeriesStore, measured_before
 from flowmc.run.directory import RunDirectory
 from flowmc.run.journal import Display, Journal
+from flowmc.run.opening import open_run
 from flowmc.run.rehearsal import measure_field
-from flowmc.run.runner import RunStopped, open_run
+from flowmc.run.runner import RunStopped
 from flowmc.run.stored_ensemble import Batch, StoredEnsemble, selection_text
 
 __all__ = ["EnsembleStream", "disordered_field", "observe", "open_ensemble", "run_live", "selected"]
