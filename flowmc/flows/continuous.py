@@ -17,14 +17,17 @@ from torchdiffeq import odeint, odeint_adjoint
 from flowmc.actions import Action
 from flowmc.flows.base import Flow
 from flowmc.flows.products import contract, multiply
-from flowmc.flows.runge_kutta import TABLEAUS
+from flowmc.flows.runge_kutta import TABLEAUS, Tableau
 from flowmc.flows.symmetric_kernels import LatticeSpectrum
 from flowmc.flows.velocity import Coefficients, FixedStepMap, Velocity
 from flowmc.lattice import sum_over_rows
+from flowmc.native import has_continuous_map
 
 __all__ = ["ContinuousFlow"]
 
 _ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+# Largest |phi| that tables of the velocity reach; the next one is tried when a field leaves them.
+_RANGES = (8.0, 16.0, 64.0)
 # Random vectors per chain in the estimate of a trace.
 _PROBES = 2
 
@@ -227,12 +230,15 @@ class ContinuousFlow(Flow):
         if self.integrator in TABLEAUS:
             tableau = TABLEAUS[self.integrator]
             step = (stop - start) / self.steps
+            keep = torch.is_grad_enabled()
+            found = self._integrate_natively(rows, tableau, start, step, keep, frozen)
+            if found is not None:
+                return found
             nodes = torch.tensor(tableau.distinct_nodes, dtype=torch.float64)
             times = start + step * (torch.arange(self.steps).unsqueeze(1) + nodes)
             tensors = self._coefficients(times.flatten().to(self.kernels)).tensors()
             if frozen:
                 tensors = tuple(tensor.detach() for tensor in tensors)
-            keep = torch.is_grad_enabled()
             return FixedStepMap.apply(
                 rows, self.spectrum, tableau, step, self.steps, keep, *tensors
             )
@@ -249,8 +255,35 @@ class ContinuousFlow(Flow):
         )
         return fields[-1], totals[-1].to(torch.float64)
 
-    def _coefficients(self, times: Tensor) -> Coefficients:
-        """Contract the kernels with the time features at ``times (nodes,)``."""
+    def _integrate_natively(
+        self, rows: Tensor, tableau: Tableau, start: float, step: float, keep: bool, frozen: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return the result of the compiled kernels, or None if there are none for this case."""
+        if not has_continuous_map(self.lattice, rows):
+            return None
+        from flowmc.flows.site_tables import TabulatedMap, build_tables, make_plan, spacing_for
+
+        largest_frequency = float(self.frequencies.detach().abs().max())
+        if not math.isfinite(largest_frequency):
+            return None
+        spacing = spacing_for(largest_frequency)
+        plan, times = make_plan(tableau, self.steps, step, self.spectrum.quadrant(), spacing)
+        times = start + step * times
+        weights = [self.frequencies, self.site_mixing, self._kernels(times.to(self.kernels))]
+        if frozen:
+            weights = [weight.detach() for weight in weights]
+        fields = rows.t().reshape(-1, *self.lattice)
+        for largest in _RANGES:
+            tables = build_tables(weights[0], weights[1], weights[2], spacing, largest)
+            try:
+                y, total = TabulatedMap.apply(fields, tables, plan, keep)
+            except OverflowError:
+                continue
+            return y.flatten(1).t(), total
+        return None
+
+    def _kernels(self, times: Tensor) -> Tensor:
+        """Return the kernels at ``times (nodes,)``, ``(nodes, orbits, f)``."""
         harmonics = (self.time_mixing.shape[1] - 1) // 2
         multiples = torch.arange(1, harmonics + 1, device=times.device)
         phases = 2 * math.pi * torch.outer(times.to(torch.float64), multiples)
@@ -258,7 +291,11 @@ class ContinuousFlow(Flow):
         series = torch.cat([one, phases.cos(), phases.sin()], 1).to(times.dtype)
         weights = contract(series, self.time_mixing.t())
         # (orbits, times, f), then the times in front.
-        kernels = multiply(weights, self.kernels.transpose(1, 2)).transpose(0, 1).contiguous()
+        return multiply(weights, self.kernels.transpose(1, 2)).transpose(0, 1).contiguous()
+
+    def _coefficients(self, times: Tensor) -> Coefficients:
+        """Contract the kernels with the time features at ``times (nodes,)``."""
+        kernels = self._kernels(times)
         mixing = self.site_mixing[:, 1:].contiguous()
         linear = self.site_mixing[:, 0].contiguous()
         return Coefficients(

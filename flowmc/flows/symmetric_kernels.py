@@ -86,6 +86,11 @@ class LatticeSpectrum(nn.Module):
             self._converted[key] = (self._table.to(like), [basis.to(like) for basis in self._bases])
         return self._converted[key]
 
+    def quadrant(self) -> Tensor:
+        """Return the orbit of every offset folded into ``0 .. L/2``, one axis each."""
+        orbit = self.get_buffer("_orbit").reshape(self.lattice)
+        return orbit[tuple(slice(extent // 2 + 1) for extent in self.lattice)].contiguous()
+
     def eigenvalues(self, kernels: Tensor) -> Tensor:
         """Return the spectra ``(..., V, f)`` of kernels ``(..., N_orb, f)`` given per orbit."""
         table, _ = self._constants(kernels)

@@ -33,6 +33,7 @@ __all__ = [
     "find_link_solver",
     "find_projection",
     "find_trajectory",
+    "has_continuous_map",
 ]
 
 Trajectory = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
@@ -159,6 +160,22 @@ def find_link_solver(
     from flowmc.native.links import solve_links
 
     return solve_links
+
+
+def has_continuous_map(lattice: Sequence[int], rows: Tensor) -> bool:
+    """Whether the continuous flow is compiled: on two axes, in float32, on the CPU.
+
+    Args:
+        lattice: extents.
+        rows: the fields, ``(V, chains)``.
+    """
+    return (
+        os.environ.get("FLOWMC_NATIVE", "1") != "0"
+        and len(lattice) == 2
+        and rows.device.type == "cpu"
+        and rows.dtype == torch.float32
+        and rows.shape[1] > 0
+    )
 
 
 def _checked(action: Action, run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

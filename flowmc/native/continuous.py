@@ -1,0 +1,453 @@
+r"""Native integration of the continuous flow of scalar fields, chain by chain, with its gradient.
+
+The velocity is a sum over source sites y of functions of one number,
+
+.. math:: v_x = \sum_y G_{o(x-y)}(\phi_y; t), \qquad \mathrm{div}\, v = \sum_x G_0'(\phi_x; t),
+
+one odd function per orbit o of offsets and time.  They come as tables of value, slope and curvature
+on an even grid of :math:`|\phi|`, and between two points of it the quintic polynomial that matches
+these six numbers stands for the function: twice continuously differentiable, so that a divergence
+has a gradient, and with an error of :math:`(\omega h)^6 / 46080` for :math:`\sin \omega\phi` and
+points h apart.  A site costs six products per orbit instead of a sine and twenty products per
+frequency.
+
+Velocities are collected axis by axis: first over the offset along axis 0, with the folded offset
+along axis 1 kept, then over that one.
+"""
+
+# numba calls intrinsics without their first parameter and types kernels itself.
+# mypy: disable-error-code="call-arg, no-untyped-def, var-annotated"
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from flowmc.native.compiled import compiled
+from flowmc.native.lanes import fma, lane_width, lanes, load, splat, store, traced
+from flowmc.native.schedule import run_slices
+
+__all__ = ["Plan", "map_back", "map_fields", "padding"]
+
+# Chains whose gradients are added up by themselves; fixed, as sums must not depend on threads.
+_GROUPS = 4
+# Partial sums of gradients of tables larger than this are not kept per group.
+_LARGEST_SUMS = 2**30
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An integration over ``steps`` steps on a lattice of two axes.
+
+    Attributes:
+        orbit: ``(L_0 // 2 + 1, L_1 // 2 + 1)`` orbit of the offset, by its folded coordinates.
+        spacing: h of the tables.
+        nodes: ``(steps, stages)`` which table a stage uses.
+        stages: ``(stages, stages)`` Butcher matrix.
+        weights: ``(stages,)``.
+        step: step size, of either sign.
+    """
+
+    orbit: np.ndarray
+    spacing: float
+    nodes: np.ndarray
+    stages: np.ndarray
+    weights: np.ndarray
+    step: float
+
+
+_inlined = njit(inline="always")
+
+
+@_inlined
+def _values(u):
+    """Return the quintic Hermite basis: value, slope, curvature at 0, then at 1."""
+    u3 = u * u * u
+    h3 = u3 * (10 + u * (6 * u - 15))
+    h4 = u3 * (u * (7 - 3 * u) - 4)
+    h5 = u3 * (0.5 + u * (0.5 * u - 1))
+    h1 = u + u3 * (u * (8 - 3 * u) - 6)
+    h2 = 0.5 * u * u + u3 * (u * (1.5 - 0.5 * u) - 1.5)
+    return 1 - h3, h1, h2, h3, h4, h5
+
+
+@_inlined
+def _slopes(u):
+    u2 = u * u
+    d3 = 30 * u2 * (1 + u * (u - 2))
+    d1 = 1 + u2 * (u * (32 - 15 * u) - 18)
+    d2 = u + u2 * (u * (6 - 2.5 * u) - 4.5)
+    d4 = u2 * (u * (28 - 15 * u) - 12)
+    d5 = u2 * (1.5 + u * (2.5 * u - 4))
+    return -d3, d1, d2, d3, d4, d5
+
+
+@_inlined
+def _curvatures(u):
+    c3 = 60 * u * (1 + u * (2 * u - 3))
+    c1 = u * (u * (96 - 60 * u) - 36)
+    c2 = 1 + u * (u * (18 - 10 * u) - 9)
+    c4 = u * (u * (84 - 60 * u) - 24)
+    c5 = u * (3 + u * (10 * u - 12))
+    return -c3, c1, c2, c3, c4, c5
+
+
+@traced
+def _add(a, b):
+    return [a[0] + b[0]]
+
+
+@traced
+def _multiply_add(a, b, c):
+    return [fma(a[0], b[0], c[0])]
+
+
+@traced
+def _interpolate(w0, w1, w2, w3, w4, w5, t0, t1, t2, t3, t4, t5):
+    """Return the sum of six products."""
+    total = w0[0] * t0[0]
+    for w, t in ((w1, t1), (w2, t2), (w3, t3), (w4, t4), (w5, t5)):
+        total = fma(w[0], t[0], total)
+    return [total]
+
+
+@_inlined
+def _six(array, w):
+    """Return six numbers, each in all lanes of the dtype of ``array``."""
+    return (
+        splat(array, w[0], 1),
+        splat(array, w[1], 1),
+        splat(array, w[2], 1),
+        splat(array, w[3], 1),
+        splat(array, w[4], 1),
+        splat(array, w[5], 1),
+    )
+
+
+@_inlined
+def _signed(sign, w):
+    return sign * w[0], sign * w[1], sign * w[2], sign * w[3], sign * w[4], sign * w[5]
+
+
+@_inlined
+def _at(w, table, below, tile, n):
+    """Interpolate one vector of orbits between two points of a table."""
+    return _interpolate(
+        w[0],
+        w[1],
+        w[2],
+        w[3],
+        w[4],
+        w[5],
+        load(table, below + tile, 1),
+        load(table, below + n + tile, 1),
+        load(table, below + 2 * n + tile, 1),
+        load(table, below + 3 * n + tile, 1),
+        load(table, below + 4 * n + tile, 1),
+        load(table, below + 5 * n + tile, 1),
+    )
+
+
+@_inlined
+def _first(w, table, below, n):
+    """Interpolate the first orbit between two points of a table, in float64."""
+    return (
+        w[0] * table[below]
+        + w[1] * table[below + n]
+        + w[2] * table[below + 2 * n]
+        + w[3] * table[below + 3 * n]
+        + w[4] * table[below + 4 * n]
+        + w[5] * table[below + 5 * n]
+    )
+
+
+@compiled
+def _velocity(phi, table, base, shape, inverse, orbit, fold_0, fold_1, scratch, velocity):
+    """Write v of one field; return div v, NaN if a site is outside the table."""
+    (rows, columns), (points, n, width), (values, quadrant, spread) = phi.shape, shape, scratch
+    step = lanes(values)
+    spread[:] = 0
+    divergence = 0.0
+    for y in range(rows):
+        for z in range(columns):
+            position = abs(float(phi[y, z])) * inverse
+            if not position < points - 1:
+                return np.nan
+            cell = int(position)
+            u = position - cell
+            below = base + cell * 3 * n
+            w = _six(values, _signed(1.0 if phi[y, z] >= 0 else -1.0, _values(u)))
+            for tile in range(0, n, step):
+                store(values, tile, _at(w, table, below, tile, n))
+            divergence += _first(_slopes(u), table, below, n)
+            for e in range(orbit.shape[0]):
+                for f in range(orbit.shape[1]):
+                    quadrant[e * width + f] = values[orbit[e, f]]
+            for x in range(rows):
+                to, source = (x * columns + z) * width, fold_0[x - y + rows] * width
+                for tile in range(0, width, step):
+                    total = _add(load(spread, to + tile, 1), load(quadrant, source + tile, 1))
+                    store(spread, to + tile, total)
+    for x in range(rows):
+        for y in range(columns):
+            velocity[x, y] = 0
+        for z in range(columns):
+            for y in range(columns):
+                source = (x * columns + z) * width
+                velocity[x, y] += spread[source + fold_1[y - z + columns]]
+    return divergence * inverse
+
+
+@compiled
+def _product(
+    phi, table, base, shape, inverse, orbit, fold_0, fold_1, gradient_v, gradient_div, scratch,
+    gradient, sums,
+):  # fmt: skip
+    """Write the gradient with respect to phi, and add that with respect to the table to ``sums``.
+
+    ``sums`` is empty if the latter is not asked for.
+    """
+    (rows, columns), (_, n, width), (values, quadrant, spread) = phi.shape, shape, scratch
+    step = lanes(values)
+    learns = len(sums) > 0
+    spread[:] = 0
+    for x in range(rows):
+        for z in range(columns):
+            for y in range(columns):
+                to = (x * columns + z) * width
+                spread[to + fold_1[y - z + columns]] += gradient_v[x, y]
+    for y in range(rows):
+        for z in range(columns):
+            quadrant[:] = 0
+            for x in range(rows):
+                source, to = (x * columns + z) * width, fold_0[x - y + rows] * width
+                for tile in range(0, width, step):
+                    total = _add(load(quadrant, to + tile, 1), load(spread, source + tile, 1))
+                    store(quadrant, to + tile, total)
+            for o in range(n):
+                values[o] = 0
+            for e in range(orbit.shape[0]):
+                for f in range(orbit.shape[1]):
+                    values[orbit[e, f]] += quadrant[e * width + f]
+            position = abs(float(phi[y, z])) * inverse
+            cell = int(position)
+            u = position - cell
+            sign = 1.0 if phi[y, z] >= 0 else -1.0
+            below = base + cell * 3 * n
+            slopes = _slopes(u)
+            d = _six(values, slopes)
+            slope = splat(values, 0.0, 1)
+            for tile in range(0, n, step):
+                slope = _multiply_add(load(values, tile, 1), _at(d, table, below, tile, n), slope)
+            store(values, n, slope)
+            total_slope = 0.0
+            for lane in range(step):
+                total_slope += values[n + lane]
+            curvature = _first(_curvatures(u), table, below, n)
+            gradient[y, z] = (total_slope + sign * gradient_div * curvature * inverse) * inverse
+            if learns:
+                w = _six(values, _signed(sign, _values(u)))
+                for tile in range(0, n, step):
+                    value, to = load(values, tile, 1), below + tile
+                    store(sums, to, _multiply_add(w[0], value, load(sums, to, 1)))
+                    to += n
+                    store(sums, to, _multiply_add(w[1], value, load(sums, to, 1)))
+                    to += n
+                    store(sums, to, _multiply_add(w[2], value, load(sums, to, 1)))
+                    to += n
+                    store(sums, to, _multiply_add(w[3], value, load(sums, to, 1)))
+                    to += n
+                    store(sums, to, _multiply_add(w[4], value, load(sums, to, 1)))
+                    to += n
+                    store(sums, to, _multiply_add(w[5], value, load(sums, to, 1)))
+                scale = gradient_div * inverse
+                for k in range(6):
+                    sums[below + k * n] += scale * slopes[k]
+
+
+@compiled
+def _scratch(fields, shape):
+    """Return memory for the functions of one site, one quadrant of offsets, and all sources."""
+    (_, rows, columns), (_, n, width) = fields.shape, shape
+    dtype = fields.dtype
+    return (
+        np.zeros(n + lanes(fields), dtype),
+        np.zeros((rows // 2 + 1) * width, dtype),
+        np.zeros(rows * columns * width, dtype),
+    )
+
+
+@compiled
+def _move(target, source, scale):
+    rows, columns = target.shape
+    for x in range(rows):
+        for y in range(columns):
+            target[x, y] += scale * source[x, y]
+
+
+@compiled
+def _forward(
+    fields, table, shape, inverse, orbit, fold_0, fold_1, nodes, matrix, weights, step, start,
+    stop, totals, stages,
+):  # fmt: skip
+    """Integrate the chains ``start`` to ``stop`` in place; ``stages`` may have no rows."""
+    _, rows, columns = fields.shape
+    count, steps = len(weights), len(nodes)
+    scratch = _scratch(fields, shape)
+    stage = np.empty((rows, columns), fields.dtype)
+    slopes = np.empty((count, rows, columns), fields.dtype)
+    size = shape[0] * 3 * shape[1]
+    for chain in range(start, stop):
+        field = fields[chain]
+        total = 0.0
+        for index in range(steps):
+            for i in range(count):
+                stage[:] = field
+                for j in range(i):
+                    if matrix[i, j] != 0:
+                        _move(stage, slopes[j], matrix[i, j] * step)
+                if len(stages):
+                    stages[chain, index, i] = stage
+                total += (weights[i] * step) * _velocity(
+                    stage, table, nodes[index, i] * size, shape, inverse, orbit, fold_0, fold_1,
+                    scratch, slopes[i],
+                )  # fmt: skip
+            for i in range(count):
+                if weights[i] != 0:
+                    _move(field, slopes[i], weights[i] * step)
+            if not np.isfinite(total):
+                break
+        totals[chain] = total
+
+
+@compiled
+def _backward(
+    gradients, gradient_totals, stages, table, shape, inverse, orbit, fold_0, fold_1, nodes,
+    matrix, weights, step, start, stop, sums,
+):  # fmt: skip
+    """Turn gradients with respect to the final fields into those of the initial ones."""
+    _, rows, columns = gradients.shape
+    count, steps = len(weights), len(nodes)
+    scratch = _scratch(gradients, shape)
+    slope = np.empty((rows, columns), gradients.dtype)
+    own = np.empty((count, rows, columns), gradients.dtype)
+    size = shape[0] * 3 * shape[1]
+    for chain in range(start, stop):
+        gradient = gradients[chain]
+        for index in range(steps - 1, -1, -1):
+            for i in range(count - 1, -1, -1):
+                slope[:] = 0
+                _move(slope, gradient, weights[i] * step)
+                for later in range(i + 1, count):
+                    if matrix[later, i] != 0:
+                        _move(slope, own[later], matrix[later, i] * step)
+                _product(
+                    stages[chain, index, i], table, nodes[index, i] * size, shape, inverse, orbit,
+                    fold_0, fold_1, slope, gradient_totals[chain] * (weights[i] * step), scratch,
+                    own[i], sums,
+                )  # fmt: skip
+            for i in range(count):
+                _move(gradient, own[i], 1.0)
+
+
+def map_fields(
+    fields: Tensor, tables: Tensor, plan: Plan, keep: bool
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return the fields after the integration, the integral of div v, and all stages.
+
+    Args:
+        fields: ``(chains, *L)`` with two axes.
+        tables: ``(nodes, points, 3, n)``: value, h times the slope, h^2 times the curvature at 0,
+            h, 2 h, ... of the function of every orbit; n is at least the number of orbits and a
+            multiple of :func:`padding`.
+        plan: of the integration.
+        keep: whether the stages are wanted; they are empty otherwise.
+
+    Returns:
+        ``(chains, *L)``, float64 ``(chains,)``, ``(chains, steps, stages, *L)``; None if a field
+        leaves the tables, or is not finite.
+    """
+    y = fields.detach().clone(memory_format=torch.contiguous_format)
+    totals = torch.empty(y.shape[0], dtype=torch.float64)
+    count = y.shape[0] if keep else 0
+    stages = y.new_empty(count, *plan.nodes.shape, *y.shape[1:])
+    arrays = y.numpy(), *_constants(tables, plan, y)
+    results = totals.numpy(), stages.numpy()
+    run_slices(
+        lambda start, stop: _forward(*arrays, start, stop, *results),
+        y.shape[0],
+        _nanoseconds(tables, plan, y),
+    )
+    return (y, totals, stages) if bool(torch.isfinite(totals).all()) else None
+
+
+def map_back(
+    gradients: Tensor,
+    gradient_totals: Tensor,
+    stages: Tensor,
+    tables: Tensor,
+    plan: Plan,
+    learns: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients with respect to the initial fields and, if wanted, to the tables.
+
+    Args:
+        gradients: with respect to the final fields, ``(chains, *L)``.
+        gradient_totals: with respect to the integrals of div v, ``(chains,)``.
+        stages, tables, plan: of :func:`map_fields`.
+        learns: whether the gradient with respect to the tables is wanted.
+    """
+    gradient = gradients.detach().clone(memory_format=torch.contiguous_format)
+    outer = gradient_totals.detach().to(torch.float64).contiguous().numpy()
+    chains = gradient.shape[0]
+    groups = _GROUPS if tables.nbytes * _GROUPS <= _LARGEST_SUMS else 1
+    sums = tables.new_zeros((groups if learns else 0, tables.numel()))
+    arrays = gradient.numpy(), outer, stages.numpy(), *_constants(tables, plan, gradient)
+    none = tables.new_zeros(0).numpy()
+
+    def work(first: int, last: int) -> None:
+        for group in range(first, last):
+            start, stop = group * chains // groups, (group + 1) * chains // groups
+            _backward(*arrays, start, stop, sums[group].numpy() if learns else none)
+
+    run_slices(work, groups, 2 * _nanoseconds(tables, plan, gradient) * chains / groups)
+    return gradient, sums.sum(0).view(tables.shape) if learns else None
+
+
+def padding(dtype: torch.dtype) -> int:
+    """Return what the number of functions in a table must be a multiple of."""
+    return lane_width(dtype.itemsize)
+
+
+def _constants(tables: Tensor, plan: Plan, like: Tensor) -> tuple:
+    rows, columns = like.shape[1:]
+    _, points, _, n = tables.shape
+    width = -(-plan.orbit.shape[1] // padding(like.dtype)) * padding(like.dtype)
+    return (
+        tables.detach().contiguous().view(-1).numpy(),
+        (points, n, width),
+        1 / plan.spacing,
+        plan.orbit,
+        _folded(rows),
+        _folded(columns),
+        plan.nodes,
+        plan.stages,
+        plan.weights,
+        plan.step,
+    )
+
+
+def _folded(extent: int) -> np.ndarray:
+    """Return the folded offset of ``difference + extent``, for differences above ``-extent``."""
+    offset = np.arange(2 * extent) % extent
+    return np.minimum(offset, extent - offset)
+
+
+def _nanoseconds(tables: Tensor, plan: Plan, like: Tensor) -> float:
+    """Return about what a chain takes; it only decides when a thread pays."""
+    sites = like[0].numel()
+    return plan.nodes.size * sites * (50 + tables.shape[3] + 0.1 * sites)
