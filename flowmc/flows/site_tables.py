@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowmc.flows.products import multiply
 from flowmc.flows.runge_kutta import Tableau
 from flowmc.native.continuous import Plan, map_back, map_fields, padding
 
@@ -87,8 +88,8 @@ def build_tables(
     kernels = torch.nn.functional.pad(
         kernels, (0, 0, 0, -kernels.shape[1] % padding(kernels.dtype))
     )
-    mixed = features.flatten(0, 1) @ mixing.t()
-    tables = torch.matmul(mixed, kernels.transpose(1, 2))
+    mixed = multiply(mixing, features.flatten(0, 1).t().unsqueeze(0)).squeeze(0).t()
+    tables = multiply(mixed, kernels.transpose(1, 2))
     return tables.view(len(kernels), points, 3, -1)
 
 
