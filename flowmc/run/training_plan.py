@@ -19,6 +19,7 @@ from flowmc.run.evaluate import ENSEMBLE_KEYS, read_toml
 from flowmc.training.ensemble import Ensemble
 from flowmc.training.loop import Settings
 from flowmc.training.objectives import Objective
+from flowmc.training.transfer import start_from
 
 __all__ = ["Plan", "make_plan", "read_plan"]
 
@@ -34,6 +35,7 @@ class _Keys:
 
     precision: Literal[32, 64] = 64
     evaluate_samples: int = 4096
+    start_from: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +124,8 @@ class Plan:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(self.settings.seed, 0, "weights").initial_seed())
             flow = build_flow(self.tables["flow"], self.action)
+        if self.keys.start_from is not None:
+            start_from(flow, self.action, self.keys.start_from)
         offered: dict[str, Any]
         if self.ends is None:
             model = FlowModel(build_prior(self.tables["prior"], self.action), flow)

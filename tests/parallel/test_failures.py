@@ -170,7 +170,10 @@ def kill_again_and_again(tmp_path, kills, seed, updates):
                 wait_for_start(launcher, tmp_path / "out" / "log.jsonl")
             time.sleep(draw.uniform(0.0, 2.0))
             processes = ranks_of(launcher.pid)
-            if launcher.poll() is None and processes:
+            while launcher.poll() is None and not processes:
+                time.sleep(0.01)  # a busy machine has not started them yet
+                processes = ranks_of(launcher.pid)
+            if launcher.poll() is None:
                 os.kill(draw.choice(processes), signal.SIGKILL)
                 killed += 1
             launcher.wait(timeout=60)

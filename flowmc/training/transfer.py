@@ -1,0 +1,52 @@
+"""Training that starts from another flow: other couplings, or a smaller lattice."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from flowmc.actions.base import Action
+from flowmc.flows.base import Flow
+from flowmc.flows.continuous import ContinuousFlow
+from flowmc.flows.files import load_flow
+from flowmc.registry import ConfigError
+
+__all__ = ["start_from"]
+
+
+def start_from(flow: Flow, action: Action, source: str | os.PathLike) -> None:
+    """Give a new flow the weights of a trained one.
+
+    Weights that do not depend on the lattice, and any on the same lattice, are taken as they are;
+    the kernels of a :class:`~flowmc.flows.ContinuousFlow` of a smaller lattice are embedded
+    (:meth:`~flowmc.flows.ContinuousFlow.embedded`).  Only the map is taken, not the prior.
+
+    Args:
+        flow: gets the weights.
+        action: the theory of ``flow``.
+        source: a flow file, or "zoo:NAME".
+
+    Raises:
+        ConfigError: if the flows are of different kinds or sizes.
+        FlowFileError: as from :func:`~flowmc.flows.files.load_flow`.
+    """
+    old = load_flow(source).flow
+    where = f"[training] start_from = {str(source)!r}"
+    if type(old) is not type(flow):
+        raise ConfigError(f"{where}: is a {type(old).__name__}, not a {type(flow).__name__}")
+    if isinstance(old, ContinuousFlow) and old.lattice != action.lattice:
+        try:
+            old = old.embedded(action)
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from error
+    new, given = flow.state_dict(), old.state_dict()
+    for name in new.keys() | given.keys():
+        shapes = [tuple(d[name].shape) if name in d else None for d in (given, new)]
+        if shapes[0] != shapes[1]:
+            raise ConfigError(
+                f"{where}: its {name} is of shape {shapes[0]}, this flow's of {shapes[1]}: "
+                "give [flow] the parameters of the trained flow"
+            )
+    with torch.no_grad():
+        flow.load_state_dict(given)
