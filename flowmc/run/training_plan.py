@@ -124,6 +124,8 @@ class Plan:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(self.settings.seed, 0, "weights").initial_seed())
             flow = build_flow(self.tables["flow"], self.action)
+        # In the precision of the training first, so that no digit of other weights is lost.
+        flow.to(device=device, dtype=self.dtype)
         if self.keys.start_from is not None:
             start_from(flow, self.action, self.keys.start_from)
         offered: dict[str, Any]
@@ -134,7 +136,6 @@ class Plan:
             if self.ensemble is not None:
                 offered["ensemble"] = self._ensemble(self.action, "target", device)
         else:
-            flow.to(device=device, dtype=self.dtype)
             ensembles = (
                 self._ensemble(action, name, device)
                 for action, name in zip(self.ends, ("from", "to"), strict=True)
