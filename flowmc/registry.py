@@ -38,6 +38,7 @@ BUILTIN: dict[str, dict[str, str]] = {
     "flows": {
         "identity": "flowmc.flows:Identity",
         "affine_coupling": "flowmc.flows:AffineCouplingFlow",
+        "spline_coupling": "flowmc.flows:SplineCouplingFlow",
         "continuous": "flowmc.flows:ContinuousFlow",
         "residual": "flowmc.flows:ResidualFlow",
         "defect": "flowmc.flows:DefectFlow",

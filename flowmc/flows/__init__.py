@@ -17,6 +17,7 @@ from flowmc.flows.defect import DefectFlow
 from flowmc.flows.plaquette import PlaquetteFlow
 from flowmc.flows.priors import EnsemblePrior, FreeFieldPrior, GaussianPrior, HaarPrior
 from flowmc.flows.residual import ResidualFlow
+from flowmc.flows.spline_coupling import SplineCouplingFlow
 
 __all__ = [
     "AffineCouplingFlow",
@@ -34,6 +35,7 @@ __all__ = [
     "PlaquetteFlow",
     "Prior",
     "ResidualFlow",
+    "SplineCouplingFlow",
     "check_equivariance",
     "check_inverse",
     "check_log_det",

@@ -18,14 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowmc.actions import Action
-from flowmc.flows.base import Flow
-from flowmc.flows.convolution import LatticeConvolution, neighbour_table
-from flowmc.lattice import check_even, checkerboard, sum_over_rows
+from flowmc.flows.checkerboard import CheckerboardFlow, NetworkInputs
+from flowmc.flows.convolution import LatticeConvolution
 
 __all__ = ["AffineCouplingFlow"]
 
 
-class AffineCouplingFlow(Flow):
+class AffineCouplingFlow(CheckerboardFlow):
     r"""Real NVP on a periodic lattice of even extents, in any dimension.
 
     With the defaults this is the flow of the tutorial by Albergo, Boyda, Hackett, Kanwar, Cranmer,
@@ -51,8 +50,6 @@ class AffineCouplingFlow(Flow):
         ValueError: for a gauge theory, an odd extent or an even kernel size.
     """
 
-    transfers_to_other_lattices = True
-
     def __init__(
         self,
         action: Action,
@@ -62,75 +59,22 @@ class AffineCouplingFlow(Flow):
         kernel_size: int = 3,
         odd: bool = False,
     ) -> None:
-        super().__init__()
-        if action.is_gauge:
-            raise ValueError(
-                f"AffineCouplingFlow moves scalar fields, but the theory is {action!r}"
-            )
-        if layers < 1 or not hidden or min(hidden) < 1:
-            raise ValueError(
-                f"AffineCouplingFlow needs at least one layer and one hidden channel, got layers = "
-                f"{layers}, hidden = {list(hidden)}"
-            )
-        check_even(action.lattice, "AffineCouplingFlow")
-        self.lattice = action.lattice
+        super().__init__(action, layers=layers, hidden=hidden, kernel_size=kernel_size)
         self.odd = odd
-        # Sites are stored colour by colour, so that a colour is a slice.
-        colour = checkerboard(action.lattice, 1).flatten().to(torch.int64)
-        order = torch.argsort(colour, stable=True)
-        position = torch.argsort(order)
-        neighbours = position[neighbour_table(action.lattice, kernel_size)[order]]
-        self.register_buffer("_order", order, persistent=False)
-        self.register_buffer("_position", position, persistent=False)
-        self.register_buffer("_neighbours", neighbours, persistent=False)
-        offsets = neighbours.shape[1]
         network = _OddNetwork if odd else _Network
-        self.networks = nn.ModuleList(network(list(hidden), offsets) for _ in range(layers))
+        self.networks = nn.ModuleList(network(list(hidden), self.offsets) for _ in range(layers))
 
-    def forward(self, x: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
-        colours = self._split(x)
-        for layer, network in enumerate(self.networks):
-            active = layer % 2
-            s, t = self._scale_and_shift(network, colours[1 - active], active)
-            colours[active] = torch.addcmul(t, colours[active], torch.exp(s))
-            log_density = log_density - sum_over_rows(s)
-        return self._join(colours), log_density
-
-    def inverse(self, y: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
-        colours = self._split(y)
-        for layer in reversed(range(len(self.networks))):
-            active = layer % 2
-            s, t = self._scale_and_shift(self.networks[layer], colours[1 - active], active)
-            colours[active] = (colours[active] - t) * torch.exp(-s)
-            log_density = log_density + sum_over_rows(s)
-        return self._join(colours), log_density
-
-    def _split(self, x: Tensor) -> list[Tensor]:
-        """Return the even and the odd sites, ``(V/2, chains)`` each."""
-        if tuple(x.shape[1:]) != self.lattice:
-            raise ValueError(
-                f"a field of shape {tuple(x.shape)} does not fit this flow, which was built for "
-                f"(chains, {', '.join(map(str, self.lattice))})"
-            )
-        rows = x.flatten(1).t().index_select(0, self.get_buffer("_order"))
-        half = rows.shape[0] // 2
-        return [rows[:half], rows[half:]]
-
-    def _join(self, colours: list[Tensor]) -> Tensor:
-        rows = torch.cat(colours).index_select(0, self.get_buffer("_position"))
-        return rows.t().reshape(-1, *self.lattice)
-
-    def _scale_and_shift(
-        self, network: nn.Module, frozen: Tensor, active: int
+    def _forward_layer(
+        self, network: nn.Module, inputs: NetworkInputs, moving: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return s and t at the active sites, ``(V/2, chains)`` each, from the frozen sites."""
-        half, dtype = frozen.shape[0], frozen.dtype
-        inputs = frozen.to(next(network.parameters()).dtype)
-        nothing = torch.zeros_like(inputs)
-        h = torch.cat([nothing, inputs] if active == 0 else [inputs, nothing])[:, None]
-        rows = (active * half, (active + 1) * half)
-        s, t = network(h, self.get_buffer("_neighbours"), rows)
-        return s.to(dtype), t.to(dtype)
+        s, t = (value.to(moving.dtype) for value in network(*inputs))
+        return torch.addcmul(t, moving, torch.exp(s)), s
+
+    def _inverse_layer(
+        self, network: nn.Module, inputs: NetworkInputs, moved: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        s, t = (value.to(moved.dtype) for value in network(*inputs))
+        return (moved - t) * torch.exp(-s), s
 
 
 class _Network(nn.Module):

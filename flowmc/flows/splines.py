@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["OddCircleSpline"]
+__all__ = ["OddCircleSpline", "rational", "rational_inverse"]
 
 # The narrowest bin in units of the mean width, and the smallest slope: no limit in practice, but
 # the inverse keeps ten digits.
@@ -89,7 +89,7 @@ class OddCircleSpline(nn.Module):
         sign = torch.copysign(torch.ones_like(x), x.detach())
         x0, y0, width, height, left, right = _rows(table, sign * x, column=0)
         xi = (sign * x - x0) / width
-        value, derivative = _rational(xi, height / width, left, right)
+        value, derivative = rational(xi, height / width, left, right)
         return sign * (y0 + height * value), derivative
 
     def inverse(self, y: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,13 +97,8 @@ class OddCircleSpline(nn.Module):
         sign = torch.copysign(torch.ones_like(y), y.detach())
         x0, y0, width, height, left, right = _rows(table, sign * y, column=1)
         slope = height / width
-        eta = (sign * y - y0) / height
-        bend = left + right - 2 * slope
-        # Root of a xi^2 + b xi + c in the form without cancellation.
-        a = slope - left + eta * bend
-        b = left - eta * bend
-        xi = 2 * eta * slope / (b + (b.square() + 4 * a * eta * slope).sqrt())
-        _, derivative = _rational(xi, slope, left, right)
+        xi = rational_inverse((sign * y - y0) / height, slope, left, right)
+        _, derivative = rational(xi, slope, left, right)
         return sign * (x0 + width * xi), derivative
 
 
@@ -113,11 +108,26 @@ def _rows(table: Tensor, magnitude: Tensor, column: int) -> tuple[Tensor, ...]:
     return functional.embedding(index, table).unbind(-1)
 
 
-def _rational(xi: Tensor, slope: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the share of the height reached at ``xi`` in [0, 1], and the derivative there."""
+def rational(xi: Tensor, slope: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the share of a bin's height reached at ``xi`` in [0, 1], and the derivative there.
+
+    Args:
+        xi: share of the bin's width.
+        slope: height over width.
+        left, right: derivatives at the ends.
+    """
     mixed = xi * (1 - xi)
     square = xi.square()
     below = slope + (left + right - 2 * slope) * mixed
     value = (slope * square + left * mixed) / below
     above = right * square + 2 * slope * mixed + left * (1 - xi).square()
     return value, (slope / below).square() * above
+
+
+def rational_inverse(eta: Tensor, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Return where the share ``eta`` of the height is reached; the inverse of :func:`rational`."""
+    bend = left + right - 2 * slope
+    # Root of a xi^2 + b xi + c in the form without cancellation.
+    a = slope - left + eta * bend
+    b = left - eta * bend
+    return 2 * eta * slope / (b + (b.square() + 4 * a * eta * slope).sqrt())

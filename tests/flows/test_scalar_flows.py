@@ -17,6 +17,7 @@ from flowmc.flows import (
     ContinuousFlow,
     FlowModel,
     GaussianPrior,
+    SplineCouplingFlow,
     check_equivariance,
     check_inverse,
     check_log_det,
@@ -40,6 +41,15 @@ def affine(lattice, **keys):
     return flow
 
 
+def spline(lattice, **keys):
+    torch.manual_seed(13)
+    flow = SplineCouplingFlow(theory(lattice), **{"layers": 4, "bins": 4, **keys}).double()
+    for parameter in flow.parameters():
+        if not parameter.any():
+            torch.nn.init.uniform_(parameter, -0.5, 0.5)
+    return flow
+
+
 def continuous(lattice, **keys):
     torch.manual_seed(12)
     small = {"frequencies": 7, "site_channels": 4, "time_frequencies": 2, "time_channels": 3}
@@ -58,6 +68,10 @@ FLOWS = {
     "affine odd 1d": lambda: affine([4], odd=True),
     "affine odd 2d": lambda: affine([4, 4], odd=True),
     "affine odd 4d": lambda: affine([2, 2, 2, 4], odd=True, layers=3, hidden=[3]),
+    "spline odd 1d": lambda: spline([4]),
+    "spline odd 2d": lambda: spline([4, 6], bound=1.5),
+    "spline odd 4d": lambda: spline([2, 2, 2, 4], layers=3, hidden=[3], bins=1),
+    "spline odd bare": lambda: spline([4, 4], affine=False),
     "continuous 1d": lambda: continuous([5], steps=24),
     "continuous 2d": lambda: continuous([4, 4], steps=24),
     "continuous oblong": lambda: continuous([4, 3], steps=24),
@@ -136,7 +150,7 @@ def test_equivariance_under_the_point_group(name):
         assert max(check_equivariance(flow, x, element)) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["affine 2d", "affine odd 2d", "continuous 2d"])
+@pytest.mark.parametrize("name", ["affine 2d", "affine odd 2d", "spline odd 2d", "continuous 2d"])
 def test_precision(name):
     """The weights' precision limits the map; the field keeps its own, the density is float64."""
     exact = FLOWS[name]()
@@ -152,7 +166,7 @@ def test_precision(name):
         assert max(check_inverse(rounded, x.to(dtype))) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["affine 1d", "affine odd 1d", "continuous 1d"])
+@pytest.mark.parametrize("name", ["affine 1d", "affine odd 1d", "spline odd 1d", "continuous 1d"])
 def test_density_is_normalised(name):
     """E_q[p / q] = 1 with the exact density p of the free field."""
     flow = FLOWS[name]()
@@ -169,7 +183,7 @@ def test_density_is_normalised(name):
     assert abs(float(weights.mean()) - 1) < 6 * error
 
 
-@pytest.mark.parametrize("name", ["affine 2d", "affine odd 2d", "continuous 2d"])
+@pytest.mark.parametrize("name", ["affine 2d", "affine odd 2d", "spline odd 2d", "continuous 2d"])
 @pytest.mark.parametrize("direction", ["forward", "inverse"])
 def test_gradients_against_finite_differences(name, direction):
     flow = FLOWS[name]()
@@ -367,6 +381,9 @@ def test_embedding_keeps_the_kernel():
         (lambda: AffineCouplingFlow(theory([4, 4]), layers=0), "at least one layer"),
         (lambda: AffineCouplingFlow(theory([4, 4]), hidden=[]), "one hidden channel"),
         (lambda: affine([4, 4]).forward(torch.zeros(2, 4, 6), torch.zeros(2)), "does not fit"),
+        (lambda: SplineCouplingFlow(Wilson("U(1)", [4, 4], beta=1.0)), "scalar fields"),
+        (lambda: SplineCouplingFlow(theory([4, 4]), bins=0), "bins >= 1"),
+        (lambda: SplineCouplingFlow(theory([4, 4]), bound=0.0), "bound > 0"),
         (lambda: ContinuousFlow(Wilson("U(1)", [4, 4], beta=1.0)), "scalar fields"),
         (lambda: ContinuousFlow(theory([4]), integrator="rk5"), "unknown integrator 'rk5'"),
         (lambda: ContinuousFlow(theory([4]), tolerance=1e-3), "fixed steps"),
