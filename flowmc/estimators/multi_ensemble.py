@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
 
 from flowmc.estimators.history import History
-from flowmc.estimators.overlap import Link, links_of
+from flowmc.estimators.overlap import SMALLEST_SHARE, Link, links_of
 from flowmc.estimators.reweighting import Verdict, judge_weights
 
 if TYPE_CHECKING:
@@ -84,19 +85,18 @@ class MultiEnsemble:
         # What one configuration of each ensemble counts.
         self._share = np.repeat(1 / factor, lengths)
         self.free_energies = self._solve()
+        self._log_d = self._log_denominators(self.free_energies)
         # W_nk = e^{f_k - S_k(x_n)} / D_n.
-        self._weights = np.exp(
-            self.free_energies[:, None] - self.energies - self._log_denominators()
-        )
+        self._weights = np.exp(self.free_energies[:, None] - self.energies - self._log_d)
         self._check_overlap()
 
-    @property
+    @cached_property
     def overlap(self) -> NDArray[np.float64]:
         r"""The matrix :math:`O_{kl} = \sum_n W_{nk} N_l W_{nl}` whose rows add up to 1, ``(K, K)``:
         how likely a configuration of k could be one of l."""
         return (self._weights * self._share) @ self._weights.T * self.counts
 
-    @property
+    @cached_property
     def links(self) -> list[Link]:
         """What holds the ensembles together, the weakest link first; none for one ensemble."""
         return links_of(self.overlap, self.counts)
@@ -108,7 +108,7 @@ class MultiEnsemble:
             action: S of that theory on all configurations.
         """
         energies = np.asarray(action, dtype=np.float64)
-        return np.log(self._share) - energies - self._log_denominators()
+        return np.log(self._share) - energies - self._log_d
 
     def verdict(self, action: ArrayLike) -> Verdict:
         """Return what the weights in another theory are good for.
@@ -213,7 +213,7 @@ class MultiEnsemble:
             through: a with dF/df_l = - sum_n a_n N_l W_nl, through the denominators.
         """
         slope = -(self._weights @ through) * self.counts
-        terms = direct + self._response().T @ slope
+        terms = direct + slope @ self._response
         total: Any = None
         for history, place in zip(self.histories, self.places, strict=True):
             own = terms[place]
@@ -221,6 +221,7 @@ class MultiEnsemble:
             total = part if total is None else total + part
         return total + value
 
+    @cached_property
     def _response(self) -> NDArray[np.float64]:
         """Return df_k per configuration, ``(K, configurations)``; f_0 is fixed."""
         matrix = np.eye(len(self.counts)) - self.overlap
@@ -230,16 +231,15 @@ class MultiEnsemble:
         response[1:] = -solved
         return response
 
-    def _log_denominators(self) -> NDArray[np.float64]:
-        exponents = self.free_energies[:, None] - self.energies + np.log(self.counts)[:, None]
+    def _log_denominators(self, f: NDArray[np.float64]) -> NDArray[np.float64]:
+        exponents = f[:, None] - self.energies + np.log(self.counts)[:, None]
         return logsumexp(exponents, axis=0)
 
     def _solve(self) -> NDArray[np.float64]:
         """Return the free energies: the minimum of a convex function, by Newton's method."""
         f = self._first_guess()
         for _ in range(_ITERATIONS):
-            self.free_energies = f
-            logs = -self.energies - self._log_denominators()
+            logs = -self.energies - self._log_denominators(f)
             weights = np.exp(f[:, None] + logs)
             sums = weights @ self._share
             if np.abs(sums - 1).max() < _TOLERANCE:
@@ -287,17 +287,20 @@ class MultiEnsemble:
         return [text for _, text in self._weak_links()]
 
     def _weak_links(self) -> list[tuple[Link, str]]:
-        return [
-            (
-                link,
-                f"{self._names(min(link.groups, key=len))} and the other ensembles overlap by "
-                f"{link.share:.1%} only ({link.shared:.2g} independent configurations): what "
-                "depends on both is a guess; add an ensemble between "
-                + " and ".join(repr(self.histories[k].ensemble) for k in link.nearest),
-            )
-            for link in self.links
-            if link.is_weak
-        ]
+        return [(link, self._weakness(link)) for link in self.links if link.is_weak]
+
+    def _weakness(self, link: Link) -> str:
+        group = self._names(min(link.groups, key=len))
+        nearest = " and ".join(repr(self.histories[k].ensemble) for k in link.nearest)
+        if link.share < SMALLEST_SHARE:
+            cause, cure = f"overlap by {link.share:.1%} only", "add an ensemble"
+        else:
+            cause = f"share {link.shared:.2g} independent configurations only"
+            cure = "use longer ensembles, or one more"
+        return (
+            f"{group} and the others {cause}: what depends on both is a guess; {cure} between "
+            f"{nearest}"
+        )
 
     def _names(self, group: Sequence[int]) -> str:
         names = ", ".join(repr(self.histories[k].ensemble) for k in group)

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
-__all__ = ["Link", "links_of"]
+__all__ = ["SMALLEST_SHARE", "Link", "links_of"]
 
-_SMALLEST_SHARE = 0.03  # below which two groups hardly know each other
+SMALLEST_SHARE = 0.03  # below which two groups hardly know each other
 _FEWEST_SHARED = 10.0  # independent configurations; 1 / F is then an error of 0.3 in ln Z
 
 
@@ -42,7 +42,7 @@ class Link:
     @property
     def is_weak(self) -> bool:
         """Whether what is compared across it is a guess."""
-        return self.share < _SMALLEST_SHARE or self.shared < _FEWEST_SHARED
+        return self.share < SMALLEST_SHARE or self.shared < _FEWEST_SHARED
 
 
 def links_of(overlap: NDArray[np.float64], counts: NDArray[np.float64]) -> list[Link]:

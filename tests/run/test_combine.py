@@ -194,7 +194,7 @@ def test_a_wrong_coupling_is_found_and_named(chains, tmp_path, capsys):
     assert status == 0
     together = document["sections"]["combination"]
     assert any("the ensembles contradict each other" in text for text in together["warnings"])
-    assert any("look at beta=2.3 first" in text for text in together["warnings"])
+    assert any("agree without beta=2.3" in text for text in together["warnings"])
     assert all(one["is_bound"] for one in together["results"].values())
     assert document["sections"]["beta=1.8"]["results"]["plaquette"]["is_bound"]
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from flowmc.run.toml_text import toml_text
 
@@ -23,21 +24,28 @@ print(status, peak)
 """
 
 
-def peak_of(tmp_path, count):
-    """Return the peak memory in MiB of the analysis of an ensemble."""
+def peak_of(tmp_path, count, several=False):
+    """Return the peak memory in MiB of the analysis of an ensemble, or of it as two."""
     folder = tmp_path / f"files{count}"
     folder.mkdir()
     rng = np.random.default_rng(1)
     for number in range(count):
         np.save(folder / f"phi.{number}.npy", rng.normal(size=(EXTENT, EXTENT)) / 3)
+    source = {"files": str(folder), "batch": BATCH, "device": "cpu"}
     tables = {
         "theory": {"action": "free", "lattice": [EXTENT, EXTENT], "m2": 1.0},
-        "ensemble": {"files": str(folder), "batch": BATCH, "device": "cpu"},
+        "ensemble": source,
         "measure": {"observables": ["phi2", "susceptibility"]},
         "target": [{"m2": 1.0001}],
         "derivative": [{"method": "difference", "coupling": "m2", "steps": [0.0001]}],
         "analysis": {"report": False},
     }
+    if several:
+        del tables["derivative"]
+        tables["ensemble"] = [
+            {**source, "name": "a", "last": count // 2 - 1},
+            {**source, "name": "b", "m2": 1.0002, "first": count // 2},
+        ]
     config = tmp_path / f"{count}.toml"
     config.write_text(toml_text(tables))
     command = ["correlate", str(config), "--output", str(tmp_path / f"out{count}"), "--json"]
@@ -54,7 +62,8 @@ def peak_of(tmp_path, count):
     return float(peak)
 
 
-def test_memory_does_not_grow_with_the_ensemble(tmp_path):
+@pytest.mark.parametrize("several", [False, True])
+def test_memory_does_not_grow_with_the_ensemble(tmp_path, several):
     """80 configurations more, 90 MiB, add less than 30 MiB; the allocator alone varies by 10."""
-    few, many = (peak_of(tmp_path, count) for count in (30, 110))
+    few, many = (peak_of(tmp_path, count, several) for count in (30, 110))
     assert many - few < 30 <= MEBIBYTES * 80 / 3

@@ -20,6 +20,7 @@ __all__ = ["TOGETHER", "combined_sections"]
 
 TOGETHER = "combination"
 _FALSE_ALARM = 1e-4  # of all comparisons of an ensemble with the others together
+_ALLOWED = 0.01  # the chance of what is left without a suspect
 _FEWEST_SHARED = 10.0  # independent configurations of the others, for a comparison
 
 
@@ -108,8 +109,12 @@ def _together(
 def _notes(combination: Combination, tested: Sequence[Comparison]) -> list[str]:
     multi, labels = combination.multi, combination.labels
     notes = [
-        f"{one.label}: {len(one.series.history)} configurations, {count:.0f} of them independent "
-        f"(tau_int of the action {tau.tau_int:.3g})"
+        f"{one.label}: {len(one.series.history)} configurations, "
+        + (
+            f"{count:.0f} of them independent (tau_int of the action {tau.tau_int:.3g})"
+            if math.isfinite(tau.tau_int)
+            else "too few for the autocorrelation time of the action"
+        )
         for one, count, tau in zip(
             combination.ensembles, multi.counts, combination.tau_int, strict=True
         )
@@ -218,37 +223,39 @@ def _frozen(combination: Combination, quantity: str) -> list[str]:
 
 
 def _contradictions(combination: Combination, comparisons: Sequence[Comparison]) -> list[str]:
-    """Return a sentence if ensembles contradict each other, with the one that is to blame."""
-    found = _beyond_chance(comparisons)
-    if not found:
+    """Return a sentence if ensembles contradict each other, with those that may be to blame."""
+    tested = [one for one in comparisons if one.is_tested]
+    worst = max(tested, key=lambda one: one.deviation, default=None)
+    if worst is None or _chance(tested) > _FALSE_ALARM:
         return []
-    worst = max(found, key=lambda one: one.deviation)
-    label = combination.labels[worst.ensemble]
     text = (
-        f"the ensembles contradict each other: the mean of {worst.quantity} in {label} is "
-        f"{worst.deviation:.1f} standard deviations from that of all combined; a coupling in "
-        "[[ensemble]] is wrong, or an ensemble is not in equilibrium"
+        f"the ensembles contradict each other: the mean of {worst.quantity} in "
+        f"{combination.labels[worst.ensemble]} is {worst.deviation:.1f} standard deviations from "
+        "that of all combined; a coupling in [[ensemble]] is wrong, or an ensemble is not in "
+        "equilibrium"
     )
-    # The one that is farthest off is the first suspect; its neighbours are pulled along.
-    others = [k for k in range(len(combination.ensembles)) if k != worst.ensemble]
-    suspects = [k for k in (worst.ensemble, *others) if _agrees_without(combination, k)]
-    if suspects and (suspects[0] == worst.ensemble or len(suspects) == 1):
-        text += f"; look at {combination.labels[suspects[0]]} first: without it the others agree"
+    suspects = _suspects(combination)
+    if suspects:
+        text += "; the others agree without " + ", or without ".join(suspects)
     return [text]
 
 
-def _beyond_chance(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    tested = [one for one in comparisons if one.is_tested]
-    return [one for one in tested if 2 * norm.sf(one.deviation) * len(tested) < _FALSE_ALARM]
+def _suspects(combination: Combination) -> list[str]:
+    """Return the ensembles without which no contradiction is left, the likeliest culprit first."""
+    count = len(combination.ensembles)
+    chances: dict[str, float] = {}
+    for k in range(count if count > 2 else 0):
+        try:
+            rest = combination.without(k)
+        except ConfigError:
+            continue  # nothing is left to compare
+        comparisons = [one for m in range(count - 1) for one in _comparisons(rest, m)]
+        chances[combination.labels[k]] = _chance([one for one in comparisons if one.is_tested])
+    left = [label for label, chance in chances.items() if chance > _ALLOWED]
+    return sorted(left, key=lambda label: -chances[label]) if len(left) < count else []
 
 
-def _agrees_without(combination: Combination, k: int) -> bool:
-    """Return whether the other ensembles can be compared and agree."""
-    if len(combination.ensembles) < 3:
-        return False
-    try:
-        rest = combination.without(k)
-    except ConfigError:
-        return False
-    comparisons = [one for m in range(len(rest.ensembles)) for one in _comparisons(rest, m)]
-    return any(one.is_tested for one in comparisons) and not _beyond_chance(comparisons)
+def _chance(tested: Sequence[Comparison]) -> float:
+    """Return the probability of the largest deviation if nothing is wrong, at most 1."""
+    largest = max((one.deviation for one in tested), default=0.0)
+    return min(1.0, 2 * float(norm.sf(largest)) * len(tested))

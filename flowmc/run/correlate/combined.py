@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,8 +69,10 @@ class Combination:
         self.tau_int = [self._tau_int(k) for k in range(len(self.ensembles))]
         histories = [one.series.history for one in ensembles]
         own = self.actions[: len(self.ensembles)]
+        # Of too few configurations nothing is known.
+        times = [one.tau_int if math.isfinite(one.tau_int) else 0.5 for one in self.tau_int]
         try:
-            self.multi = MultiEnsemble(histories, own, [one.tau_int for one in self.tau_int])
+            self.multi = MultiEnsemble(histories, own, times)
         except ValueError as error:
             raise ConfigError(f"[[ensemble]]: {error}") from error
         self.frozen = [tunnelling(self.own_series(k)) for k in range(len(self.ensembles))]

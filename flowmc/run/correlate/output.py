@@ -108,6 +108,7 @@ def warnings_of(section: Section) -> list[str]:
     for name, verdict in section.weights.items():
         found += [f"weights at {name}: {text}" for text in verdict.warnings]
     known = {text for verdict in section.weights.values() for text in verdict.warnings}
+    known.update(section.warnings)
     for text, names in about.items():
         if not any(text.endswith(one) for one in known):
             several = len(names) > 3
