@@ -251,6 +251,13 @@ def test_live_chains_and_their_run_directories_agree(tmp_path, capsys):
     tables["ensemble"][1]["beta"] = 2.3
     status, _, error = correlate(capsys, tmp_path / "other", tables)
     assert status == 2 and "has 2.2: remove the key" in error
+    # Files know their coupling, too.
+    tables["theory"] = THEORY
+    tables["ensemble"][1] = {"beta": 2.3, "files": str(folders[1] / "ensemble" / "*")}
+    status, document, error = correlate(capsys, tmp_path / "files", tables)
+    assert status == 0 and "say beta = 2.2" in error
+    warnings = document["sections"]["ensemble beta=2.3"]["warnings"]
+    assert any("[[ensemble]] beta=2.3 has beta = 2.3" in text for text in warnings)
 
 
 def test_resume_measures_only_what_is_new(tmp_path, capsys, monkeypatch):
