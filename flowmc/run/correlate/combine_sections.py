@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.stats import t as student
 
 from flowmc.estimators.history import Result
 from flowmc.registry import ConfigError
@@ -46,6 +46,14 @@ class Comparison:
     def deviation(self) -> float:
         """The difference in standard deviations."""
         return abs(self.difference.value) / self.difference.error
+
+    @property
+    def chance(self) -> float:
+        """Probability of a deviation as large if nothing is wrong, by Student's distribution: from
+        short ensembles the error, and above all tau_int in it, is not well known."""
+        tau, tau_error = self.difference.tau_int, self.difference.tau_int_error
+        relative = (tau_error / (2 * tau)) ** 2 + tau / self.difference.estimate.samples
+        return 2 * float(student.sf(self.deviation, 1 / (2 * relative)))
 
 
 def combined_sections(combination: Combination) -> list[Section]:
@@ -225,7 +233,7 @@ def _frozen(combination: Combination, quantity: str) -> list[str]:
 def _contradictions(combination: Combination, comparisons: Sequence[Comparison]) -> list[str]:
     """Return a sentence if ensembles contradict each other, with those that may be to blame."""
     tested = [one for one in comparisons if one.is_tested]
-    worst = max(tested, key=lambda one: one.deviation, default=None)
+    worst = min(tested, key=lambda one: one.chance, default=None)
     if worst is None or _chance(tested) > _FALSE_ALARM:
         return []
     text = (
@@ -256,6 +264,5 @@ def _suspects(combination: Combination) -> list[str]:
 
 
 def _chance(tested: Sequence[Comparison]) -> float:
-    """Return the probability of the largest deviation if nothing is wrong, at most 1."""
-    largest = max((one.deviation for one in tested), default=0.0)
-    return min(1.0, 2 * float(norm.sf(largest)) * len(tested))
+    """Return the probability of the least likely deviation if nothing is wrong, at most 1."""
+    return min(1.0, min((one.chance for one in tested), default=1.0) * len(tested))
