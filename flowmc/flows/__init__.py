@@ -14,6 +14,7 @@ from flowmc.flows.base import (
 from flowmc.flows.continuous import ContinuousFlow
 from flowmc.flows.coupling import AffineCouplingFlow
 from flowmc.flows.defect import DefectFlow
+from flowmc.flows.mixture import SignMixture
 from flowmc.flows.plaquette import PlaquetteFlow
 from flowmc.flows.priors import EnsemblePrior, FreeFieldPrior, GaussianPrior, HaarPrior
 from flowmc.flows.residual import ResidualFlow
@@ -35,6 +36,7 @@ __all__ = [
     "PlaquetteFlow",
     "Prior",
     "ResidualFlow",
+    "SignMixture",
     "SplineCouplingFlow",
     "check_equivariance",
     "check_inverse",

@@ -8,6 +8,7 @@ format     1
 kind       "sampler" (a prior and a flow) or "exchange" (a flow between two theories)
 flow       ``{name, parameters}`` as in a training configuration
 prior      ``{name, parameters}``; samplers only
+mixture    "sign_flip" for a sampler that is averaged over it (:class:`SignMixture`); else absent
 theory     ``{action, group, lattice, couplings}``, and ``settings`` of actions that have any
 from, to   all couplings of both ends; exchange flows only
 precision  32 or 64, of the weights
@@ -42,6 +43,7 @@ from flowmc import __version__, zoo
 from flowmc.actions.base import Action
 from flowmc.actions.theory import build_action, check_couplings
 from flowmc.flows.base import Flow, FlowModel, Inverse, Prior
+from flowmc.flows.mixture import SignMixture, check_even_action
 from flowmc.registry import ConfigError, build, nearest, parameters, resolve
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "LoadedFlow",
     "atomic_save",
     "build_flow",
+    "build_model",
     "build_prior",
     "check_flow_fits",
     "load_flow",
@@ -108,6 +111,32 @@ def build_flow(table: Mapping[str, Any], action: Action, where: str = "[flow]") 
 def build_prior(table: Mapping[str, Any], action: Action, where: str = "[prior]") -> Prior:
     """Return the prior of a table ``{name, ...its parameters}``; as :func:`build_flow`."""
     return _build("priors", table, action, where, Prior)
+
+
+def build_model(
+    prior: Prior, flow: Flow, action: Action, mixture: str | None = None, where: str = "[mixture]"
+) -> FlowModel:
+    """Return the sampler of a prior and a flow, averaged over a symmetry of the theory if any.
+
+    Args:
+        prior: where z is drawn.
+        flow: the map.
+        action: the theory.
+        mixture: None or "sign_flip".
+        where: how to name the place of ``mixture`` in messages.
+
+    Raises:
+        ConfigError: for an unknown symmetry, and one that the theory does not have.
+    """
+    if mixture is None:
+        return FlowModel(prior, flow)
+    if mixture != "sign_flip":
+        raise ConfigError(f"{where}: unknown mixture {mixture!r}; known: sign_flip")
+    try:
+        check_even_action(action)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return SignMixture(prior, flow)
 
 
 def _build(kind: str, table: Mapping[str, Any], action: Action, where: str, contract: type) -> Any:
@@ -209,7 +238,8 @@ def load_flow(
     flow = build_flow(_named(card["flow"]), action, f"{where}: flow")
     model: FlowModel | Flow = flow
     if card["kind"] == "sampler":
-        model = FlowModel(build_prior(_named(card["prior"]), action, f"{where}: prior"), flow)
+        prior = build_prior(_named(card["prior"]), action, f"{where}: prior")
+        model = build_model(prior, flow, action, card.get("mixture"), where)
     model.to(_precision(tensors))
     try:
         model.load_state_dict(tensors)

@@ -275,6 +275,8 @@ def _card(plan: Plan, trainer: Trainer, measured: dict[str, Any], command: str) 
     }
     if plan.ends is None:
         card["prior"] = _resolved("priors", plan.tables["prior"])
+        if plan.mixture is not None:
+            card["mixture"] = plan.mixture
     else:
         card["from"], card["to"] = (dict(end.parameters) for end in plan.ends)
     return card

@@ -11,8 +11,7 @@ import torch
 
 from flowmc.actions.base import Action
 from flowmc.actions.theory import build_action, check_couplings
-from flowmc.flows.base import FlowModel
-from flowmc.flows.files import build_flow, build_prior
+from flowmc.flows.files import build_flow, build_model, build_prior
 from flowmc.random import stream
 from flowmc.registry import ConfigError, build, nearest, parameters, resolve, validate
 from flowmc.run.evaluate import ENSEMBLE_KEYS, read_toml
@@ -23,7 +22,7 @@ from flowmc.training.transfer import start_from
 
 __all__ = ["Plan", "make_plan", "read_plan"]
 
-_TABLES = ("theory", "flow", "prior", "chains", "exchange", "training")
+_TABLES = ("theory", "flow", "prior", "mixture", "chains", "exchange", "training")
 # By position objectives take what the tables beside [training] describe; the rest are their keys.
 _OF_SAMPLERS = ("model", "action", "ensemble")
 _OF_EXCHANGE_FLOWS = ("flow", "ensemble_a", "ensemble_b")
@@ -59,6 +58,13 @@ class _Chains(_Hmc):
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Mixture:
+    """[mixture]: the symmetry that a sampler is averaged over."""
+
+    symmetry: Literal["sign_flip"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Exchange(_Hmc):
     """[exchange], beside from and to: chains of either end."""
 
@@ -88,6 +94,12 @@ class Plan:
     keys: _Keys
     objective: Callable[..., Objective]
     options: dict[str, Any]
+
+    @property
+    def mixture(self) -> str | None:
+        """The symmetry that the sampler is averaged over, if any."""
+        table = self.tables.get("mixture")
+        return None if table is None else table["symmetry"]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -130,7 +142,8 @@ class Plan:
             start_from(flow, self.action, self.keys.start_from)
         offered: dict[str, Any]
         if self.ends is None:
-            model = FlowModel(build_prior(self.tables["prior"], self.action), flow)
+            prior = build_prior(self.tables["prior"], self.action)
+            model = build_model(prior, flow, self.action, self.mixture)
             model.to(device=device, dtype=self.dtype)
             offered = {"model": model, "action": self.action}
             if self.ensemble is not None:
@@ -191,6 +204,10 @@ def make_plan(tables: dict[str, Any]) -> Plan:
             "the configuration needs either [prior] (a sampler) or [exchange] (a flow between two "
             "couplings)"
         )
+    if "mixture" in tables:
+        if "exchange" in tables:
+            raise ConfigError("[mixture] is of samplers, not of flows between two couplings")
+        build(_Mixture, tables["mixture"], "[mixture]")
     action = build_action(tables["theory"])
     ends: tuple[Action, Action] | None = None
     ensemble: dict[str, Any] | None = None

@@ -13,17 +13,19 @@ which takes one evaluation of the flow and its force v
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from flowmc.flows.base import FlowModel
+from flowmc.flows.mixture import SignMixture
 from flowmc.groups import Group
 from flowmc.parallel import Communicator
 from flowmc.training.adjoint import PushedForce, pairing
 
-__all__ = ["DensityAt", "ModelDensity", "is_trainable"]
+__all__ = ["DensityAt", "MixtureAt", "ModelDensity", "is_trainable"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class DensityAt:
         Args:
             coefficients: c, ``(n,)`` float64, constants.
         """
-        shaped = coefficients.reshape(-1, *[1] * (self.force.dim() - 1)).to(self.force.real.dtype)
+        shaped = _rows(coefficients, self.force)
         return (coefficients * self.log_q).sum() + pairing(
             self.group, shaped * self.force, self.field
         )
@@ -62,6 +64,75 @@ class DensityAt:
             force: F, an algebra gradient like the field.
         """
         return pairing(self.group, force - self.force, self.field)
+
+
+@dataclass(frozen=True)
+class MixtureAt:
+    r"""The density of a :class:`~flowmc.flows.SignMixture` at the fields :math:`x_i = f(z_i)`.
+
+    With the shares :math:`\pi_\pm(x) = q(\pm x) / (2\, q_{\mathrm{mix}}(x))`,
+
+    .. math:: \partial_\theta \ln q_{\mathrm{mix}}(x) = \sum_\pm \pi_\pm\,
+              \partial_\theta \ln q(\pm x) .
+
+    Attributes:
+        sides: the density of the flow at x and at -x.
+        shares: both pi, ``(2, n)`` float64.
+    """
+
+    sides: tuple[DensityAt, DensityAt]
+    shares: Tensor
+
+    @property
+    def field(self) -> Tensor:
+        """The fields x."""
+        return self.sides[0].field
+
+    @property
+    def log_q(self) -> Tensor:
+        """The log-density of the mixture, ``(n,)`` float64, without a graph."""
+        logs = torch.stack([side.log_q.detach() for side in self.sides])
+        return torch.logsumexp(logs, 0) - math.log(2)
+
+    @property
+    def force(self) -> Tensor:
+        """The algebra gradient of minus that, like the field; without a graph."""
+        plus, minus = (
+            _rows(share, side.force) * side.force
+            for share, side in zip(self.shares, self.sides, strict=True)
+        )
+        return plus - minus
+
+    def score(self, coefficients: Tensor) -> Tensor:
+        r"""Return a scalar with the gradient of :math:`\sum_i c_i \ln q_{\mathrm{mix}}(x_i)`."""
+        plus, minus = (
+            side.score(coefficients * share)
+            for share, side in zip(self.shares, self.sides, strict=True)
+        )
+        return plus + minus
+
+    def path(self, force: Tensor) -> Tensor:
+        r"""Return a scalar with the gradient of the path, averaged over the sides.
+
+        .. math:: \sum_i \sum_\pm \pm \pi_\pm(x_i)\, (F_i - v_i) \cdot
+                  \partial_\theta f_\theta(z^\pm_i), \qquad f(z^\pm) = \pm x ,
+
+        with v the force of the mixture, for an even target.  Averaging over the side that a field
+        of :math:`q_{\mathrm{mix}}` may have come from changes no mean.  On fields of p it is the
+        path gradient of the flow to :math:`2 p(y) \pi_+(y)`, whose force is
+        :math:`F + v_q - v` with the force :math:`v_q` of the flow's own density.
+        """
+        difference = force - self.force
+        plus, minus = (
+            pairing(side.group, _rows(share, difference) * difference, side.field)
+            for share, side in zip(self.shares, self.sides, strict=True)
+        )
+        return plus - minus
+
+
+def _rows(values: Tensor, like: Tensor) -> Tensor:
+    """Return ``values (n,)`` in a shape and precision that multiplies ``like (n, ...)``."""
+    return values.reshape(-1, *[1] * (like.dim() - 1)).to(like.real.dtype)
 
 
 class ModelDensity:
@@ -84,8 +155,18 @@ class ModelDensity:
         """Take part in that decision on a rank without samples."""
         self.pushed_force.agree()
 
-    def at(self, start: Tensor) -> DensityAt:
+    def at(self, start: Tensor) -> DensityAt | MixtureAt:
         """Return the density at the images of ``start (n, ...)``, which are taken as constants."""
+        own = self._of_flow(start)
+        if not isinstance(self.model, SignMixture):
+            return own
+        zero = torch.zeros(len(start), dtype=torch.float64, device=start.device)
+        with torch.no_grad():
+            mirrored, change = self.model.flow.inverse(-own.field.detach(), zero)
+            logs = torch.stack([own.log_q.detach(), self.model.prior.log_prob(mirrored) - change])
+        return MixtureAt((own, self._of_flow(mirrored)), torch.softmax(logs, 0))
+
+    def _of_flow(self, start: Tensor) -> DensityAt:
         prior, flow = self.model.prior, self.model.flow
         z = start.detach().clone().requires_grad_(True)
         with torch.enable_grad():

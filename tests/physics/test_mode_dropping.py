@@ -6,9 +6,10 @@ import pytest
 import torch
 from exactness import assert_mean
 
-from flowmc.actions import DoubleWell
+from flowmc.actions import DoubleWell, Phi4
 from flowmc.actions.solved import double_well
 from flowmc.estimators.free_energy import bennett, mode_coverage
+from flowmc.flows import FreeFieldPrior, SignMixture
 from flowmc.flows.base import Flow, FlowModel
 from flowmc.kernels import HMC, SignFlip
 from flowmc.lattice import sum_over_sites
@@ -31,40 +32,27 @@ class Shift(Flow):
         return y - self.amount, log_density
 
 
-class BothSigns(FlowModel):
-    """The mixture of a model and its mirror image."""
-
-    def sample(self, n, rng):
-        x, _ = super().sample(n, rng)
-        sign = torch.where(torch.rand(n, 1, generator=rng) < 0.5, -1.0, 1.0)
-        return x * sign, self.log_prob(x * sign)
-
-    def log_prob(self, x):
-        sides = torch.stack([super(BothSigns, self).log_prob(side) for side in (x, -x)])
-        return torch.logsumexp(sides, 0) - math.log(2)
-
-
 def harmonic(model):
     """The Gaussian of the right curvature around the well at +sqrt(8)."""
     oscillator = DoubleWell([6], m0=8.0, mu2=2.05, lam=0.0)
     return model(ExactStart(oscillator), Shift(math.sqrt(8.0) - 0.025))
 
 
-def log_weights(model, rng):
+def log_weights(model, rng, action=ACTION, start="cold"):
     with torch.no_grad():
         x, log_q = model.sample(8000, rng)
         chains = MarkovStart(
-            ACTION,
-            [HMC(ACTION, trajectory=0.7, steps=6), SignFlip(ACTION)],
+            action,
+            [HMC(action, trajectory=0.7, steps=6), SignFlip(action)],
             chains=64,
             thermalization=60,
             separation=2,
-            start="cold",
+            start=start,
         )
         fields = list(chains.configurations(60, rng))
         assert_mean(torch.sign(sum_over_sites(torch.cat(fields))), 0.0)
-        p = torch.stack([-ACTION(y) - model.log_prob(y) for y in fields])
-        return -ACTION(x) - log_q, p
+        p = torch.stack([-action(y) - model.log_prob(y) for y in fields])
+        return -action(x) - log_q, p
 
 
 def test_one_well(rng):
@@ -83,7 +71,7 @@ def test_one_well(rng):
 
 
 def test_both_wells(rng):
-    q, p = log_weights(harmonic(BothSigns), rng)
+    q, p = log_weights(harmonic(SignMixture), rng)
     coverage = mode_coverage(q, p)
     assert abs(coverage.share - 1) < 5 * coverage.error < 0.05
     assert coverage.reverse_ess > 0.95 and coverage.forward_ess > 0.95
@@ -91,6 +79,21 @@ def test_both_wells(rng):
     for estimate in (coverage.log_z_q, coverage.log_z_p, bennett(-q, p).estimate):
         assert estimate.bound == "none"
         assert abs(estimate.value - EXACT) < 5 * estimate.error < 0.05
+
+
+# Broken phase: the classical minima are at +-vacuum, 160 units of action below phi = 0.
+BROKEN = Phi4([4, 4], m2=-2.0, lam=0.1)
+
+
+@pytest.mark.parametrize(("model", "share"), [(FlowModel, 0.5), (SignMixture, 1.0)])
+def test_phi4_in_the_broken_phase(model, share, rng):
+    """Fluctuations about the vacuum have the mass -2 m2; the cubic term shifts them a little."""
+    prior = FreeFieldPrior(BROKEN, m2=4.0).to(torch.float64)
+    q, p = log_weights(model(prior, Shift(BROKEN.vacuum - 0.06)), rng, BROKEN, "ordered")
+    coverage = mode_coverage(q, p)
+    assert coverage.reverse_ess > 0.8
+    assert abs(coverage.share - share) < 5 * coverage.error < 0.15
+    assert (coverage.forward_ess > 0.8) == (share == 1.0)
 
 
 def test_chains_stuck_in_the_flows_well_cannot_see_it_either(rng):

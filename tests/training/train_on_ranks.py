@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from flowmc.actions import Phi4, Wilson
-from flowmc.flows import AffineCouplingFlow, FlowModel, GaussianPrior, ResidualFlow
+from flowmc.flows import AffineCouplingFlow, FlowModel, GaussianPrior, ResidualFlow, SignMixture
 from flowmc.parallel import Communicator, world
 from flowmc.training import (
     AlphaTwo,
@@ -52,6 +52,11 @@ def with_configurations(make):
     return make(model, action, Ensemble(action, "target", 4, **options))
 
 
+def mixture():
+    model = sampler().model
+    return ReverseKL(SignMixture(model.prior, model.flow), sampler().action)
+
+
 def annealed():
     return AlphaTwo(sampler().model, sampler().action, annealing_steps=2, leapfrog_steps=2)
 
@@ -70,6 +75,7 @@ CASES = {
     "reinforce": (lambda: Reinforce(sampler().model, sampler().action), 2),
     "log variance": (lambda: with_configurations(LogVariance), 3),
     "alpha two": (annealed, 40),
+    "mixture": (mixture, 2),
     "forward": (forward, 40),
     "exchange": (exchange, 40),
     "exchange, fewer groups than ranks": (lambda: exchange(chains=50), 30),

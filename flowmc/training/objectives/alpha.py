@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.flows.base import FlowModel
+from flowmc.flows.mixture import SignMixture
 from flowmc.kernels import HMC
 from flowmc.nonequilibrium import Process
 from flowmc.parallel import Communicator
@@ -102,7 +103,7 @@ class AlphaTwo(SamplerObjective):
         leapfrog_steps: of a trajectory, >= 1; the derivative of flow and action is taken at each.
 
     Raises:
-        ValueError: for values out of range.
+        ValueError: for values out of range, and for a mixture.
     """
 
     def __init__(
@@ -114,6 +115,11 @@ class AlphaTwo(SamplerObjective):
         leapfrog_steps: int = 4,
     ) -> None:
         super().__init__(model, action)
+        if isinstance(model, SignMixture):
+            raise ValueError(
+                "alpha_two anneals in the coordinates of the prior, which a mixture does not have: "
+                "train the flow without the mixture, or by another objective"
+            )
         for key, value in (
             ("annealing_steps", annealing_steps),
             ("leapfrog_steps", leapfrog_steps),

@@ -83,10 +83,11 @@ class ForwardKL(SamplerObjective):
         with torch.no_grad():
             zero = torch.zeros(len(x), dtype=torch.float64, device=x.device)
             z, change = self.model.flow.inverse(x, zero)
-            # The change is NaN where an iterative inverse did not converge.
-            log_q = self.model.prior.log_prob(z) - change
-            log_weights = -self.action(x) - log_q
         at = self.density.at(z)
+        with torch.no_grad():
+            # The change is NaN where an iterative inverse did not converge.
+            log_q = at.log_q.detach() + 0 * change
+            log_weights = -self.action(x) - log_q
         if self.gradient == "path":
             surrogate = at.path(self.action.force(x)) / n
         else:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.flows.base import FlowModel
+from flowmc.flows.mixture import SignMixture
 from flowmc.parallel import Communicator
 from flowmc.training.adjoint import pairing
 from flowmc.training.density import ModelDensity, is_trainable
@@ -58,10 +59,10 @@ class ReverseKL(SamplerObjective):
         super().__init__(model, action)
         if gradient not in ("reparametrised", "path"):
             raise ValueError(f"unknown gradient {gradient!r}: use 'reparametrised' or 'path'")
-        if gradient == "path" and is_trainable(model):
+        if is_trainable(model) and (gradient == "path" or isinstance(model, SignMixture)):
             raise ValueError(
-                "path gradients need a prior without trainable parameters; freeze them or use "
-                "gradient = 'reparametrised'"
+                "path gradients, and all gradients of a mixture, need a prior without trainable "
+                "parameters; freeze them or use gradient = 'reparametrised' without a mixture"
             )
         self.gradient = gradient
         self.density = ModelDensity(model, action.group)
@@ -71,8 +72,8 @@ class ReverseKL(SamplerObjective):
         self.density.distribute(communicator)
 
     def evaluate(self, n: int, rng: torch.Generator) -> Batch:
-        if self.gradient == "path":
-            return self._evaluate_path(n, rng)
+        if self.gradient == "path" or isinstance(self.model, SignMixture):
+            return self._evaluate_at(n, rng)
         if self.communicator.size == 1:
             (x, log_q), rows = self.model.sample(n, rng), None
         else:
@@ -86,7 +87,7 @@ class ReverseKL(SamplerObjective):
         surrogate = log_q.sum() / n + pairing(self.action.group, force, x) / n
         return Batch(surrogate, -log_weights.sum() / n, log_weights, rows)
 
-    def _evaluate_path(self, n: int, rng: torch.Generator) -> Batch:
+    def _evaluate_at(self, n: int, rng: torch.Generator) -> Batch:
         rows = None
         with torch.no_grad():
             start, _ = self.model.prior.sample(n, rng)
@@ -98,7 +99,11 @@ class ReverseKL(SamplerObjective):
             start = start[rows]
         at = self.density.at(start)
         log_weights, force = self._target(at.field.detach(), at.log_q.detach())
-        return Batch(at.path(force) / n, -log_weights.sum() / n, log_weights, rows)
+        surrogate = at.path(force) / n
+        if self.gradient == "reparametrised":
+            # The derivative of ln q along the path and at fixed x: the second is the score.
+            surrogate = surrogate + at.score(torch.full_like(log_weights, 1 / n))
+        return Batch(surrogate, -log_weights.sum() / n, log_weights, rows)
 
     @torch.no_grad()
     def _target(self, x: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:

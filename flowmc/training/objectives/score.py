@@ -14,7 +14,7 @@ from flowmc.actions.base import Action
 from flowmc.flows.base import FlowModel
 from flowmc.parallel import Communicator
 from flowmc.registry import ConfigError
-from flowmc.training.density import DensityAt, ModelDensity
+from flowmc.training.density import DensityAt, MixtureAt, ModelDensity
 from flowmc.training.ensemble import Ensemble
 from flowmc.training.objectives.base import Batch, SamplerObjective, nothing
 
@@ -135,7 +135,7 @@ class LogVariance(SamplerObjective):
                 surrogate = surrogate + at.score((g - mean) / (n - 1))
         return Batch(surrogate, loss, -own_g, rows)
 
-    def _configurations(self, n: int) -> tuple[DensityAt | None, Tensor]:
+    def _configurations(self, n: int) -> tuple[DensityAt | MixtureAt | None, Tensor]:
         """Return the density at this rank's share of n configurations, and g."""
         assert self.ensemble is not None
         x, _ = self.ensemble.draw_share(n)
@@ -145,8 +145,10 @@ class LogVariance(SamplerObjective):
         with torch.no_grad():
             zero = torch.zeros(len(x), dtype=torch.float64, device=x.device)
             z, change = self.model.flow.inverse(x, zero)
-            g = self.model.prior.log_prob(z) - change + self.action(x)
-        return self.density.at(z), g
+        at = self.density.at(z)
+        with torch.no_grad():
+            # The change is NaN where an iterative inverse did not converge.
+            return at, at.log_q.detach() + 0 * change + self.action(x)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {} if self.ensemble is None else self.ensemble.state_dict()
@@ -166,7 +168,7 @@ def _check_size(objective: SamplerObjective, n: int) -> None:
 
 def _flow_samples(
     objective: SamplerObjective, density: ModelDensity, n: int, rng: torch.Generator
-) -> tuple[Tensor, DensityAt | None, Tensor]:
+) -> tuple[Tensor, DensityAt | MixtureAt | None, Tensor]:
     """Draw n samples of the flow; return this rank's rows, their density, and g."""
     with torch.no_grad():
         start, _ = objective.model.prior.sample(n, rng)
