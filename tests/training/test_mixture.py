@@ -13,6 +13,7 @@ import torch
 from flowmc.actions import Action, Phi4
 from flowmc.flows import FlowModel, GaussianPrior, SignMixture
 from flowmc.flows.files import build_model, load_flow, read_card
+from flowmc.kernels import Independence
 from flowmc.random import stream
 from flowmc.registry import ConfigError
 from flowmc.run import train
@@ -149,6 +150,17 @@ def test_shares_and_force():
     torch.testing.assert_close(at.force, expected)
     torch.testing.assert_close(at.log_q, model.log_prob(x).detach())
     torch.testing.assert_close(at.shares.sum(0), torch.ones(5, dtype=torch.float64))
+
+
+def test_proposals_of_a_perfect_mixture_are_all_accepted():
+    """From a field of either peak: the density of the current field is that of the mixture too."""
+    model = mixture()
+    kernel = Independence(TwoPeaks(model), model, proposals=4)
+    start = torch.tensor([[0.5, 0.4], [-0.5, -0.4]], dtype=torch.float64).repeat(50, 1)
+    state, info = kernel.step(kernel.init(start), stream(5, 0, "x"))
+    assert bool(info.is_accepted.all())
+    positive = float((state.field.sum(1) > 0).double().mean())
+    assert 0.2 < positive < 0.8  # 6 standard deviations of a half
 
 
 MIXTURE = """[mixture]

@@ -141,7 +141,7 @@ class LogVariance(SamplerObjective):
         x, _ = self.ensemble.draw_share(n)
         if not len(x):
             self.density.skip()
-            return None, torch.empty(0, dtype=torch.float64)
+            return None, torch.empty(0, dtype=torch.float64, device=x.device)
         with torch.no_grad():
             zero = torch.zeros(len(x), dtype=torch.float64, device=x.device)
             z, change = self.model.flow.inverse(x, zero)
@@ -175,7 +175,7 @@ def _flow_samples(
     rows = objective.own_rows(n)
     if not len(rows):
         density.skip()
-        return rows, None, torch.empty(0, dtype=torch.float64)
+        return rows, None, torch.empty(0, dtype=torch.float64, device=start.device)
     at = density.at(start[rows])
     with torch.no_grad():
         g = at.log_q.detach() + objective.action(at.field.detach())
