@@ -195,6 +195,15 @@ def test_file_benchmark_runs():
     assert "16x16x16x16" in result.stdout
 
 
+def test_training_step_benchmark_runs():
+    script = EXAMPLES / "benchmarks" / "training_step.py"
+    result = subprocess.run(
+        [sys.executable, str(script), "--quick"], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("| 4x4 |") == 6
+
+
 def test_free_energies_script_runs():
     command = [sys.executable, str(EXAMPLES / "free_energies.py"), "--quick", "--only", "su3"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
