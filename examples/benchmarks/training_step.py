@@ -93,6 +93,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--extents", type=int, nargs="+", default=[8, 12])
     parser.add_argument("--peer", action="store_true", help="bijx, too")
     args = parser.parse_args()
     if args.peer and importlib.util.find_spec("bijx") is None:
@@ -100,7 +101,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     print(f"{processor()}, {args.threads} threads, {args.clock} clock; seconds per step, ", end="")
     print("median (best) and ratio to the first\n")
-    cases = [(4, 8, 2)] if args.quick else [(8, 256, 50), (12, 256, 50)]
+    cases = [(4, 8, 2)] if args.quick else [(extent, 256, 50) for extent in args.extents]
     print_header(["lattice", "batch", "RK4 steps", "what", "seconds", "ratio"])
     for extent, batch, steps in cases:
         size = extent, batch, steps
