@@ -28,6 +28,8 @@ __all__ = ["ContinuousFlow"]
 _ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 # Largest |phi| that tables of the velocity reach; the next one is tried when a field leaves them.
 _RANGES = (8.0, 16.0, 64.0)
+# Numbers in all tables together, beyond which they are not worth their memory: 2 GB.
+_LARGEST_TABLES = 2**29
 # Random vectors per chain in the estimate of a trace.
 _PROBES = 2
 
@@ -55,7 +57,9 @@ class ContinuousFlow(Flow):
     the whole batch: the same field in another batch comes out differently at the level of the
     tolerance.
 
-    Everything is computed in the precision of the weights and returned in that of the field.
+    Everything is computed in the precision of the weights and returned in that of the field.  On
+    two axes, in float32 and on a CPU, fixed steps are integrated by compiled kernels
+    (:mod:`flowmc.native.continuous`), which agree with torch to rounding.
 
     Args:
         action: the theory; gives the lattice.
@@ -274,6 +278,9 @@ class ContinuousFlow(Flow):
             weights = [weight.detach() for weight in weights]
         fields = rows.t().reshape(-1, *self.lattice)
         for largest in _RANGES:
+            numbers = len(times) * (largest / spacing + 1) * 3 * self.spectrum.orbits
+            if numbers > _LARGEST_TABLES:
+                return None
             tables = build_tables(weights[0], weights[1], weights[2], spacing, largest)
             try:
                 y, total = TabulatedMap.apply(fields, tables, plan, keep)

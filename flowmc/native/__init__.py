@@ -8,6 +8,9 @@ rounding, are the same bit for bit for any number of threads, and run on
 those actions and for fields that require gradients; the environment variable ``FLOWMC_NATIVE=0``
 makes them always do so.
 
+The continuous flow of scalar fields has compiled kernels, too, with their gradients
+(:func:`has_continuous_map`).
+
 Kernels are compiled on first use (seconds) and cached on disk by numba (``NUMBA_CACHE_DIR`` moves
 the cache).  numba is imported on first use only.
 """

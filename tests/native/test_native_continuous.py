@@ -148,6 +148,18 @@ def test_the_same_bits_for_any_number_of_threads_and_in_any_batch():
     assert torch.equal(alone[0], found[0][0][11]) and torch.equal(density[0], found[0][1][11])
 
 
+def test_tables_that_would_be_too_large_are_not_made(monkeypatch):
+    """Huge frequencies need fine tables: torch does without."""
+    flow, x = make([4, 4]), torch.randn(3, 4, 4)
+    with torch.no_grad():
+        flow.frequencies[0] = 1e7
+        found, _ = flow.forward(x, torch.zeros(3, dtype=torch.float64))
+    monkeypatch.setenv("FLOWMC_NATIVE", "0")
+    with torch.no_grad():
+        expected, _ = flow.forward(x, torch.zeros(3, dtype=torch.float64))
+    assert torch.equal(found, expected)
+
+
 def test_the_spacing_follows_the_largest_frequency():
     assert spacing_for(5.0) == 1 / 16
     assert spacing_for(7.0) == 1 / 32
