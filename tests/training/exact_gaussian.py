@@ -150,3 +150,12 @@ def largest_pull(values, exact):
     values = values.reshape(len(values), -1)
     error = values.std(0) / len(values) ** 0.5
     return float(((values.mean(0) - exact).abs() / error).max())
+
+
+def pulls(objective, loss, module, n):
+    """Return the largest pull of the gradients of 200 batches, and that of their losses."""
+    gradients, losses = sample_gradients(objective, 200, n)
+    return (
+        largest_pull(gradients, flat_gradient(loss, module)),
+        largest_pull(losses, float(loss.detach())),
+    )
