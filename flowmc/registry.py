@@ -53,6 +53,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "gaussian": "flowmc.flows:GaussianPrior",
         "free_field": "flowmc.flows:FreeFieldPrior",
         "haar": "flowmc.flows:HaarPrior",
+        "super_resolution": "flowmc.flows.coarse_models:super_resolution",
     },
     "objectives": {
         "reverse_kl": "flowmc.training:ReverseKL",

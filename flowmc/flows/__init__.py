@@ -19,6 +19,7 @@ from flowmc.flows.plaquette import PlaquetteFlow
 from flowmc.flows.priors import EnsemblePrior, FreeFieldPrior, GaussianPrior, HaarPrior
 from flowmc.flows.residual import ResidualFlow
 from flowmc.flows.spline_coupling import SplineCouplingFlow
+from flowmc.flows.super_resolution import FreeFieldBlocking, SuperResolutionPrior
 
 __all__ = [
     "AffineCouplingFlow",
@@ -28,6 +29,7 @@ __all__ = [
     "EnsemblePrior",
     "Flow",
     "FlowModel",
+    "FreeFieldBlocking",
     "FreeFieldPrior",
     "GaussianPrior",
     "HaarPrior",
@@ -38,6 +40,7 @@ __all__ = [
     "ResidualFlow",
     "SignMixture",
     "SplineCouplingFlow",
+    "SuperResolutionPrior",
     "check_equivariance",
     "check_inverse",
     "check_log_det",

@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -127,9 +127,15 @@ class Chain(Flow):
 
 
 class Prior(ABC):
-    """A distribution that can be drawn from and whose normalised log-density is known."""
+    """A distribution that can be drawn from and whose normalised log-density is known.
+
+    Attributes:
+        group: of the fields' elements.
+        log_density_is_exact: as of a :class:`Flow`; False for a prior with such a flow in it.
+    """
 
     group: Group = Real()
+    log_density_is_exact: bool = True
 
     @abstractmethod
     def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -138,6 +144,18 @@ class Prior(ABC):
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log-density of given fields, ``(n,)`` float64."""
+
+    def density_error(self, x: Tensor) -> Tensor:
+        """Return an estimate per field of the error of the log-density, ``(n,)`` >= 0."""
+        return torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
+
+    def card_parameters(self) -> dict[str, Any]:
+        """Return parameters for the card of a flow file, JSON-able.
+
+        They replace those of the configuration where these name files: a flow file is to be read
+        without others.
+        """
+        return {}
 
 
 class FlowModel(nn.Module):
@@ -164,6 +182,15 @@ class FlowModel(nn.Module):
         z, minus_prior = self.flow.inverse(x, zero)
         # inverse adds +ln|det|; log q(x) = log r(z) - ln|det|.
         return self.prior.log_prob(z) - minus_prior
+
+    @property
+    def log_density_is_exact(self) -> bool:
+        """Whether the densities of prior and flow are those of their discrete maps."""
+        return self.flow.log_density_is_exact and self.prior.log_density_is_exact
+
+    def density_error(self, z: Tensor) -> Tensor:
+        """Return an estimate of the error of log q after the flow of ``z``, ``(n,)`` >= 0."""
+        return self.flow.density_error(z) + self.prior.density_error(z)
 
     def fingerprint(self) -> str:
         """Return a short digest of all weights; it keys cached densities of this very model."""

@@ -7,7 +7,8 @@ file starts with the length of its header, 8 bytes little-endian, and the header
 format     1
 kind       "sampler" (a prior and a flow) or "exchange" (a flow between two theories)
 flow       ``{name, parameters}`` as in a training configuration
-prior      ``{name, parameters}``; samplers only
+prior      ``{name, parameters}``; samplers only.  Samplers that it starts from are tables
+           like this card (:meth:`~flowmc.flows.Prior.card_parameters`)
 mixture    "sign_flip" for a sampler that is averaged over it (:class:`SignMixture`); else absent
 theory     ``{action, group, lattice, couplings}``, and ``settings`` of actions that have any
 from, to   all couplings of both ends; exchange flows only
@@ -41,8 +42,9 @@ from torch import Tensor
 
 from flowmc import __version__, zoo
 from flowmc.actions.base import Action
-from flowmc.actions.theory import build_action, check_couplings
+from flowmc.actions.theory import check_couplings
 from flowmc.flows.base import Flow, FlowModel, Inverse, Prior
+from flowmc.flows.cards import card_action, flat
 from flowmc.flows.mixture import SignMixture, check_even_action
 from flowmc.registry import ConfigError, build, nearest, parameters, resolve
 
@@ -55,6 +57,7 @@ __all__ = [
     "build_model",
     "build_prior",
     "check_flow_fits",
+    "check_lattice",
     "load_flow",
     "orient",
     "read_card",
@@ -231,14 +234,14 @@ def load_flow(
     tensors, card = read_tensors(path)
     _check_card(card, path)
     if lattice is not None:
-        _check_lattice(card, tuple(lattice))
+        check_lattice(card, tuple(lattice))
         card = {**card, "theory": {**card["theory"], "lattice": list(lattice)}}
-    action = _card_action(card, path)
     where = f"the card of {path}"
-    flow = build_flow(_named(card["flow"]), action, f"{where}: flow")
+    action = card_action(card, where)
+    flow = build_flow(flat(card["flow"]), action, f"{where}: flow")
     model: FlowModel | Flow = flow
     if card["kind"] == "sampler":
-        prior = build_prior(_named(card["prior"]), action, f"{where}: prior")
+        prior = build_prior(flat(card["prior"]), action, f"{where}: prior")
         model = build_model(prior, flow, action, card.get("mixture"), where)
     model.to(_precision(tensors))
     try:
@@ -395,7 +398,8 @@ def _check_card(card: Mapping[str, Any], path: Path) -> None:
         raise FlowFileError(f"the card of {path} lacks {', '.join(missing)}: not a usable flow")
 
 
-def _check_lattice(card: Mapping[str, Any], lattice: tuple[int, ...]) -> None:
+def check_lattice(card: Mapping[str, Any], lattice: tuple[int, ...]) -> None:
+    """Raise ``FlowFileError`` unless the flow of a card can be used on another lattice."""
     own = tuple(card["theory"]["lattice"])
     if lattice == own:
         return
@@ -409,23 +413,6 @@ def _check_lattice(card: Mapping[str, Any], lattice: tuple[int, ...]) -> None:
 def _transfers(card: Mapping[str, Any]) -> bool:
     component = resolve("flows", card["flow"]["name"])
     return bool(getattr(component, "transfers_to_other_lattices", False))
-
-
-def _card_action(card: Mapping[str, Any], path: Path) -> Action:
-    theory = dict(card["theory"])
-    table = {
-        "action": theory["action"],
-        "lattice": theory["lattice"],
-        **theory.get("settings", {}),
-        **theory["couplings"],
-    }
-    if theory.get("group", "R") != "R":
-        table["group"] = theory["group"]
-    return build_action(table, f"the card of {path}: theory")
-
-
-def _named(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {"name": entry["name"], **entry.get("parameters", {})}
 
 
 def _same_theory(card: Mapping[str, Any], action: Action) -> bool:

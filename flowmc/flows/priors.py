@@ -22,7 +22,7 @@ from flowmc.flows.base import Prior
 from flowmc.groups import U1
 from flowmc.lattice import sum_over_sites
 
-__all__ = ["EnsemblePrior", "FreeFieldPrior", "GaussianPrior", "HaarPrior"]
+__all__ = ["EnsemblePrior", "FreeFieldPrior", "GaussianPrior", "HaarPrior", "ScalarPrior"]
 
 
 class _FieldPrior(Prior, nn.Module):
@@ -53,7 +53,13 @@ class _FieldPrior(Prior, nn.Module):
             )
 
 
-class _ScalarPrior(_FieldPrior):
+class ScalarPrior(_FieldPrior):
+    """A prior for real scalar fields.
+
+    Raises:
+        ValueError: for a gauge theory.
+    """
+
     def __init__(self, action: Action) -> None:
         super().__init__(action)
         if action.is_gauge:
@@ -63,7 +69,7 @@ class _ScalarPrior(_FieldPrior):
             )
 
 
-class GaussianPrior(_ScalarPrior):
+class GaussianPrior(ScalarPrior):
     r"""Independent normal variables of mean zero on every site of a scalar field.
 
     .. math:: \ln r(\phi) = -\sum_x \frac{\phi_x^2}{2\sigma^2} - V \ln(\sigma\sqrt{2\pi}).
@@ -96,7 +102,7 @@ class GaussianPrior(_ScalarPrior):
         return f"GaussianPrior({self._size}, scale={self.scale!r})"
 
 
-class FreeFieldPrior(_ScalarPrior):
+class FreeFieldPrior(ScalarPrior):
     r"""The free field of :class:`~flowmc.actions.FreeScalar`, drawn exactly by an FFT.
 
     :math:`\ln r(\phi) = -\sum_x [\sum_\mu (\Delta_\mu\phi)^2 + m^2 \phi^2] - \ln Z`, with

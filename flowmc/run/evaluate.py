@@ -183,12 +183,12 @@ def evaluate_sampler(
     log_weights = torch.cat([part for _, part in sorted(parts, key=lambda part: part[0])])
     seconds = (time.perf_counter() - started) / samples
     result, warnings = _weight_results(log_weights, seconds)
-    if not model.flow.log_density_is_exact:
+    if not model.log_density_is_exact:
         z, _ = model.prior.sample(
             min(DENSITY_SAMPLES, samples), stream(seed, 0, "density error", device)
         )
         result["density_error"] = communicator.from_root(
-            lambda: check_density(model.flow, z, log_weights)
+            lambda: check_density(model, z, log_weights)
         )
     return result, warnings
 
@@ -389,8 +389,13 @@ def _weight_results(
     return result, warnings
 
 
-def check_density(flow: Flow, x: Tensor, log_weights: Tensor) -> float:
+def check_density(flow: Flow | FlowModel, x: Tensor, log_weights: Tensor) -> float:
     """Return the error of a continuous flow's log-density, if it is small against their spread.
+
+    Args:
+        flow: the flow, or a sampler with one in its flow or prior.
+        x: where the flow starts.
+        log_weights: of the flow's fields.
 
     Raises:
         DensityError: if it is not.

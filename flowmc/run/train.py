@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ import torch
 
 from flowmc.actions.theory import describe_theory
 from flowmc.flows.base import Flow, FlowModel
+from flowmc.flows.cards import resolved
 from flowmc.flows.files import FlowFileError, read_card, save_flow
 from flowmc.parallel import CollectiveError, Communicator, world
 from flowmc.parallel.devices import choose_device, choose_threads, describe
-from flowmc.registry import ConfigError, parameters, resolve
+from flowmc.registry import ConfigError
 from flowmc.run.evaluate import (
     ENSEMBLE_KEYS,
     DensityError,
@@ -262,7 +263,7 @@ def _measure(
 def _card(plan: Plan, trainer: Trainer, measured: dict[str, Any], command: str) -> dict[str, Any]:
     card: dict[str, Any] = {
         "kind": "sampler" if plan.ends is None else "exchange",
-        "flow": _resolved("flows", plan.tables["flow"]),
+        "flow": resolved("flows", plan.tables["flow"]),
         "theory": describe_theory(plan.action, plan.tables["theory"]["action"]),
         "training": {
             "config": plan.tables,
@@ -274,23 +275,14 @@ def _card(plan: Plan, trainer: Trainer, measured: dict[str, Any], command: str) 
         "command": command,
     }
     if plan.ends is None:
-        card["prior"] = _resolved("priors", plan.tables["prior"])
+        assert isinstance(trainer.module, FlowModel)
+        card["prior"] = resolved("priors", plan.tables["prior"])
+        card["prior"]["parameters"] |= trainer.module.prior.card_parameters()
         if plan.mixture is not None:
             card["mixture"] = plan.mixture
     else:
         card["from"], card["to"] = (dict(end.parameters) for end in plan.ends)
     return card
-
-
-def _resolved(kind: str, table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return name and parameters with the defaults written out: they may change, the file not."""
-    name, given = table["name"], {key: value for key, value in table.items() if key != "name"}
-    defaults = {
-        "lambda" if key == "lam" else key: parameter.default
-        for key, parameter in parameters(resolve(kind, name)).items()
-        if isinstance(parameter.default, (bool, int, float, str, list, tuple))
-    }
-    return {"name": name, "parameters": {**defaults, **given}}
 
 
 class _Log:

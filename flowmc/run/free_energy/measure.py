@@ -268,11 +268,11 @@ def _draw(config: FreeEnergyConfig, model: FlowModel) -> NDArray[np.float64]:
         x, log_q = model.sample(size, stream(seed, index, "draws of the flow"))
         logs.append(-config.action(x) - log_q)
     log_weights = torch.cat(logs).nan_to_num(nan=-np.inf, posinf=np.inf, neginf=-np.inf)
-    if not model.flow.log_density_is_exact:
+    if not model.log_density_is_exact:
         z, _ = model.prior.sample(
             min(DENSITY_SAMPLES, config.table.samples), stream(seed, 0, "density error")
         )
-        check_density(model.flow, z, log_weights)
+        check_density(model, z, log_weights)
     return log_weights.numpy()
 
 
