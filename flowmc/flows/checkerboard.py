@@ -1,9 +1,10 @@
-"""What coupling flows of scalar fields share: checkerboard colours that take turns."""
+"""What coupling flows of scalar fields share: colours of sites that take turns."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from flowmc.actions import Action
 from flowmc.flows.base import Flow
 from flowmc.flows.convolution import neighbour_table
-from flowmc.lattice import check_even, checkerboard, sum_over_rows
+from flowmc.lattice import check_even, coordinates, sum_over_rows
 
 __all__ = ["CheckerboardFlow", "NetworkInputs"]
 
@@ -21,32 +22,45 @@ that move, the table of neighbours, and the range of rows of the sites that move
 
 
 class CheckerboardFlow(Flow):
-    """Layers that freeze a colour of the checkerboard and move the other, site by site.
+    r"""Layers that move one colour of sites, site by site, and freeze the others.
+
+    With the masks "checkerboard" the colours are the two of x_0 + x_1 + ... modulo 2.  With
+    "blocks" they are the :math:`2^d` positions in a block of two sites in every direction; such a
+    flow commutes with the translations by two sites only, and can do what distinguishes a block
+    from its neighbours: what a :class:`~flowmc.flows.SuperResolutionPrior` leaves to do.
 
     A subclass fills :attr:`networks`, one for each layer, and says what a layer does with what its
-    network makes of the frozen colour.
+    network makes of the frozen colours.
 
     The field keeps its own precision; the networks run in that of their weights.
 
     Args:
         action: the theory; gives the lattice.
-        layers: number of coupling layers, >= 1; even and odd sites move alternately.
+        layers: number of coupling layers, >= 1; the colours move in turn.
         hidden: channels of the hidden layers, as the subclass uses them.
         kernel_size: extent of the convolutions in every direction, odd.
+        masks: "checkerboard" or "blocks".
 
     Attributes:
         networks: one module per layer, called with :data:`NetworkInputs`.
         offsets: number of kernel offsets.
+        colours: number of colours.
 
     Raises:
-        ValueError: for a gauge theory, an odd extent or an even kernel size.
+        ValueError: for a gauge theory, an odd extent, an even kernel size or unknown masks.
     """
 
     transfers_to_other_lattices = True
     networks: nn.ModuleList
 
     def __init__(
-        self, action: Action, *, layers: int, hidden: Sequence[int], kernel_size: int
+        self,
+        action: Action,
+        *,
+        layers: int,
+        hidden: Sequence[int],
+        kernel_size: int,
+        masks: Literal["checkerboard", "blocks"],
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -60,7 +74,16 @@ class CheckerboardFlow(Flow):
         check_even(action.lattice, name)
         self.lattice = action.lattice
         # Sites are stored colour by colour, so that a colour is a slice.
-        colour = checkerboard(action.lattice, 1).flatten().to(torch.int64)
+        if masks == "checkerboard":
+            self.colours = 2
+            colour = torch.stack(coordinates(action.lattice)).sum(0).flatten() % 2
+        elif masks == "blocks":
+            self.colours = 2**action.dimensions
+            colour = torch.zeros(action.volume, dtype=torch.int64)
+            for site in coordinates(action.lattice):
+                colour = 2 * colour + site.flatten() % 2
+        else:
+            raise ValueError(f"unknown masks {masks!r}: use 'checkerboard' or 'blocks'")
         order = torch.argsort(colour, stable=True)
         position = torch.argsort(order)
         neighbours = position[neighbour_table(action.lattice, kernel_size)[order]]
@@ -73,7 +96,7 @@ class CheckerboardFlow(Flow):
     def _forward_layer(
         self, network: nn.Module, inputs: NetworkInputs, moving: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Move the sites ``(V/2, chains)``; return them and ln of the derivative of each."""
+        """Move sites ``(V/colours, chains)``; return them and ln of the derivative of each."""
 
     @abstractmethod
     def _inverse_layer(
@@ -84,8 +107,8 @@ class CheckerboardFlow(Flow):
     def forward(self, x: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
         colours = self._split(x)
         for layer, network in enumerate(self.networks):
-            active = layer % 2
-            inputs = self._inputs(network, colours[1 - active], active)
+            active = layer % self.colours
+            inputs = self._inputs(network, colours, active)
             colours[active], log_derivative = self._forward_layer(network, inputs, colours[active])
             log_density = log_density - sum_over_rows(log_derivative)
         return self._join(colours), log_density
@@ -93,30 +116,30 @@ class CheckerboardFlow(Flow):
     def inverse(self, y: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
         colours = self._split(y)
         for layer in reversed(range(len(self.networks))):
-            network, active = self.networks[layer], layer % 2
-            inputs = self._inputs(network, colours[1 - active], active)
+            network, active = self.networks[layer], layer % self.colours
+            inputs = self._inputs(network, colours, active)
             colours[active], log_derivative = self._inverse_layer(network, inputs, colours[active])
             log_density = log_density + sum_over_rows(log_derivative)
         return self._join(colours), log_density
 
     def _split(self, x: Tensor) -> list[Tensor]:
-        """Return the even and the odd sites, ``(V/2, chains)`` each."""
+        """Return the sites of each colour, ``(V/colours, chains)``."""
         if tuple(x.shape[1:]) != self.lattice:
             raise ValueError(
                 f"a field of shape {tuple(x.shape)} does not fit this flow, which was built for "
                 f"(chains, {', '.join(map(str, self.lattice))})"
             )
         rows = x.flatten(1).t().index_select(0, self.get_buffer("_order"))
-        half = rows.shape[0] // 2
-        return [rows[:half], rows[half:]]
+        return list(rows.chunk(self.colours))
 
     def _join(self, colours: list[Tensor]) -> Tensor:
         rows = torch.cat(colours).index_select(0, self.get_buffer("_position"))
         return rows.t().reshape(-1, *self.lattice)
 
-    def _inputs(self, network: nn.Module, frozen: Tensor, active: int) -> NetworkInputs:
-        half = frozen.shape[0]
-        inputs = frozen.to(next(network.parameters()).dtype)
-        nothing = torch.zeros_like(inputs)
-        h = torch.cat([nothing, inputs] if active == 0 else [inputs, nothing])[:, None]
-        return h, self.get_buffer("_neighbours"), (active * half, (active + 1) * half)
+    def _inputs(self, network: nn.Module, colours: list[Tensor], active: int) -> NetworkInputs:
+        size = colours[active].shape[0]
+        dtype = next(network.parameters()).dtype
+        frozen = [colour.to(dtype) for colour in colours]
+        frozen[active] = torch.zeros_like(frozen[active])
+        h = torch.cat(frozen)[:, None]
+        return h, self.get_buffer("_neighbours"), (active * size, (active + 1) * size)

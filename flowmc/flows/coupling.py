@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,10 +42,13 @@ class AffineCouplingFlow(CheckerboardFlow):
 
     Args:
         action: the theory; gives the lattice.
-        layers: number of coupling layers, >= 1; even and odd sites move alternately.
+        layers: number of coupling layers, >= 1; the colours move in turn.
         hidden: channels of the hidden layers.
         kernel_size: extent of the convolutions in every direction, odd.
         odd: make the flow equivariant under a global sign flip.
+        masks: which sites move together: the colours of a checkerboard, or the positions in a
+            block of two sites in every direction
+            (:class:`~flowmc.flows.checkerboard.CheckerboardFlow`).
 
     Raises:
         ValueError: for a gauge theory, an odd extent or an even kernel size.
@@ -58,8 +62,9 @@ class AffineCouplingFlow(CheckerboardFlow):
         hidden: Sequence[int] = (8, 8),
         kernel_size: int = 3,
         odd: bool = False,
+        masks: Literal["checkerboard", "blocks"] = "checkerboard",
     ) -> None:
-        super().__init__(action, layers=layers, hidden=hidden, kernel_size=kernel_size)
+        super().__init__(action, layers=layers, hidden=hidden, kernel_size=kernel_size, masks=masks)
         self.odd = odd
         network = _OddNetwork if odd else _Network
         self.networks = nn.ModuleList(network(list(hidden), self.offsets) for _ in range(layers))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -110,13 +111,16 @@ class SplineCouplingFlow(CheckerboardFlow):
 
     Args:
         action: the theory; gives the lattice.
-        layers: number of coupling layers, >= 1; even and odd sites move alternately.
+        layers: number of coupling layers, >= 1; the colours move in turn.
         hidden: channels of the hidden layers.
         kernel_size: extent of the convolutions in every direction, odd.
         bins: K, the number of bins between 0 and the bound, >= 1.
         bound: B, in units of the field; beyond it the spline does nothing.
         affine: whether there are s and t (bounded by one per layer); without them a field beyond
             the bound stays as it is.
+        masks: which sites move together: the colours of a checkerboard, or the positions in a
+            block of two sites in every direction
+            (:class:`~flowmc.flows.checkerboard.CheckerboardFlow`).
 
     Raises:
         ValueError: for a gauge theory, an odd extent, an even kernel size, and values out of range.
@@ -132,8 +136,9 @@ class SplineCouplingFlow(CheckerboardFlow):
         bins: int = 8,
         bound: float = 3.0,
         affine: bool = True,
+        masks: Literal["checkerboard", "blocks"] = "checkerboard",
     ) -> None:
-        super().__init__(action, layers=layers, hidden=hidden, kernel_size=kernel_size)
+        super().__init__(action, layers=layers, hidden=hidden, kernel_size=kernel_size, masks=masks)
         if bins < 1 or not 0 < bound < math.inf:
             raise ValueError(
                 f"SplineCouplingFlow needs bins >= 1 and a bound > 0, got {bins} and {bound}"

@@ -72,6 +72,9 @@ FLOWS = {
     "spline odd 2d": lambda: spline([4, 6], bound=1.5),
     "spline odd 4d": lambda: spline([2, 2, 2, 4], layers=3, hidden=[3], bins=1),
     "spline odd bare": lambda: spline([4, 4], affine=False),
+    "affine blocks 1d": lambda: affine([6], masks="blocks"),
+    "affine odd blocks 3d": lambda: affine([2, 4, 2], layers=9, odd=True, masks="blocks"),
+    "spline odd blocks 2d": lambda: spline([4, 6], layers=6, masks="blocks"),
     "continuous 1d": lambda: continuous([5], steps=24),
     "continuous 2d": lambda: continuous([4, 4], steps=24),
     "continuous oblong": lambda: continuous([4, 3], steps=24),
@@ -129,13 +132,31 @@ def test_equivariance_under_translations(name):
     x = fields(flow)
     axes = range(1, x.dim())
     shifts = [tuple(2 * (a == axis) for a in axes) for axis in axes]
-    if len(axes) > 1:
+    if len(axes) > 1 and "blocks" not in name:
         shifts.append((1, 1, *[0] * (len(axes) - 2)))
     if isinstance(flow, ContinuousFlow):
         shifts = [tuple(range(1, len(axes) + 1))]
     for shift in shifts:
         errors = check_equivariance(flow, x, lambda f, s=shift: torch.roll(f, s, tuple(axes)))
         assert max(errors) < 1e-12
+
+
+def test_masks_of_a_layer():
+    """A layer moves one colour: half of the sites, or one site of every block."""
+    for masks, share in (("checkerboard", 2), ("blocks", 4)):
+        moved = []
+        for layers in range(1, share + 1):
+            flow = affine([4, 6], layers=layers, masks=masks)
+            x = fields(flow)
+            moved.append((flow.forward(x, torch.zeros(3))[0] != x)[0])
+            # Of another layer the same sites have moved, and as many more.
+            assert int(moved[-1].sum()) == layers * 24 // share
+            assert bool((moved[-1] >= moved[0]).all())
+        first = moved[0]
+        assert torch.equal(first, first.roll((2, 2), (0, 1)))
+        assert torch.equal(first, first.roll((1, 1), (0, 1))) == (masks == "checkerboard")
+    with pytest.raises(ValueError, match="unknown masks 'block'"):
+        AffineCouplingFlow(theory([4, 4]), masks="block")
 
 
 @pytest.mark.parametrize("name", [name for name in FLOWS if "continuous" in name])
