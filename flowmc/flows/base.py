@@ -62,6 +62,22 @@ class Flow(nn.Module, ABC):
     def inverse(self, y: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
         """Map back; return ``x`` and ``log_density + log|det dy/dx|`` (NaN: not converged)."""
 
+    def forward_with_force(
+        self, x: Tensor, log_density: Tensor, force: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        r"""Map as :meth:`forward` does, and the force of the density along with the field.
+
+        Args:
+            x: ``(chains, ...)``.
+            log_density: ln q(x), ``(chains,)`` float64.
+            force: algebra gradient of -ln q at x, like the field.
+
+        Returns:
+            y and its log-density as from :meth:`forward`, and the algebra gradient of -ln q at y,
+            without a graph; None if the flow has no such equation of its own.
+        """
+        return None
+
     def density_error(self, x: Tensor) -> Tensor:
         """Return an estimate per chain of the error of the log-density, ``(chains,)`` >= 0."""
         return torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)

@@ -35,9 +35,13 @@ def start_from(flow: Flow, action: Action, source: str | os.PathLike) -> None:
     where = f"[training] start_from = {str(source)!r}"
     if type(old) is not type(flow):
         raise ConfigError(f"{where}: is a {type(old).__name__}, not a {type(flow).__name__}")
-    if isinstance(old, ContinuousFlow) and old.lattice != action.lattice:
+    if (
+        isinstance(old, ContinuousFlow)
+        and isinstance(flow, ContinuousFlow)
+        and (old.lattice, old.reach) != (flow.lattice, flow.reach)
+    ):
         try:
-            old = old.embedded(action)
+            old = old.embedded(action, flow.reach)
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from error
     new, given = flow.state_dict(), old.state_dict()
