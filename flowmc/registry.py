@@ -39,6 +39,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "identity": "flowmc.flows:Identity",
         "affine_coupling": "flowmc.flows:AffineCouplingFlow",
         "spline_coupling": "flowmc.flows:SplineCouplingFlow",
+        "conditional_continuous": "flowmc.flows:ConditionalContinuousFlow",
         "continuous": "flowmc.flows:ContinuousFlow",
         "residual": "flowmc.flows:ResidualFlow",
         "defect": "flowmc.flows:DefectFlow",

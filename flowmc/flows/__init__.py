@@ -11,6 +11,7 @@ from flowmc.flows.base import (
     check_inverse,
     check_log_det,
 )
+from flowmc.flows.conditional import BetweenCouplings, ConditionalContinuousFlow
 from flowmc.flows.continuous import ContinuousFlow
 from flowmc.flows.coupling import AffineCouplingFlow
 from flowmc.flows.defect import DefectFlow
@@ -23,7 +24,9 @@ from flowmc.flows.super_resolution import FreeFieldBlocking, SuperResolutionPrio
 
 __all__ = [
     "AffineCouplingFlow",
+    "BetweenCouplings",
     "Chain",
+    "ConditionalContinuousFlow",
     "ContinuousFlow",
     "DefectFlow",
     "EnsemblePrior",

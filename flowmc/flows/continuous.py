@@ -150,6 +150,7 @@ class ContinuousFlow(Flow):
         if self.integrator not in TABLEAUS:
             return None
         rows, total, pushed = self._integrate(self._to_rows(x), 0.0, 1.0, self._to_rows(force))
+        assert pushed is not None
         return self._to_fields(rows, x), log_density - total, self._to_fields(pushed, x)
 
     def velocity(self, x: Tensor, time: float) -> tuple[Tensor, Tensor]:
@@ -327,6 +328,10 @@ class ContinuousFlow(Flow):
             return y.flatten(1).t(), total, None if pushed is None else pushed.flatten(1).t()
         return None
 
+    def _spatial_kernels(self) -> Tensor:
+        """Return W, ``(orbits, f, d)``."""
+        return self.kernels
+
     def _kernels(self, times: Tensor) -> Tensor:
         """Return the kernels at ``times (nodes,)``, ``(nodes, orbits, f)``."""
         harmonics = (self.time_mixing.shape[1] - 1) // 2
@@ -336,7 +341,9 @@ class ContinuousFlow(Flow):
         series = torch.cat([one, phases.cos(), phases.sin()], 1).to(times.dtype)
         weights = contract(series, self.time_mixing.t())
         # (orbits, times, f), then the times in front.
-        return multiply(weights, self.kernels.transpose(1, 2)).transpose(0, 1).contiguous()
+        return (
+            multiply(weights, self._spatial_kernels().transpose(1, 2)).transpose(0, 1).contiguous()
+        )
 
     def _coefficients(self, times: Tensor) -> Coefficients:
         """Contract the kernels with the time features at ``times (nodes,)``."""

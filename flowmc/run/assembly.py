@@ -156,13 +156,14 @@ class _Flows:
                 check_flow_fits(loaded.card, self.config.action, same_couplings=False)
                 model = loaded.model.to(self.dtype)
                 self._models[entry.flow] = loaded.card, model
-                self.fingerprints[entry.flow] = model.fingerprint()
                 self.first_model = self.first_model or model
             card, model = self._models[entry.flow]
             refusal: ConfigError | None = None
             for replica, action in enumerate(self.config.actions):
                 try:
                     check_flow_fits(card, action)
+                    model = model.at(action)
+                    self.fingerprints[entry.flow] = model.fingerprint()
                     return model, replica
                 except ConfigError as error:
                     refusal = refusal or error

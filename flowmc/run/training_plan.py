@@ -11,13 +11,15 @@ import torch
 
 from flowmc.actions.base import Action
 from flowmc.actions.theory import build_action, check_couplings
+from flowmc.flows.base import Flow
+from flowmc.flows.conditional import ConditionalContinuousFlow
 from flowmc.flows.files import build_flow, build_model, build_prior
 from flowmc.random import stream
 from flowmc.registry import ConfigError, build, nearest, parameters, resolve, validate
 from flowmc.run.evaluate import ENSEMBLE_KEYS, read_toml
 from flowmc.training.ensemble import Ensemble
 from flowmc.training.loop import Settings
-from flowmc.training.objectives import Objective
+from flowmc.training.objectives import Objective, OverCouplings, SamplerObjective
 from flowmc.training.transfer import start_from
 
 __all__ = ["Plan", "make_plan", "read_plan"]
@@ -35,6 +37,7 @@ class _Keys:
     precision: Literal[32, 64] = 64
     evaluate_samples: int = 4096
     start_from: str | None = None
+    couplings_per_batch: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +169,32 @@ class Plan:
                 f"[training]: objective = {self.tables['training'].get('objective')!r} gives no "
                 "Objective"
             )
-        return objective
+        return self._over_couplings(objective, flow)
+
+    def _over_couplings(self, objective: Objective, flow: Flow) -> Objective:
+        """Return the objective of the whole range, if the flow is a conditional one."""
+        per_batch = self.keys.couplings_per_batch
+        if not isinstance(flow, ConditionalContinuousFlow):
+            if per_batch is not None:
+                raise ConfigError(
+                    "[training] couplings_per_batch would be ignored: the flow is of one coupling"
+                )
+            return objective
+        if not isinstance(objective, SamplerObjective):
+            raise ConfigError(
+                "[exchange]: train a conditional flow as a sampler, with [prior]; it then carries "
+                "any of its couplings to any other"
+            )
+        per_batch = 4 if per_batch is None else per_batch
+        if self.settings.batch % max(per_batch, 1):
+            raise ConfigError(
+                f"[training] batch = {self.settings.batch} cannot be shared evenly by "
+                f"couplings_per_batch = {per_batch}"
+            )
+        try:
+            return OverCouplings(objective, per_batch)
+        except ConfigError as error:
+            raise ConfigError(f"[training]: {error}") from error
 
     def _ensemble(self, action: Action, purpose: str, device: torch.device | str) -> Ensemble:
         assert self.ensemble is not None

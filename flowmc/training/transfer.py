@@ -8,6 +8,7 @@ import torch
 
 from flowmc.actions.base import Action
 from flowmc.flows.base import Flow
+from flowmc.flows.conditional import ConditionalContinuousFlow
 from flowmc.flows.continuous import ContinuousFlow
 from flowmc.flows.files import load_flow
 from flowmc.registry import ConfigError
@@ -20,7 +21,8 @@ def start_from(flow: Flow, action: Action, source: str | os.PathLike) -> None:
 
     Weights that do not depend on the lattice, and any on the same lattice, are taken as they are;
     the kernels of a :class:`~flowmc.flows.ContinuousFlow` of a smaller lattice are embedded
-    (:meth:`~flowmc.flows.ContinuousFlow.embedded`).  Only the map is taken, not the prior.
+    (:meth:`~flowmc.flows.ContinuousFlow.embedded`), and those of one coupling are the beginning for
+    all couplings of a conditional flow.  Only the map is taken, not the prior.
 
     Args:
         flow: gets the weights.
@@ -33,6 +35,9 @@ def start_from(flow: Flow, action: Action, source: str | os.PathLike) -> None:
     """
     old = load_flow(source).flow
     where = f"[training] start_from = {str(source)!r}"
+    if isinstance(flow, ConditionalContinuousFlow) and type(old) is ContinuousFlow:
+        _start_conditional(flow, old, action, where)
+        return
     if type(old) is not type(flow):
         raise ConfigError(f"{where}: is a {type(old).__name__}, not a {type(flow).__name__}")
     if (
@@ -44,6 +49,22 @@ def start_from(flow: Flow, action: Action, source: str | os.PathLike) -> None:
             old = old.embedded(action, flow.reach)
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from error
+    _take(flow, old, where)
+
+
+def _start_conditional(
+    flow: ConditionalContinuousFlow, old: ContinuousFlow, action: Action, where: str
+) -> None:
+    """Begin with the weights of one coupling for all of them."""
+    try:
+        if (old.lattice, old.reach) != (flow.lattice, flow.reach):
+            old = old.embedded(action, flow.reach)
+        flow.start_from(old)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _take(flow: Flow, old: Flow, where: str) -> None:
     new, given = flow.state_dict(), old.state_dict()
     for name in new.keys() | given.keys():
         shapes = [tuple(d[name].shape) if name in d else None for d in (given, new)]

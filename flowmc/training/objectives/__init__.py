@@ -9,6 +9,7 @@ derivative of an estimate of the loss.
 from flowmc.training.objectives.alpha import AlphaTwo
 from flowmc.training.objectives.base import Batch, Objective, SamplerObjective
 from flowmc.training.objectives.exchange import ExchangeKL
+from flowmc.training.objectives.family import OverCouplings
 from flowmc.training.objectives.forward import ForwardKL
 from flowmc.training.objectives.reverse import ReverseKL
 from flowmc.training.objectives.score import LogVariance, Reinforce
@@ -20,6 +21,7 @@ __all__ = [
     "ForwardKL",
     "LogVariance",
     "Objective",
+    "OverCouplings",
     "Reinforce",
     "ReverseKL",
     "SamplerObjective",

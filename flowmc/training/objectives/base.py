@@ -32,12 +32,15 @@ class Batch:
             for some samples of its batch only.
         rows: places of the share's log-weights in the batch, ``(own,)`` int64; None for a whole
             batch.
+        parts: of how many targets the log-weights are, each with a constant of its own: equal parts
+            of the batch, one after the other.
     """
 
     surrogate: Tensor
     loss: Tensor
     log_weights: Tensor
     rows: Tensor | None = None
+    parts: int = 1
 
 
 class Objective(ABC):
