@@ -100,10 +100,6 @@ class ConditionalContinuousFlow(ContinuousFlow):
         """Return whether the coupling of an action is in the range."""
         return self.low <= action.parameters[self.coupling] <= self.high
 
-    def embedded(self, action: Action, reach: int | None = None) -> ContinuousFlow:
-        """Raise ``ValueError``: trainings start from flows of one coupling."""
-        raise ValueError("a conditional flow cannot be embedded in another lattice")
-
     def start_from(self, other: ContinuousFlow) -> None:
         """Take the weights of a flow of one coupling for all of them.
 
@@ -115,6 +111,10 @@ class ConditionalContinuousFlow(ContinuousFlow):
                 own = self.get_parameter(name)
                 (own[0] if name == "kernels" else own).copy_(parameter)
             self.kernels[1:] = 0
+
+    def _sizes(self) -> dict[str, Any]:
+        own = {"coupling": self.coupling, "low": self.low, "high": self.high, "degree": self.degree}
+        return {**super()._sizes(), **own}
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.coupling} = {self.low:g} ... {self.high:g}"

@@ -9,6 +9,7 @@ The field moves along a velocity for unit time, and its density by the divergenc
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -205,14 +206,7 @@ class ContinuousFlow(Flow):
             ValueError: if the lattice is smaller in some direction, or other axes are equivalent.
         """
         small = self.spectrum
-        other = ContinuousFlow(
-            action,
-            frequencies=len(self.frequencies),
-            site_channels=self.site_mixing.shape[0],
-            time_frequencies=(self.time_mixing.shape[1] - 1) // 2,
-            time_channels=self.time_mixing.shape[0],
-            reach=reach,
-        ).to(self.kernels)
+        other = type(self)(action, **self._sizes(), reach=reach).to(self.kernels)
         other.integrator, other.steps = self.integrator, self.steps
         other.tolerance, other.adjoint = self.tolerance, self.adjoint
         large = other.spectrum
@@ -233,11 +227,21 @@ class ContinuousFlow(Flow):
         index = torch.tensor([numbers[offsets[i]] for i in kept.tolist()])
         share = small.multiplicity[kept] / large.multiplicity[index]
         with torch.no_grad():
-            other.kernels[index] = self.kernels[kept] * share.to(self.kernels)[:, None, None]
+            own = self.kernels[..., kept, :, :] * share.to(self.kernels)[:, None, None]
+            other.kernels[..., index, :, :] = own
             other.frequencies.copy_(self.frequencies)
             other.site_mixing.copy_(self.site_mixing)
             other.time_mixing.copy_(self.time_mixing)
         return other
+
+    def _sizes(self) -> dict[str, Any]:
+        """Return the arguments that the shapes of the weights come from, but for the reach."""
+        return {
+            "frequencies": len(self.frequencies),
+            "site_channels": self.site_mixing.shape[0],
+            "time_frequencies": (self.time_mixing.shape[1] - 1) // 2,
+            "time_channels": self.time_mixing.shape[0],
+        }
 
     def extra_repr(self) -> str:
         size = "x".join(map(str, self.lattice))
