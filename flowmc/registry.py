@@ -43,6 +43,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "continuous": "flowmc.flows:ContinuousFlow",
         "residual": "flowmc.flows:ResidualFlow",
         "defect": "flowmc.flows:DefectFlow",
+        "multi_lattice": "flowmc.flows:MultiLatticeFlow",
         "plaquette": "flowmc.flows:PlaquetteFlow",
     },
     "vector_fields": {

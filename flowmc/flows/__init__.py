@@ -16,6 +16,7 @@ from flowmc.flows.continuous import ContinuousFlow
 from flowmc.flows.coupling import AffineCouplingFlow
 from flowmc.flows.defect import DefectFlow
 from flowmc.flows.mixture import SignMixture
+from flowmc.flows.multi_lattice import MultiLatticeFlow
 from flowmc.flows.plaquette import PlaquetteFlow
 from flowmc.flows.priors import EnsemblePrior, FreeFieldPrior, GaussianPrior, HaarPrior
 from flowmc.flows.residual import ResidualFlow
@@ -38,6 +39,7 @@ __all__ = [
     "HaarPrior",
     "Identity",
     "Inverse",
+    "MultiLatticeFlow",
     "PlaquetteFlow",
     "Prior",
     "ResidualFlow",

@@ -60,6 +60,9 @@ class ConditionalContinuousFlow(ContinuousFlow):
         tolerance: float | None = None,
         adjoint: bool = False,
     ) -> None:
+        if degree < 0:
+            raise ValueError(f"needs degree >= 0, got {degree}")
+        self.degree = degree
         super().__init__(
             action,
             frequencies=frequencies,
@@ -79,10 +82,7 @@ class ConditionalContinuousFlow(ContinuousFlow):
             )
         if not low < high:
             raise ValueError(f"needs low < high, got low = {low} and high = {high}")
-        if degree < 0:
-            raise ValueError(f"needs degree >= 0, got {degree}")
-        self.coupling, self.low, self.high, self.degree = coupling, low, high, degree
-        self.kernels = nn.Parameter(self.kernels.new_zeros(degree + 1, *self.kernels.shape))
+        self.coupling, self.low, self.high = coupling, low, high
         self.value = self._in_range(action)
 
     def at(self, action: Action) -> Flow:
@@ -127,6 +127,10 @@ class ConditionalContinuousFlow(ContinuousFlow):
                 f"{self.coupling} = {value:g}"
             )
         return value
+
+    def _start_kernels(self, site_channels: int, time_channels: int) -> None:
+        shape = self.degree + 1, self.spectrum.orbits, site_channels, time_channels
+        self.kernels = nn.Parameter(torch.zeros(shape))
 
     def _spatial_kernels(self) -> Tensor:
         c = (2 * self.value - self.low - self.high) / (self.high - self.low)

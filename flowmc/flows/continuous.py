@@ -135,7 +135,7 @@ class ContinuousFlow(Flow):
         )
         terms = 2 * time_frequencies + 1
         self.time_mixing = nn.Parameter(torch.randn(time_channels, terms) / math.sqrt(terms))
-        self.kernels = nn.Parameter(torch.zeros(self.spectrum.orbits, site_channels, time_channels))
+        self._start_kernels(site_channels, time_channels)
 
     def forward(self, x: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
         y, total = self._flow(x, 0.0, 1.0)
@@ -156,7 +156,7 @@ class ContinuousFlow(Flow):
 
     def velocity(self, x: Tensor, time: float) -> tuple[Tensor, Tensor]:
         """Return the velocity ``(chains, *L)`` and its divergence ``(chains,)`` at one time."""
-        times = torch.tensor([time], dtype=self.kernels.dtype, device=self.kernels.device)
+        times = torch.tensor([time], dtype=self.frequencies.dtype, device=self.frequencies.device)
         v, divergence = Velocity.apply(
             self._to_rows(x), self.spectrum, *self._coefficients(times).tensors()
         )
@@ -206,7 +206,7 @@ class ContinuousFlow(Flow):
             ValueError: if the lattice is smaller in some direction, or other axes are equivalent.
         """
         small = self.spectrum
-        other = type(self)(action, **self._sizes(), reach=reach).to(self.kernels)
+        other = type(self)(action, **self._sizes(), reach=reach).to(self.frequencies)
         other.integrator, other.steps = self.integrator, self.steps
         other.tolerance, other.adjoint = self.tolerance, self.adjoint
         large = other.spectrum
@@ -275,7 +275,7 @@ class ContinuousFlow(Flow):
                 return found
             nodes = torch.tensor(tableau.distinct_nodes, dtype=torch.float64)
             times = start + step * (torch.arange(self.steps).unsqueeze(1) + nodes)
-            tensors = self._coefficients(times.flatten().to(self.kernels)).tensors()
+            tensors = self._coefficients(times.flatten().to(self.frequencies)).tensors()
             if frozen:
                 tensors = tuple(tensor.detach() for tensor in tensors)
             return FixedStepMap.apply(
@@ -315,7 +315,7 @@ class ContinuousFlow(Flow):
         spacing = spacing_for(largest_frequency)
         plan, times = make_plan(tableau, self.steps, step, self.spectrum.quadrant(), spacing)
         times = start + step * times
-        weights = [self.frequencies, self.site_mixing, self._kernels(times.to(self.kernels))]
+        weights = [self.frequencies, self.site_mixing, self._kernels(times.to(self.frequencies))]
         if frozen:
             weights = [weight.detach() for weight in weights]
         fields = self._to_fields(rows, rows)
@@ -331,6 +331,10 @@ class ContinuousFlow(Flow):
                 continue
             return y.flatten(1).t(), total, None if pushed is None else pushed.flatten(1).t()
         return None
+
+    def _start_kernels(self, site_channels: int, time_channels: int) -> None:
+        """Make the weights of the kernels, all zero."""
+        self.kernels = nn.Parameter(torch.zeros(self.spectrum.orbits, site_channels, time_channels))
 
     def _spatial_kernels(self) -> Tensor:
         """Return W, ``(orbits, f, d)``."""
@@ -370,7 +374,7 @@ class ContinuousFlow(Flow):
                 f"a field of shape {tuple(x.shape)} does not fit this flow, which was built for "
                 f"(chains, {', '.join(map(str, self.lattice))})"
             )
-        return x.flatten(1).t().to(self.kernels.dtype)
+        return x.flatten(1).t().to(self.frequencies.dtype)
 
     def _to_fields(self, rows: Tensor, like: Tensor) -> Tensor:
         """Return the field of ``(V, chains)`` in the precision of another."""

@@ -114,11 +114,24 @@ class FreeFieldPrior(ScalarPrior):
     Args:
         action: the theory; gives the lattice.
         m2: squared mass of the free field, > 0.
+        mass_extent: the mass in units of the inverse extent of axis 0, instead:
+            :math:`m^2 = (\mathtt{mass\_extent} / L_0)^2`, on any lattice of the same box.
         scale: s > 0.
     """
 
-    def __init__(self, action: Action, *, m2: float, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        action: Action,
+        *,
+        m2: float | None = None,
+        mass_extent: float | None = None,
+        scale: float = 1.0,
+    ) -> None:
         super().__init__(action)
+        if mass_extent is not None and m2 is None:
+            m2 = (mass_extent / action.lattice[0]) ** 2
+        elif mass_extent is not None or m2 is None:
+            raise ValueError("the free-field prior needs one of m2 and mass_extent")
         if not (scale > 0 and math.isfinite(scale)):
             raise ValueError(f"the free-field prior needs a finite scale > 0, got {scale}")
         self.free = FreeScalar(action.lattice, m2=m2)

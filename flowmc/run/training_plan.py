@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
 from flowmc.actions.base import Action
 from flowmc.actions.theory import build_action, check_couplings
-from flowmc.flows.base import Flow
+from flowmc.flows.base import Flow, FlowModel
 from flowmc.flows.conditional import ConditionalContinuousFlow
 from flowmc.flows.files import build_flow, build_model, build_prior
 from flowmc.random import stream
@@ -19,12 +19,18 @@ from flowmc.registry import ConfigError, build, nearest, parameters, resolve, va
 from flowmc.run.evaluate import ENSEMBLE_KEYS, read_toml
 from flowmc.training.ensemble import Ensemble
 from flowmc.training.loop import Settings
-from flowmc.training.objectives import Objective, OverCouplings, SamplerObjective
+from flowmc.training.objectives import (
+    Objective,
+    OverCouplings,
+    OverTheories,
+    SamplerObjective,
+    share_weights,
+)
 from flowmc.training.transfer import start_from
 
 __all__ = ["Plan", "make_plan", "read_plan"]
 
-_TABLES = ("theory", "flow", "prior", "mixture", "chains", "exchange", "training")
+_TABLES = ("theory", "size", "flow", "prior", "mixture", "chains", "exchange", "training")
 # By position objectives take what the tables beside [training] describe; the rest are their keys.
 _OF_SAMPLERS = ("model", "action", "ensemble")
 _OF_EXCHANGE_FLOWS = ("flow", "ensemble_a", "ensemble_b")
@@ -81,6 +87,7 @@ class Plan:
     Attributes:
         tables: the configuration as read.
         action: the theory.
+        sizes: the other theories of a mix of sizes.
         ends: both theories of an exchange flow, else None.
         ensemble: arguments of the ensembles of HMC configurations; None without any.
         settings: of the loop.
@@ -91,6 +98,7 @@ class Plan:
 
     tables: dict[str, Any]
     action: Action
+    sizes: tuple[Action, ...]
     ends: tuple[Action, Action] | None
     ensemble: dict[str, Any] | None
     settings: Settings
@@ -143,12 +151,11 @@ class Plan:
         flow.to(device=device, dtype=self.dtype)
         if self.keys.start_from is not None:
             start_from(flow, self.action, self.keys.start_from)
+        if self.sizes:
+            return self._over_sizes(flow, device)
         offered: dict[str, Any]
         if self.ends is None:
-            prior = build_prior(self.tables["prior"], self.action)
-            model = build_model(prior, flow, self.action, self.mixture)
-            model.to(device=device, dtype=self.dtype)
-            offered = {"model": model, "action": self.action}
+            offered = {"model": self._model(flow, self.action, device), "action": self.action}
             if self.ensemble is not None:
                 offered["ensemble"] = self._ensemble(self.action, "target", device)
         else:
@@ -157,6 +164,14 @@ class Plan:
                 for action, name in zip(self.ends, ("from", "to"), strict=True)
             )
             offered = dict(zip(_OF_EXCHANGE_FLOWS, (flow, *ensembles), strict=True))
+        return self._over_couplings(self._objective(offered), flow)
+
+    def _model(self, flow: Flow, action: Action, device: torch.device | str) -> FlowModel:
+        prior = build_prior(self.tables["prior"], action)
+        model = build_model(prior, flow, action, self.mixture)
+        return model.to(device=device, dtype=self.dtype)
+
+    def _objective(self, offered: Mapping[str, Any]) -> Objective:
         taken = [offered[name] for name in _positional(self.objective) if name in offered]
         try:
             objective = self.objective(*taken, **self.options)
@@ -169,7 +184,33 @@ class Plan:
                 f"[training]: objective = {self.tables['training'].get('objective')!r} gives no "
                 "Objective"
             )
-        return self._over_couplings(objective, flow)
+        return objective
+
+    def _over_sizes(self, flow: Flow, device: torch.device | str) -> Objective:
+        """Return the objective of a mix of sizes, with the weights of ``flow`` for all of them."""
+        if not flow.transfers_to_other_lattices:
+            raise ConfigError(
+                f"[[size]]: the weights of a {self.tables['flow']['name']} flow belong to one "
+                "lattice: use a flow of any lattice, e.g. multi_lattice or affine_coupling"
+            )
+        actions = (self.action, *self.sizes)
+        if self.settings.batch % len(actions):
+            raise ConfigError(
+                f"[training] batch = {self.settings.batch} cannot be shared evenly by [theory] and "
+                f"{len(self.sizes)} [[size]]"
+            )
+        others = [build_flow(self.tables["flow"], action) for action in self.sizes]
+        models = [
+            self._model(one, action, device)
+            for one, action in zip((flow, *others), actions, strict=True)
+        ]
+        share_weights(flow, others)
+        return OverTheories(
+            [
+                cast(SamplerObjective, self._objective({"model": model, "action": action}))
+                for model, action in zip(models, actions, strict=True)
+            ]
+        )
 
     def _over_couplings(self, objective: Objective, flow: Flow) -> Objective:
         """Return the objective of the whole range, if the flow is a conditional one."""
@@ -222,7 +263,10 @@ def make_plan(tables: dict[str, Any]) -> Plan:
     for name, table in tables.items():
         if name not in _TABLES:
             raise ConfigError(f"unknown table [{name}]{nearest(name, _TABLES)}")
-        if not isinstance(table, dict):
+        if name == "size":
+            if not (isinstance(table, list) and all(isinstance(one, dict) for one in table)):
+                raise ConfigError("size: should be tables [[size]], in double brackets")
+        elif not isinstance(table, dict):
             raise ConfigError(f"{name} = {table!r}: should be a table [{name}]")
     for name in ("theory", "flow", "training"):
         if name not in tables:
@@ -237,6 +281,11 @@ def make_plan(tables: dict[str, Any]) -> Plan:
             raise ConfigError("[mixture] is of samplers, not of flows between two couplings")
         build(_Mixture, tables["mixture"], "[mixture]")
     action = build_action(tables["theory"])
+    sizes = tuple(
+        build_action({**tables["theory"], **table}, "[[size]]") for table in tables.get("size", [])
+    )
+    if sizes and ("exchange" in tables or "chains" in tables):
+        raise ConfigError("[[size]] is of samplers that learn without [chains] or [exchange]")
     ends: tuple[Action, Action] | None = None
     ensemble: dict[str, Any] | None = None
     if "exchange" in tables:
@@ -250,7 +299,7 @@ def make_plan(tables: dict[str, Any]) -> Plan:
     settings, keys, objective, options = _read_training(
         tables["training"], is_exchange=ends is not None, has_chains="chains" in tables
     )
-    plan = Plan(tables, action, ends, ensemble, settings, keys, objective, options)
+    plan = Plan(tables, action, sizes, ends, ensemble, settings, keys, objective, options)
     # Building it all checks the tables; the weights are thrown away.
     plan.build("cpu")
     return plan

@@ -19,6 +19,7 @@ from flowmc.flows import (
     ContinuousFlow,
     FlowModel,
     GaussianPrior,
+    MultiLatticeFlow,
     SplineCouplingFlow,
     check_equivariance,
     check_inverse,
@@ -75,6 +76,17 @@ def between(lattice, **keys):
     return BetweenCouplings(conditional(lattice, **keys), first, second)
 
 
+def multi_lattice(lattice, **keys):
+    torch.manual_seed(15)
+    small = {"frequencies": 7, "site_channels": 4, "time_frequencies": 2, "time_channels": 3}
+    flow = MultiLatticeFlow(
+        theory(lattice), **{"coarsest": 3, "reach": 1, **small, **keys}
+    ).double()
+    torch.nn.init.normal_(flow.near, std=0.05)
+    torch.nn.init.normal_(flow.far, std=0.5)
+    return flow
+
+
 FLOWS = {
     "affine 1d": lambda: affine([6]),
     "affine 2d": lambda: affine([4, 6]),
@@ -95,6 +107,7 @@ FLOWS = {
     "continuous 2d": lambda: continuous([4, 4], steps=24),
     "continuous oblong": lambda: continuous([4, 3], steps=24),
     "continuous reach 1": lambda: continuous([4, 5], steps=24, reach=1),
+    "continuous multi-lattice": lambda: multi_lattice([6, 6], steps=24),
     "conditional 2d": lambda: conditional([4, 4], steps=24),
     "between couplings": lambda: between([3, 4], steps=48),
     "continuous 3d": lambda: continuous([2, 3, 3], steps=24),

@@ -9,7 +9,7 @@ derivative of an estimate of the loss.
 from flowmc.training.objectives.alpha import AlphaTwo
 from flowmc.training.objectives.base import Batch, Objective, SamplerObjective
 from flowmc.training.objectives.exchange import ExchangeKL
-from flowmc.training.objectives.family import OverCouplings
+from flowmc.training.objectives.family import OverCouplings, OverTheories, share_weights
 from flowmc.training.objectives.forward import ForwardKL
 from flowmc.training.objectives.reverse import ReverseKL
 from flowmc.training.objectives.score import LogVariance, Reinforce
@@ -22,7 +22,9 @@ __all__ = [
     "LogVariance",
     "Objective",
     "OverCouplings",
+    "OverTheories",
     "Reinforce",
     "ReverseKL",
     "SamplerObjective",
+    "share_weights",
 ]
