@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from flowmc_adapters import FormatError
+from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.actions.theory import build_action, check_couplings
@@ -17,6 +20,7 @@ from flowmc.flows.files import build_flow, build_model, build_prior
 from flowmc.random import stream
 from flowmc.registry import ConfigError, build, nearest, parameters, resolve, validate
 from flowmc.run.evaluate import ENSEMBLE_KEYS, read_toml
+from flowmc.run.stored_ensemble import EnsembleTable, StoredEnsemble
 from flowmc.training.ensemble import Ensemble
 from flowmc.training.loop import Settings
 from flowmc.training.objectives import (
@@ -26,11 +30,15 @@ from flowmc.training.objectives import (
     SamplerObjective,
     share_weights,
 )
+from flowmc.training.stored import StoredConfigurations
 from flowmc.training.transfer import start_from
 
 __all__ = ["Plan", "make_plan", "read_plan"]
 
-_TABLES = ("theory", "size", "flow", "prior", "mixture", "chains", "exchange", "training")
+_TABLES = (
+    *("theory", "size", "flow", "prior", "mixture", "chains", "ensemble", "exchange"),
+    "training",
+)
 # By position objectives take what the tables beside [training] describe; the rest are their keys.
 _OF_SAMPLERS = ("model", "action", "ensemble")
 _OF_EXCHANGE_FLOWS = ("flow", "ensemble_a", "ensemble_b")
@@ -90,6 +98,7 @@ class Plan:
         sizes: the other theories of a mix of sizes.
         ends: both theories of an exchange flow, else None.
         ensemble: arguments of the ensembles of HMC configurations; None without any.
+        stored: configurations on disk, in the place of these.
         settings: of the loop.
         keys: other keys of [training].
         objective: the class of the objective.
@@ -101,6 +110,7 @@ class Plan:
     sizes: tuple[Action, ...]
     ends: tuple[Action, Action] | None
     ensemble: dict[str, Any] | None
+    stored: StoredEnsemble | None
     settings: Settings
     keys: _Keys
     objective: Callable[..., Objective]
@@ -158,6 +168,8 @@ class Plan:
             offered = {"model": self._model(flow, self.action, device), "action": self.action}
             if self.ensemble is not None:
                 offered["ensemble"] = self._ensemble(self.action, "target", device)
+            elif self.stored is not None:
+                offered["ensemble"] = self._configurations(self.stored, device)
         else:
             ensembles = (
                 self._ensemble(action, name, device)
@@ -237,6 +249,14 @@ class Plan:
         except ConfigError as error:
             raise ConfigError(f"[training]: {error}") from error
 
+    def _configurations(
+        self, stored: StoredEnsemble, device: torch.device | str
+    ) -> StoredConfigurations:
+        def read(places: Sequence[int]) -> Tensor:
+            return stored.take(places, self.action, dtype=self.dtype, device=device)
+
+        return StoredConfigurations(self.action, len(stored), read, "target", self.settings.seed)
+
     def _ensemble(self, action: Action, purpose: str, device: torch.device | str) -> Ensemble:
         assert self.ensemble is not None
         return Ensemble(
@@ -255,11 +275,14 @@ def read_plan(path: str) -> Plan:
     Raises:
         ConfigError: naming the file, table and key that is missing, unknown or unusable.
     """
-    return make_plan(read_toml(path))
+    return make_plan(read_toml(path), Path(path).parent)
 
 
-def make_plan(tables: dict[str, Any]) -> Plan:
-    """Validate the tables of a training configuration; see :func:`read_plan`."""
+def make_plan(tables: dict[str, Any], base: Path = Path()) -> Plan:
+    """Validate the tables of a training configuration; see :func:`read_plan`.
+
+    ``base`` is the directory that the paths of configurations refer to.
+    """
     for name, table in tables.items():
         if name not in _TABLES:
             raise ConfigError(f"unknown table [{name}]{nearest(name, _TABLES)}")
@@ -284,8 +307,10 @@ def make_plan(tables: dict[str, Any]) -> Plan:
     sizes = tuple(
         build_action({**tables["theory"], **table}, "[[size]]") for table in tables.get("size", [])
     )
-    if sizes and ("exchange" in tables or "chains" in tables):
-        raise ConfigError("[[size]] is of samplers that learn without [chains] or [exchange]")
+    if sizes and any(name in tables for name in ("exchange", "chains", "ensemble")):
+        raise ConfigError(
+            "[[size]] is of samplers that learn without [chains], [ensemble] or [exchange]"
+        )
     ends: tuple[Action, Action] | None = None
     ensemble: dict[str, Any] | None = None
     if "exchange" in tables:
@@ -296,13 +321,33 @@ def make_plan(tables: dict[str, Any]) -> Plan:
         ensemble = asdict(build(_Chains, tables["chains"], "[chains]"))
         ensemble["chains"] = ensemble.pop("count")
         _check_ensemble(ensemble, action, "[chains]")
+    stored = _read_stored(tables, base)
     settings, keys, objective, options = _read_training(
-        tables["training"], is_exchange=ends is not None, has_chains="chains" in tables
+        tables["training"],
+        is_exchange=ends is not None,
+        configurations=next((f"[{n}]" for n in ("chains", "ensemble") if n in tables), None),
     )
-    plan = Plan(tables, action, sizes, ends, ensemble, settings, keys, objective, options)
+    plan = Plan(tables, action, sizes, ends, ensemble, stored, settings, keys, objective, options)
     # Building it all checks the tables; the weights are thrown away.
     plan.build("cpu")
     return plan
+
+
+def _read_stored(tables: dict[str, Any], base: Path) -> StoredEnsemble | None:
+    """Return the configurations of [ensemble]."""
+    if "ensemble" not in tables:
+        return None
+    for name in ("chains", "exchange"):
+        if name in tables:
+            raise ConfigError(
+                f"[ensemble] and [{name}]: configurations come from files or from HMC chains, not "
+                "from both"
+            )
+    table = EnsembleTable(**validate(EnsembleTable, tables["ensemble"], "[ensemble]"))
+    try:
+        return table.open(base)
+    except (FormatError, OSError) as error:
+        raise ConfigError(f"[ensemble]: {error}") from error
 
 
 def _read_exchange(
@@ -341,11 +386,11 @@ def _check_ensemble(options: dict[str, Any], action: Action, where: str) -> None
 
 
 def _read_training(
-    table: dict[str, Any], *, is_exchange: bool, has_chains: bool
+    table: dict[str, Any], *, is_exchange: bool, configurations: str | None
 ) -> tuple[Settings, _Keys, Callable[..., Objective], dict[str, Any]]:
     where = "[training]"
     name = table.get("objective", "exchange_kl" if is_exchange else "reverse_kl")
-    objective = _find_objective(name, is_exchange=is_exchange, has_chains=has_chains)
+    objective = _find_objective(name, is_exchange=is_exchange, configurations=configurations)
     own, common = parameters(objective), parameters(_Keys)
     known = {"objective", *own, *common, *parameters(Settings)}
     for key in table:
@@ -366,7 +411,9 @@ def _read_training(
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _find_objective(name: Any, *, is_exchange: bool, has_chains: bool) -> Callable[..., Objective]:
+def _find_objective(
+    name: Any, *, is_exchange: bool, configurations: str | None
+) -> Callable[..., Objective]:
     """Return the class of an objective that can be had from the tables that there are."""
     if not isinstance(name, str):
         raise ConfigError(f"[training]: objective = {name!r}: should be a name")
@@ -389,12 +436,12 @@ def _find_objective(name: Any, *, is_exchange: bool, has_chains: bool) -> Callab
         raise ConfigError(f"{where}: is for a configuration with {needs}, not with {has}")
     if is_exchange:
         return objective
-    if has_chains and "ensemble" not in asked:
-        raise ConfigError(f"[chains] would be ignored: {name} needs no configurations")
-    if not has_chains and asked.get("ensemble") is inspect.Parameter.empty:
+    if configurations is not None and "ensemble" not in asked:
+        raise ConfigError(f"{configurations} would be ignored: {name} needs no configurations")
+    if configurations is None and asked.get("ensemble") is inspect.Parameter.empty:
         raise ConfigError(
             f"{where}: needs configurations of the target: add a table [chains], e.g. with "
-            "count = 256"
+            "count = 256, or [ensemble] with files"
         )
     return objective
 

@@ -7,6 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flowmc.cli import main
@@ -59,6 +60,11 @@ def shortened(name: str, folder: Path, **chains: str) -> Path:
             4, table["training"].get("couplings_per_batch", 0), 2 + 2 * len(table.get("size", []))
         )
         table["training"] |= {"steps": 2, "warmup": 0, "batch": batch, "evaluate_samples": 32}
+        if "ensemble" in table:
+            table["ensemble"] = {"files": str(folder)}
+            for number in range(5):
+                field = np.random.default_rng(number).normal(size=table["theory"]["lattice"])
+                np.save(folder / f"phi.{number}.npy", field)
         if "exchange" in table:
             table["exchange"] |= {"chains": 4, "thermalization": 2}
         if "chains" in table:
