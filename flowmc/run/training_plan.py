@@ -24,6 +24,7 @@ from flowmc.run.stored_ensemble import EnsembleTable, StoredEnsemble
 from flowmc.training.ensemble import Ensemble
 from flowmc.training.loop import Settings
 from flowmc.training.objectives import (
+    Annealed,
     Objective,
     OverCouplings,
     OverTheories,
@@ -36,8 +37,8 @@ from flowmc.training.transfer import start_from
 __all__ = ["Plan", "make_plan", "read_plan"]
 
 _TABLES = (
-    *("theory", "size", "flow", "prior", "mixture", "chains", "ensemble", "exchange"),
-    "training",
+    *("theory", "size", "annealing", "flow", "prior", "mixture", "chains", "ensemble"),
+    *("exchange", "training"),
 )
 # By position objectives take what the tables beside [training] describe; the rest are their keys.
 _OF_SAMPLERS = ("model", "action", "ensemble")
@@ -79,6 +80,20 @@ class _Mixture:
     """[mixture]: the symmetry that a sampler is averaged over."""
 
     symmetry: Literal["sign_flip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Annealing:
+    """[annealing]: couplings that the target begins at, and when it has arrived."""
+
+    start: dict[str, float]
+    steps: int
+
+    def __post_init__(self) -> None:
+        if not self.start:
+            raise ConfigError("[annealing]: start = {} names no coupling")
+        if self.steps < 1:
+            raise ConfigError(f"[annealing]: steps = {self.steps}: should be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +191,7 @@ class Plan:
                 for action, name in zip(self.ends, ("from", "to"), strict=True)
             )
             offered = dict(zip(_OF_EXCHANGE_FLOWS, (flow, *ensembles), strict=True))
-        return self._over_couplings(self._objective(offered), flow)
+        return self._annealed(self._over_couplings(self._objective(offered), flow))
 
     def _model(self, flow: Flow, action: Action, device: torch.device | str) -> FlowModel:
         prior = build_prior(self.tables["prior"], action)
@@ -197,6 +212,22 @@ class Plan:
                 "Objective"
             )
         return objective
+
+    def _annealed(self, objective: Objective) -> Objective:
+        """Return the objective whose target begins elsewhere, if there is [annealing]."""
+        if "annealing" not in self.tables:
+            return objective
+        if not isinstance(objective, SamplerObjective):
+            raise ConfigError(
+                "[annealing] is of a sampler of one theory, not of several and not of [exchange]"
+            )
+        table = build(_Annealing, self.tables["annealing"], "[annealing]")
+        first = check_couplings(self.action, table.start, "[annealing] start")
+        start = {key: first.parameters[key] for key in table.start}
+        try:
+            return Annealed(objective, start, table.steps)
+        except ConfigError as error:
+            raise ConfigError(f"[annealing]: {error}") from error
 
     def _over_sizes(self, flow: Flow, device: torch.device | str) -> Objective:
         """Return the objective of a mix of sizes, with the weights of ``flow`` for all of them."""
@@ -307,9 +338,11 @@ def make_plan(tables: dict[str, Any], base: Path = Path()) -> Plan:
     sizes = tuple(
         build_action({**tables["theory"], **table}, "[[size]]") for table in tables.get("size", [])
     )
-    if sizes and any(name in tables for name in ("exchange", "chains", "ensemble")):
+    unusable = ("exchange", "chains", "ensemble", "annealing")
+    if sizes and any(name in tables for name in unusable):
         raise ConfigError(
-            "[[size]] is of samplers that learn without [chains], [ensemble] or [exchange]"
+            "[[size]] is of samplers that learn without [chains], [ensemble], [exchange] and "
+            "[annealing]"
         )
     ends: tuple[Action, Action] | None = None
     ensemble: dict[str, Any] | None = None

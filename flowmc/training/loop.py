@@ -209,6 +209,7 @@ class Trainer:
             group["lr"] = rate
         rng = stream(settings.seed, self.step, "training batch", self.device)
         self.optimiser.zero_grad(set_to_none=True)
+        self.objective.begin(self.step)
         batch = self.objective.evaluate(settings.batch, rng)
         if self.communicator.size == 1:
             batch.surrogate.backward()

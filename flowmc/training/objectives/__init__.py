@@ -7,6 +7,7 @@ derivative of an estimate of the loss.
 """
 
 from flowmc.training.objectives.alpha import AlphaTwo
+from flowmc.training.objectives.annealed import Annealed
 from flowmc.training.objectives.base import Batch, Objective, SamplerObjective
 from flowmc.training.objectives.exchange import ExchangeKL
 from flowmc.training.objectives.family import OverCouplings, OverTheories, share_weights
@@ -16,6 +17,7 @@ from flowmc.training.objectives.score import LogVariance, Reinforce
 
 __all__ = [
     "AlphaTwo",
+    "Annealed",
     "Batch",
     "ExchangeKL",
     "ForwardKL",

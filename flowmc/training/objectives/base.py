@@ -75,6 +75,9 @@ class Objective(ABC):
     def density_error(self, n: int, rng: torch.Generator) -> Tensor:
         """Return the error of the flow's log-density on ``n`` samples; zeros if it is exact."""
 
+    def begin(self, step: int) -> None:  # noqa: B027
+        """Prepare for a step of the training; called before its :meth:`evaluate`."""
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return what a resumed training needs beside weights and optimiser, as tensors.
 

@@ -13,7 +13,7 @@ from flowmc.parallel import Communicator
 from flowmc.registry import ConfigError
 from flowmc.training.objectives.base import Batch, Objective, SamplerObjective
 
-__all__ = ["OverCouplings", "OverTheories", "share_weights"]
+__all__ = ["OverCouplings", "OverTheories", "check_without_ensemble", "share_weights"]
 
 
 class OverCouplings(Objective):
@@ -38,7 +38,7 @@ class OverCouplings(Objective):
         flow = objective.model.flow
         if not isinstance(flow, ConditionalContinuousFlow):
             raise TypeError(f"{type(flow).__name__} is not a conditional flow")
-        _check_without_ensemble(objective)
+        check_without_ensemble(objective)
         if per_batch < 1:
             raise ConfigError(f"couplings_per_batch = {per_batch}: at least one")
         self.objective, self.flow, self.per_batch = objective, flow, per_batch
@@ -98,7 +98,7 @@ class OverTheories(Objective):
 
     def __init__(self, objectives: Sequence[SamplerObjective]) -> None:
         for objective in objectives:
-            _check_without_ensemble(objective)
+            check_without_ensemble(objective)
         self.objectives = list(objectives)
 
     @property
@@ -126,11 +126,12 @@ def share_weights(module: nn.Module, others: Iterable[nn.Module]) -> None:
             setattr(other.get_submodule(path), leaf, parameter)
 
 
-def _check_without_ensemble(objective: SamplerObjective) -> None:
+def check_without_ensemble(objective: SamplerObjective) -> None:
+    """Raise ``ConfigError`` if an objective holds configurations of one target."""
     if getattr(objective, "ensemble", None) is not None:
         raise ConfigError(
-            f"{type(objective).__name__} learns from configurations of one theory: train a flow "
-            "of several theories by another objective, e.g. reverse_kl"
+            f"{type(objective).__name__} learns from configurations of one theory: choose "
+            "another objective, e.g. reverse_kl, for a target that changes"
         )
 
 
