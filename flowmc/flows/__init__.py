@@ -11,9 +11,13 @@ from flowmc.flows.base import (
     check_inverse,
     check_log_det,
 )
+from flowmc.flows.block_coupling import BlockCouplingFlow
+from flowmc.flows.block_gaussian import BlockGaussian
+from flowmc.flows.blocks import Block
 from flowmc.flows.continuous import ContinuousFlow
 from flowmc.flows.coupling import AffineCouplingFlow
 from flowmc.flows.defect import DefectFlow
+from flowmc.flows.local import ConditionalFlow, ConditionalPrior, LocalFlowModel
 from flowmc.flows.mixture import SignMixture
 from flowmc.flows.plaquette import PlaquetteFlow
 from flowmc.flows.priors import EnsemblePrior, FreeFieldPrior, GaussianPrior, HaarPrior
@@ -23,7 +27,12 @@ from flowmc.flows.super_resolution import FreeFieldBlocking, SuperResolutionPrio
 
 __all__ = [
     "AffineCouplingFlow",
+    "Block",
+    "BlockCouplingFlow",
+    "BlockGaussian",
     "Chain",
+    "ConditionalFlow",
+    "ConditionalPrior",
     "ContinuousFlow",
     "DefectFlow",
     "EnsemblePrior",
@@ -35,6 +44,7 @@ __all__ = [
     "HaarPrior",
     "Identity",
     "Inverse",
+    "LocalFlowModel",
     "PlaquetteFlow",
     "Prior",
     "ResidualFlow",

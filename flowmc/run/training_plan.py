@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -11,7 +11,9 @@ import torch
 
 from flowmc.actions.base import Action
 from flowmc.actions.theory import build_action, check_couplings
-from flowmc.flows.files import build_flow, build_model, build_prior
+from flowmc.flows.base import Flow
+from flowmc.flows.files import build_flow, build_local_model, build_model, build_prior
+from flowmc.flows.local import LocalFlowModel
 from flowmc.random import stream
 from flowmc.registry import ConfigError, build, nearest, parameters, resolve, validate
 from flowmc.run.evaluate import ENSEMBLE_KEYS, read_toml
@@ -22,10 +24,13 @@ from flowmc.training.transfer import start_from
 
 __all__ = ["Plan", "make_plan", "read_plan"]
 
-_TABLES = ("theory", "flow", "prior", "mixture", "chains", "exchange", "training")
+_TABLES = ("theory", "flow", "prior", "block", "mixture", "chains", "exchange", "training")
 # By position objectives take what the tables beside [training] describe; the rest are their keys.
 _OF_SAMPLERS = ("model", "action", "ensemble")
 _OF_EXCHANGE_FLOWS = ("flow", "ensemble_a", "ensemble_b")
+_OF_LOCAL_FLOWS = ("local_model", "ensemble")
+_KINDS = {"sampler": _OF_SAMPLERS, "exchange": _OF_EXCHANGE_FLOWS, "local": _OF_LOCAL_FLOWS}
+_OBJECTIVES = {"sampler": "reverse_kl", "exchange": "exchange_kl", "local": "local_kl"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +101,11 @@ class Plan:
     options: dict[str, Any]
 
     @property
+    def kind(self) -> str:
+        """What is trained: "sampler", "exchange" or "local", as in a card."""
+        return _kind(self.tables)
+
+    @property
     def mixture(self) -> str | None:
         """The symmetry that the sampler is averaged over, if any."""
         table = self.tables.get("mixture")
@@ -135,13 +145,22 @@ class Plan:
         # The initial weights come from torch's global generator, whose state is put back.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(self.settings.seed, 0, "weights").initial_seed())
-            flow = build_flow(self.tables["flow"], self.action)
+            flow: Flow | LocalFlowModel
+            if self.kind == "local":
+                flow = build_local_model(self.tables, self.action)
+            else:
+                flow = build_flow(self.tables["flow"], self.action)
         # In the precision of the training first, so that no digit of other weights is lost.
         flow.to(device=device, dtype=self.dtype)
         if self.keys.start_from is not None:
             start_from(flow, self.action, self.keys.start_from)
         offered: dict[str, Any]
-        if self.ends is None:
+        if isinstance(flow, LocalFlowModel):
+            offered = {
+                "local_model": flow,
+                "ensemble": self._ensemble(self.action, "target", device),
+            }
+        elif self.ends is None:
             prior = build_prior(self.tables["prior"], self.action)
             model = build_model(prior, flow, self.action, self.mixture)
             model.to(device=device, dtype=self.dtype)
@@ -204,6 +223,15 @@ def make_plan(tables: dict[str, Any]) -> Plan:
             "the configuration needs either [prior] (a sampler) or [exchange] (a flow between two "
             "couplings)"
         )
+    if "block" in tables:
+        for name in ("exchange", "mixture"):
+            if name in tables:
+                raise ConfigError(f"[block] is of local flows, which have no [{name}]")
+        if "chains" not in tables:
+            raise ConfigError(
+                "[block]: local flows learn on configurations of the target: add a table [chains], "
+                "e.g. with count = 256"
+            )
     if "mixture" in tables:
         if "exchange" in tables:
             raise ConfigError("[mixture] is of samplers, not of flows between two couplings")
@@ -220,12 +248,18 @@ def make_plan(tables: dict[str, Any]) -> Plan:
         ensemble["chains"] = ensemble.pop("count")
         _check_ensemble(ensemble, action, "[chains]")
     settings, keys, objective, options = _read_training(
-        tables["training"], is_exchange=ends is not None, has_chains="chains" in tables
+        tables["training"], _kind(tables), has_chains="chains" in tables
     )
     plan = Plan(tables, action, ends, ensemble, settings, keys, objective, options)
     # Building it all checks the tables; the weights are thrown away.
     plan.build("cpu")
     return plan
+
+
+def _kind(tables: Mapping[str, Any]) -> str:
+    if "exchange" in tables:
+        return "exchange"
+    return "local" if "block" in tables else "sampler"
 
 
 def _read_exchange(
@@ -264,11 +298,11 @@ def _check_ensemble(options: dict[str, Any], action: Action, where: str) -> None
 
 
 def _read_training(
-    table: dict[str, Any], *, is_exchange: bool, has_chains: bool
+    table: dict[str, Any], kind: str, *, has_chains: bool
 ) -> tuple[Settings, _Keys, Callable[..., Objective], dict[str, Any]]:
     where = "[training]"
-    name = table.get("objective", "exchange_kl" if is_exchange else "reverse_kl")
-    objective = _find_objective(name, is_exchange=is_exchange, has_chains=has_chains)
+    name = table.get("objective", _OBJECTIVES[kind])
+    objective = _find_objective(name, kind, has_chains=has_chains)
     own, common = parameters(objective), parameters(_Keys)
     known = {"objective", *own, *common, *parameters(Settings)}
     for key in table:
@@ -289,7 +323,7 @@ def _read_training(
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _find_objective(name: Any, *, is_exchange: bool, has_chains: bool) -> Callable[..., Objective]:
+def _find_objective(name: Any, kind: str, *, has_chains: bool) -> Callable[..., Objective]:
     """Return the class of an objective that can be had from the tables that there are."""
     if not isinstance(name, str):
         raise ConfigError(f"[training]: objective = {name!r}: should be a name")
@@ -299,18 +333,20 @@ def _find_objective(name: Any, *, is_exchange: bool, has_chains: bool) -> Callab
     except ConfigError as error:
         raise ConfigError(f"[training]: {error}") from error
     asked = _positional(objective)
-    offered = _OF_EXCHANGE_FLOWS if is_exchange else _OF_SAMPLERS
+    offered = _KINDS[kind]
     foreign = [one for one in asked if one not in offered]
     if foreign:
-        has, needs = ("[exchange]", "[prior]") if is_exchange else ("[prior]", "[exchange]")
-        known = {*_OF_SAMPLERS, *_OF_EXCHANGE_FLOWS}
-        if not known.issuperset(foreign):
+        tables = {"sampler": "[prior]", "exchange": "[exchange]", "local": "[block]"}
+        able = [one for one, names in _KINDS.items() if set(names).issuperset(asked)]
+        if not able:
             raise ConfigError(
                 f"{where}: takes {foreign[0]!r} by position, but a configuration can only supply "
-                f"{', '.join(_OF_SAMPLERS)} or {', '.join(_OF_EXCHANGE_FLOWS)}"
+                + " or ".join(", ".join(names) for names in _KINDS.values())
             )
-        raise ConfigError(f"{where}: is for a configuration with {needs}, not with {has}")
-    if is_exchange:
+        raise ConfigError(
+            f"{where}: is for a configuration with {tables[able[0]]}, not with {tables[kind]}"
+        )
+    if kind != "sampler":
         return objective
     if has_chains and "ensemble" not in asked:
         raise ConfigError(f"[chains] would be ignored: {name} needs no configurations")

@@ -9,18 +9,20 @@ import torch
 from flowmc.actions.base import Action
 from flowmc.flows.base import Flow
 from flowmc.flows.continuous import ContinuousFlow
-from flowmc.flows.files import load_flow
+from flowmc.flows.files import load_flow, load_local_flow
+from flowmc.flows.local import LocalFlowModel
 from flowmc.registry import ConfigError
 
 __all__ = ["start_from"]
 
 
-def start_from(flow: Flow, action: Action, source: str | os.PathLike) -> None:
+def start_from(flow: Flow | LocalFlowModel, action: Action, source: str | os.PathLike) -> None:
     """Give a new flow the weights of a trained one.
 
     Weights that do not depend on the lattice, and any on the same lattice, are taken as they are;
     the kernels of a :class:`~flowmc.flows.ContinuousFlow` of a smaller lattice are embedded
-    (:meth:`~flowmc.flows.ContinuousFlow.embedded`).  Only the map is taken, not the prior.
+    (:meth:`~flowmc.flows.ContinuousFlow.embedded`).  Only the map is taken, not the prior; of a
+    local flow both, for both are trained.
 
     Args:
         flow: gets the weights.
@@ -31,7 +33,11 @@ def start_from(flow: Flow, action: Action, source: str | os.PathLike) -> None:
         ConfigError: if the flows are of different kinds or sizes.
         FlowFileError: as from :func:`~flowmc.flows.files.load_flow`.
     """
-    old = load_flow(source).flow
+    old: Flow | LocalFlowModel
+    if isinstance(flow, LocalFlowModel):
+        old = load_local_flow(source).model
+    else:
+        old = load_flow(source).flow
     where = f"[training] start_from = {str(source)!r}"
     if type(old) is not type(flow):
         raise ConfigError(f"{where}: is a {type(old).__name__}, not a {type(flow).__name__}")
