@@ -195,7 +195,7 @@ def test_log_prob_is_differentiable(name):
     assert abs(slope - float((gradient * direction).sum())) < 1e-6 * (1 + abs(slope))
 
 
-@pytest.mark.parametrize("name", ["coupling", "continuous", "two levels"])
+@pytest.mark.parametrize("name", ["coupling", "two levels"])
 def test_single_precision(name):
     """Draws are rounded, densities only by what rounding does to fields and weights."""
     prior = prior_of(name)
@@ -254,6 +254,14 @@ def test_path_gradient_through_the_coarse_sampler():
     assert gradients
     assert max(float(gradient.abs().max()) for gradient in gradients) < 1e-10
     assert all(parameter.grad is None for parameter in prior.parameters())
+
+
+def test_weights_of_the_coarse_sampler_are_held():
+    base = coupling_base([4, 4])
+    assert any(parameter.requires_grad for parameter in base.parameters())
+    prior = SuperResolutionPrior(phi4([4, 4]), base, m2=0.4)
+    assert not any(parameter.requires_grad for parameter in prior.parameters())
+    assert set(prior.state_dict()) == {f"base.{name}" for name in base.state_dict()}
 
 
 def test_density_error_of_a_continuous_sampler():
