@@ -125,6 +125,17 @@ def test_coarse_field_is_a_local_average():
     assert float(row[:2, :2].abs().sum()) > 0.5 * float(row.abs().sum())
 
 
+@pytest.mark.parametrize("name", ["coupling", "coupling 1d", "coupling 3d"])
+def test_the_mean_field_is_that_of_the_coarse_sampler(name):
+    """V <m^2> grows by coarse_m2 / m2, draw by draw."""
+    prior = prior_of(name, m2=0.4, coarse_m2=1.1)
+    x, _ = prior.sample(3, stream())
+    fine, coarse = (
+        f.flatten(1).sum(1).square() / f[0].numel() for f in (x, prior.blocking.restrict(x))
+    )
+    assert torch.allclose(fine, coarse * (1.1 / 0.4), rtol=1e-10)
+
+
 @pytest.mark.parametrize("lattice", LATTICES)
 def test_coarse_free_field_gives_the_fine_free_field(lattice):
     """The density is that of the free field everywhere, so ln Z and ESS = 1 are exact."""
