@@ -34,6 +34,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "independence": "flowmc.kernels:Independence",
         "exchange": "flowmc.kernels:Exchange",
         "sign_flip": "flowmc.kernels:SignFlip",
+        "local_flow": "flowmc.kernels:LocalFlow",
     },
     "flows": {
         "identity": "flowmc.flows:Identity",
@@ -45,6 +46,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "defect": "flowmc.flows:DefectFlow",
         "multi_lattice": "flowmc.flows:MultiLatticeFlow",
         "plaquette": "flowmc.flows:PlaquetteFlow",
+        "block_coupling": "flowmc.flows:BlockCouplingFlow",
     },
     "vector_fields": {
         "kernels": "flowmc.vector_fields:KernelFields",
@@ -56,6 +58,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "free_field": "flowmc.flows:FreeFieldPrior",
         "haar": "flowmc.flows:HaarPrior",
         "super_resolution": "flowmc.flows.coarse_models:super_resolution",
+        "block_gaussian": "flowmc.flows:BlockGaussian",
     },
     "objectives": {
         "reverse_kl": "flowmc.training:ReverseKL",
@@ -64,6 +67,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "log_variance": "flowmc.training:LogVariance",
         "alpha_two": "flowmc.training:AlphaTwo",
         "exchange_kl": "flowmc.training:ExchangeKL",
+        "local_kl": "flowmc.training:LocalKL",
     },
     "derivatives": {
         "difference": "flowmc.run.correlate.difference:Difference",

@@ -39,6 +39,9 @@ class Action(ABC):
         parameters: the couplings, as given; :meth:`at` returns a copy with some replaced.
         settings: further keys of the constructor that tell theories apart and that no ladder
             varies, such as the place of a defect; plain values, as in a configuration file.
+        interaction_range: for actions that are the same everywhere on the lattice: the largest
+            distance, along any one direction, between two sites of one term; 1 for nearest
+            neighbours.  None where nothing is said: then no kernel may update a part of the field.
     """
 
     name: str = ""
@@ -46,6 +49,7 @@ class Action(ABC):
     lattice: tuple[int, ...]
     parameters: dict[str, float]
     settings: Mapping[str, Any] = MappingProxyType({})
+    interaction_range: int | None = None
 
     @abstractmethod
     def __call__(self, field: Tensor) -> Tensor:
@@ -108,6 +112,31 @@ class Action(ABC):
             ValueError: for a coupling that this action does not have.
         """
         raise ValueError(f"the action {self.name or type(self).__name__!r} has fixed couplings")
+
+    def on_lattice(self, lattice: Sequence[int]) -> Action:
+        """Return this action on a lattice of other extents.
+
+        By calling the class with the lattice (and the group, for links), the couplings and the
+        settings, as a configuration file does; classes with another constructor override it.
+
+        Args:
+            lattice: extents, x first, as many as there are.
+
+        Raises:
+            ValueError: for extents that the action refuses, and for a class that cannot be called
+                like this.
+        """
+        # In a configuration file ``lambda``, which is a word of Python.
+        named = {"lam" if key == "lambda" else key: v for key, v in self.parameters.items()}
+        constructor: Any = type(self)
+        positional = (self.group, tuple(lattice)) if self.is_gauge else (tuple(lattice),)
+        try:
+            return constructor(*positional, **named, **self.settings)
+        except TypeError as error:
+            raise ValueError(
+                f"cannot make a {type(self).__name__} on another lattice from its couplings "
+                f"({error}): implement on_lattice()"
+            ) from error
 
     def coupling_derivative(self, coupling: str, field: Tensor) -> Tensor:
         r"""Return :math:`\partial S / \partial\lambda` at fixed field, ``(chains,)`` float64.
@@ -191,6 +220,9 @@ class SumAction(Action):
                 raise ValueError(f"cannot add {term!r} to {first!r}: another group or lattice")
         self.group, self.lattice = first.group, first.lattice
         self.parameters: dict[str, float] = {}
+        ranges = [term.interaction_range for term in self.terms]
+        known = [one for one in ranges if one is not None]
+        self.interaction_range = max(known) if len(known) == len(ranges) else None
 
     def __call__(self, field: Tensor) -> Tensor:
         return torch.stack([term(field) for term in self.terms]).sum(0)
@@ -200,6 +232,9 @@ class SumAction(Action):
         for term in self.terms[1:]:
             total = total + term.force(field)
         return total
+
+    def on_lattice(self, lattice: Sequence[int]) -> Action:
+        return SumAction([term.on_lattice(lattice) for term in self.terms])
 
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.terms))
@@ -214,6 +249,7 @@ class ScaledAction(Action):
         self.action, self.factor = action, float(factor)
         self.group, self.lattice = action.group, action.lattice
         self.parameters, self.settings = action.parameters, action.settings
+        self.interaction_range = action.interaction_range
 
     def __call__(self, field: Tensor) -> Tensor:
         return self.factor * self.action(field)
@@ -223,6 +259,9 @@ class ScaledAction(Action):
 
     def at(self, **couplings: float) -> Action:
         return ScaledAction(self.action.at(**couplings), self.factor)
+
+    def on_lattice(self, lattice: Sequence[int]) -> Action:
+        return ScaledAction(self.action.on_lattice(lattice), self.factor)
 
     def __repr__(self) -> str:
         return f"{self.factor:g} * {self.action!r}"

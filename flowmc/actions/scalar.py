@@ -34,6 +34,7 @@ class HoppingAction(Action):
     """
 
     group = Real()
+    interaction_range = 1
     k: float
     a: float
     quartic: float

@@ -11,10 +11,14 @@ from flowmc.flows.base import (
     check_inverse,
     check_log_det,
 )
+from flowmc.flows.block_coupling import BlockCouplingFlow
+from flowmc.flows.block_gaussian import BlockGaussian
+from flowmc.flows.blocks import Block
 from flowmc.flows.conditional import BetweenCouplings, ConditionalContinuousFlow
 from flowmc.flows.continuous import ContinuousFlow
 from flowmc.flows.coupling import AffineCouplingFlow
 from flowmc.flows.defect import DefectFlow
+from flowmc.flows.local import ConditionalFlow, ConditionalPrior, LocalFlowModel
 from flowmc.flows.mixture import SignMixture
 from flowmc.flows.multi_lattice import MultiLatticeFlow
 from flowmc.flows.plaquette import PlaquetteFlow
@@ -26,8 +30,13 @@ from flowmc.flows.super_resolution import FreeFieldBlocking, SuperResolutionPrio
 __all__ = [
     "AffineCouplingFlow",
     "BetweenCouplings",
+    "Block",
+    "BlockCouplingFlow",
+    "BlockGaussian",
     "Chain",
     "ConditionalContinuousFlow",
+    "ConditionalFlow",
+    "ConditionalPrior",
     "ContinuousFlow",
     "DefectFlow",
     "EnsemblePrior",
@@ -39,6 +48,7 @@ __all__ = [
     "HaarPrior",
     "Identity",
     "Inverse",
+    "LocalFlowModel",
     "MultiLatticeFlow",
     "PlaquetteFlow",
     "Prior",

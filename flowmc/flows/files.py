@@ -5,10 +5,12 @@ file starts with the length of its header, 8 bytes little-endian, and the header
 
 ========== =========================================================================
 format     1
-kind       "sampler" (a prior and a flow) or "exchange" (a flow between two theories)
+kind       "sampler" (a prior and a flow), "exchange" (a flow between two theories) or "local" (a
+           prior and a flow of a block, given what surrounds it)
 flow       ``{name, parameters}`` as in a training configuration
-prior      ``{name, parameters}``; samplers only.  Samplers that it starts from are tables
-           like this card (:meth:`~flowmc.flows.Prior.card_parameters`)
+prior      ``{name, parameters}``; samplers and local flows.  Samplers that it starts from are
+           tables like this card (:meth:`~flowmc.flows.Prior.card_parameters`)
+block      extents of the block; local flows only
 mixture    "sign_flip" for a sampler that is averaged over it (:class:`SignMixture`); else absent
 theory     ``{action, group, lattice, couplings}``, and ``settings`` of actions that have any
 from, to   all couplings of both ends; exchange flows only
@@ -44,8 +46,10 @@ from flowmc import __version__, zoo
 from flowmc.actions.base import Action
 from flowmc.actions.theory import check_couplings
 from flowmc.flows.base import Flow, FlowModel, Inverse, Prior
+from flowmc.flows.blocks import Block
 from flowmc.flows.cards import card_action, flat
 from flowmc.flows.conditional import BetweenCouplings, ConditionalContinuousFlow
+from flowmc.flows.local import ConditionalFlow, ConditionalPrior, LocalFlowModel
 from flowmc.flows.mixture import SignMixture, check_even_action
 from flowmc.registry import ConfigError, build, nearest, parameters, resolve
 
@@ -53,13 +57,17 @@ __all__ = [
     "FORMAT",
     "FlowFileError",
     "LoadedFlow",
+    "LoadedLocalFlow",
     "atomic_save",
     "build_flow",
+    "build_local_model",
     "build_model",
     "build_prior",
     "check_flow_fits",
     "check_lattice",
+    "flow_path",
     "load_flow",
+    "load_local_flow",
     "orient",
     "read_card",
     "read_tensors",
@@ -103,6 +111,21 @@ class LoadedFlow:
         return first, check_couplings(self.action, self.card["to"], "the card of the flow: to")
 
 
+@dataclass(frozen=True)
+class LoadedLocalFlow:
+    """A local flow file in memory.
+
+    Attributes:
+        card: as in the module docstring.
+        action: the theory of the card, on the lattice it was trained on.
+        model: prior and flow of a block.
+    """
+
+    card: dict[str, Any]
+    action: Action
+    model: LocalFlowModel
+
+
 def build_flow(table: Mapping[str, Any], action: Action, where: str = "[flow]") -> Flow:
     """Return the flow of a table ``{name, ...its parameters}`` for the fields of ``action``.
 
@@ -143,7 +166,40 @@ def build_model(
     return SignMixture(prior, flow)
 
 
-def _build(kind: str, table: Mapping[str, Any], action: Action, where: str, contract: type) -> Any:
+def build_local_model(tables: Mapping[str, Any], action: Action, where: str = "") -> LocalFlowModel:
+    """Return the local flow model of the tables ``block``, ``prior`` and ``flow``.
+
+    Args:
+        tables: as in a training configuration: ``block = {extents = [...]}``.
+        action: the theory; gives the width of the collar.
+        where: put before the names of the tables in messages.
+
+    Raises:
+        ConfigError: naming the table and key that is missing, unknown or unusable.
+    """
+    extents = build(_block_keys, tables["block"], f"{where}[block]")
+    try:
+        block = Block.of(action, extents)
+    except ConfigError as error:
+        raise ConfigError(f"{where}[block]: {error}") from error
+    offered = {"block": block}
+    prior = _build("priors", tables["prior"], action, f"{where}[prior]", ConditionalPrior, offered)
+    flow = _build("flows", tables["flow"], action, f"{where}[flow]", ConditionalFlow, offered)
+    return LocalFlowModel(block, prior, flow)
+
+
+def _block_keys(*, extents: list[int]) -> list[int]:
+    return extents
+
+
+def _build(
+    kind: str,
+    table: Mapping[str, Any],
+    action: Action,
+    where: str,
+    contract: type,
+    more: Mapping[str, Any] | None = None,
+) -> Any:
     arguments = dict(table)
     name = arguments.pop("name", None)
     if not isinstance(name, str):
@@ -153,12 +209,17 @@ def _build(kind: str, table: Mapping[str, Any], action: Action, where: str, cont
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     # A component asks for what it needs of the theory by the name of its positional parameters.
-    offered = {"action": action, "lattice": action.lattice, "group": action.group}
+    offered = {"action": action, "lattice": action.lattice, "group": action.group, **(more or {})}
     positional = []
     for parameter in inspect.signature(component).parameters.values():
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
             if parameter.name in offered:
                 positional.append(offered[parameter.name])
+            elif parameter.default is parameter.empty and parameter.name == "block":
+                raise ConfigError(
+                    f"{where}: {name} is of local updates: add a table [block] with its extents, "
+                    "or choose another one"
+                )
             elif parameter.default is parameter.empty:
                 raise ConfigError(
                     f"{where}: {name} takes {parameter.name!r} by position, but a configuration "
@@ -180,24 +241,34 @@ def _build(kind: str, table: Mapping[str, Any], action: Action, where: str, cont
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{where}: {error}") from error
     if not isinstance(built, contract):
-        raise ConfigError(f"{where}: name = {name!r} gives no {contract.__name__}")
+        hint = ""
+        if more:
+            hint = (
+                ": with [block] use one for local updates, such as block_coupling or block_gaussian"
+            )
+        raise ConfigError(f"{where}: name = {name!r} gives no {contract.__name__}{hint}")
     return built
 
 
-def save_flow(path: str | os.PathLike, model: FlowModel | Flow, card: Mapping[str, Any]) -> None:
+def save_flow(
+    path: str | os.PathLike, model: FlowModel | Flow | LocalFlowModel, card: Mapping[str, Any]
+) -> None:
     """Write a flow file atomically.
 
     ``format``, ``parameters``, ``precision`` and ``flowmc`` of the card are filled in.
 
     Args:
         path: usually ``*.safetensors``.
-        model: a :class:`FlowModel` (kind "sampler") or a :class:`Flow` (kind "exchange").
+        model: a :class:`FlowModel` (kind "sampler"), a :class:`Flow` (kind "exchange") or a
+            :class:`~flowmc.flows.local.LocalFlowModel` (kind "local").
         card: the rest of the card; see the module docstring.
 
     Raises:
         ValueError: if the kind of the card does not match the model.
     """
     kind = "sampler" if isinstance(model, FlowModel) else "exchange"
+    if isinstance(model, LocalFlowModel):
+        kind = "local"
     if card.get("kind", kind) != kind:
         raise ValueError(f"the card says {card['kind']!r}, but this is a {kind}")
     weights = dict(model.state_dict())
@@ -231,9 +302,14 @@ def load_flow(
             the flow cannot be moved to the lattice.
         ConfigError: if the card asks for an action, flow or prior that is not installed.
     """
-    path = zoo.path(str(source)) if str(source).startswith(zoo.PREFIX) else Path(source)
+    path = flow_path(source)
     tensors, card = read_tensors(path)
     _check_card(card, path)
+    if card["kind"] == "local":
+        raise FlowFileError(
+            f"{path} is a local flow, which proposes a block given what surrounds it: only the "
+            "kernel local_flow can use it"
+        )
     if lattice is not None:
         check_lattice(card, tuple(lattice))
         card = {**card, "theory": {**card["theory"], "lattice": list(lattice)}}
@@ -244,6 +320,45 @@ def load_flow(
     if card["kind"] == "sampler":
         prior = build_prior(flat(card["prior"]), action, f"{where}: prior")
         model = build_model(prior, flow, action, card.get("mixture"), where)
+    _load_weights(model, tensors, card, path)
+    model.to(device).eval()
+    return LoadedFlow(card, action, flow, model if isinstance(model, FlowModel) else None)
+
+
+def load_local_flow(
+    source: str | os.PathLike, *, device: torch.device | str = "cpu"
+) -> LoadedLocalFlow:
+    """Read the file of a local flow, or one of the zoo; it serves any lattice.
+
+    Raises:
+        FlowFileError: as :func:`load_flow`, and for a flow of another kind.
+        ConfigError: as :func:`load_flow`.
+    """
+    path = flow_path(source)
+    tensors, card = read_tensors(path)
+    _check_card(card, path)
+    if card["kind"] != "local":
+        raise FlowFileError(
+            f"{path} is of kind {card['kind']!r}: local updates need a flow trained with [block]"
+        )
+    where = f"the card of {path}"
+    action = card_action(card, where)
+    tables = {key: flat(card[key]) for key in ("prior", "flow")}
+    tables["block"] = {"extents": card["block"]}
+    model = build_local_model(tables, action, f"{where}: ")
+    _load_weights(model, tensors, card, path)
+    model.to(device).eval()
+    return LoadedLocalFlow(card, action, model)
+
+
+def flow_path(source: str | os.PathLike) -> Path:
+    """Return the path of a flow file, or of "zoo:NAME"."""
+    return zoo.path(str(source)) if str(source).startswith(zoo.PREFIX) else Path(source)
+
+
+def _load_weights(
+    model: torch.nn.Module, tensors: Mapping[str, Tensor], card: Mapping[str, Any], path: Path
+) -> None:
     model.to(_precision(tensors))
     try:
         model.load_state_dict(tensors)
@@ -253,17 +368,15 @@ def load_flow(
             f"the weights in {path} do not fit the flow {card['flow']['name']!r} of its card: "
             f"{reason}"
         ) from error
-    model.to(device).eval()
-    return LoadedFlow(card, action, flow, model if isinstance(model, FlowModel) else None)
 
 
 def check_flow_fits(
     card: Mapping[str, Any], action: Action, *, same_couplings: bool = True
 ) -> None:
-    """Raise unless the sampler of a card was made for ``action``.
+    """Raise unless the sampler, or the local flow, of a card was made for ``action``.
 
     Args:
-        card: of a sampler.
+        card: of a sampler or a local flow.
         action: the target it is to be used on.
         same_couplings: False accepts a flow trained at other couplings: proposals stay exact and
             are only accepted less often.  A conditional flow is for all couplings of its range, and
@@ -272,7 +385,7 @@ def check_flow_fits(
     Raises:
         FlowFileError: naming both theories.
     """
-    if card["kind"] != "sampler":
+    if card["kind"] not in ("sampler", "local"):
         raise FlowFileError(
             "this is an exchange flow, which carries one theory to another: proposals need a "
             "sampler (a flow with a prior)"
@@ -403,6 +516,8 @@ def _check_card(card: Mapping[str, Any], path: Path) -> None:
     needed = ["kind", "flow", "theory", "prior"]
     if card.get("kind") == "exchange":
         needed = ["kind", "flow", "theory", "from", "to"]
+    elif card.get("kind") == "local":
+        needed.append("block")
     missing = [key for key in needed if key not in card]
     if missing:
         raise FlowFileError(f"the card of {path} lacks {', '.join(missing)}: not a usable flow")

@@ -1,5 +1,5 @@
-"""Markov kernels that leave a target invariant: HMC, flow proposals, exchange, a symmetry, and
-compositions of these.
+"""Markov kernels that leave a target invariant: HMC, flow proposals for the whole field or
+for blocks of it, exchange, a symmetry, and compositions of these.
 """
 
 from flowmc.kernels.base import Info, Kernel, NonFiniteStateError, State
@@ -8,6 +8,7 @@ from flowmc.kernels.exchange import EachReplica, Exchange, LadderState, OnReplic
 from flowmc.kernels.hmc import HMC
 from flowmc.kernels.independence import Independence
 from flowmc.kernels.integrators import INTEGRATORS, Integrator
+from flowmc.kernels.local_flow import LocalFlow
 from flowmc.kernels.sign_flip import SignFlip
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Integrator",
     "Kernel",
     "LadderState",
+    "LocalFlow",
     "Mixture",
     "NonFiniteStateError",
     "OnReplica",

@@ -11,6 +11,7 @@ import torch
 
 from flowmc.actions.base import Action
 from flowmc.flows.base import Flow, FlowModel, Identity
+from flowmc.flows.local import LocalFlowModel
 from flowmc.kernels import Cycle, EachReplica, Info, Kernel, Mixture, OnReplica, Repeat
 from flowmc.kernels.base import apply
 from flowmc.parallel import Communicator
@@ -135,7 +136,7 @@ class _Flows:
         self.first_model: FlowModel | None = None
         self.fingerprints: dict[str, str] = {}
         self.cards: dict[str, Mapping[str, Any]] = {}
-        self._models: dict[str, tuple[dict[str, Any], FlowModel]] = {}
+        self._models: dict[str, tuple[dict[str, Any], FlowModel | LocalFlowModel]] = {}
 
     def _load(self, written: str) -> Any:
         from flowmc.flows.files import load_flow
@@ -145,24 +146,40 @@ class _Flows:
         self.cards[written] = loaded.card
         return loaded
 
-    def model(self, entry: UpdateEntry) -> tuple[FlowModel, int]:
+    def _load_model(self, entry: UpdateEntry) -> tuple[dict[str, Any], FlowModel | LocalFlowModel]:
+        """Load the flow of an update, of the kind that its kernel takes."""
+        from flowmc.flows.files import check_flow_fits, load_local_flow
+
+        written = entry.flow
+        assert written is not None
+        if not entry.takes_local_flow:
+            loaded = self._load(written)
+            check_flow_fits(loaded.card, self.config.action, same_couplings=False)
+            model = loaded.model.to(self.dtype)
+            self.first_model = self.first_model or model
+            return loaded.card, model
+        source = written if written.startswith("zoo:") else self.config.path(written)
+        local = load_local_flow(source, device=self.device)
+        check_flow_fits(local.card, self.config.action, same_couplings=False)
+        self.cards[written] = local.card
+        return local.card, local.model.to(self.dtype)
+
+    def model(self, entry: UpdateEntry) -> tuple[FlowModel | LocalFlowModel, int]:
         """Return the flow model of an update, and the replica whose theory it was trained for."""
         from flowmc.flows.files import check_flow_fits
 
         assert entry.flow is not None
         try:
             if entry.flow not in self._models:
-                loaded = self._load(entry.flow)
-                check_flow_fits(loaded.card, self.config.action, same_couplings=False)
-                model = loaded.model.to(self.dtype)
-                self._models[entry.flow] = loaded.card, model
-                self.first_model = self.first_model or model
+                card, model = self._load_model(entry)
+                self._models[entry.flow] = card, model
             card, model = self._models[entry.flow]
             refusal: ConfigError | None = None
             for replica, action in enumerate(self.config.actions):
                 try:
                     check_flow_fits(card, action)
-                    model = model.at(action)
+                    if isinstance(model, FlowModel):
+                        model = model.at(action)
                     self.fingerprints[entry.flow] = model.fingerprint()
                     return model, replica
                 except ConfigError as error:

@@ -58,8 +58,13 @@ class UpdateEntry:
 
     @property
     def takes_flow(self) -> bool:
-        """Whether the kernel's second positional parameter is a flow model."""
-        return "model" in _positional(self.component)
+        """Whether the kernel's second positional parameter is a flow model of any kind."""
+        return "model" in _positional(self.component) or self.takes_local_flow
+
+    @property
+    def takes_local_flow(self) -> bool:
+        """Whether that is a local flow model: of a block, given what surrounds it."""
+        return "local_model" in _positional(self.component)
 
     @property
     def takes_ladder(self) -> bool:
@@ -380,7 +385,9 @@ def _check_together(
             f"{exchanges[0].where}: exchanges alone never leave the start configurations; add an "
             'update of the fields, e.g. kernel = "hmc"'
         )
-    if chains.start == "flow" and not any(entry.takes_flow for entry in updates):
+    if chains.start == "flow" and not any(
+        entry.takes_flow and not entry.takes_local_flow for entry in updates
+    ):
         raise ConfigError(
             '[chains]: start = "flow" draws from the flow of the first independence update, but '
             "there is none"

@@ -27,7 +27,15 @@ from flowmc.estimators.weights import (
     swap_rate,
 )
 from flowmc.flows.base import Flow, FlowModel
-from flowmc.flows.files import LoadedFlow, check_flow_fits, load_flow, orient
+from flowmc.flows.files import (
+    LoadedFlow,
+    check_flow_fits,
+    flow_path,
+    load_flow,
+    load_local_flow,
+    orient,
+    read_card,
+)
 from flowmc.parallel import Communicator
 from flowmc.random import stream
 from flowmc.registry import ConfigError, nearest
@@ -127,8 +135,31 @@ def evaluate(
     """
     table = read_toml(config) if config else {}
     action = build_action(_section(table, "theory", config)) if config else None
-    loaded = load_flow(source, lattice=None if action is None else action.lattice, device=device)
     head: dict[str, Any] = {"flow": str(source)}
+    if read_card(flow_path(source)).get("kind") == "local":
+        # Imported here: that module builds on this one.
+        from flowmc.run.evaluate_local import evaluate_local
+
+        local = load_local_flow(source, device=device)
+        if action is not None:
+            check_flow_fits(local.card, action, same_couplings=False)
+        target = action or local.action
+        written = local.card.get("training", {}).get("config", {}).get("chains", {})
+        chains = {**written, **table.get("chains", {})}
+        if "count" in chains:
+            chains["chains"] = chains.pop("count")
+        result, warnings = evaluate_local(
+            local.model,
+            target,
+            samples,
+            batch=batch,
+            seed=seed,
+            device=device,
+            dtype=torch.float64 if local.card.get("precision", 64) == 64 else torch.float32,
+            **{key: chains[key] for key in ENSEMBLE_KEYS if key in chains},
+        )
+        return {**head, "action": repr(target), **result}, warnings
+    loaded = load_flow(source, lattice=None if action is None else action.lattice, device=device)
     if loaded.model is not None:
         if action is not None:
             check_flow_fits(loaded.card, action, same_couplings=False)

@@ -125,6 +125,10 @@ def _diagnostics(
                 f"{name}: a trajectory came back {largest:.1e} away from its start: it is not "
                 "reversible to rounding, use a smaller step size or double precision"
             )
+    if "divergence" in values:
+        check = mean_of_complete_rows(values["divergence"])
+        if check is not None:
+            result["divergence"] = {"mean": check.mean, "error": check.error}
     if "log_weights" in values:
         result.update(_weights(name, values, warnings))
     return result

@@ -25,6 +25,7 @@ from flowmc.actions.theory import describe_theory
 from flowmc.flows.base import Flow, FlowModel
 from flowmc.flows.cards import resolved
 from flowmc.flows.files import FlowFileError, read_card, save_flow
+from flowmc.flows.local import LocalFlowModel
 from flowmc.parallel import CollectiveError, Communicator, world
 from flowmc.parallel.devices import choose_device, choose_threads, describe
 from flowmc.registry import ConfigError
@@ -35,6 +36,7 @@ from flowmc.run.evaluate import (
     evaluate_exchange,
     evaluate_sampler,
 )
+from flowmc.run.evaluate_local import evaluate_local
 from flowmc.run.interrupts import Interrupts
 from flowmc.run.training_plan import Plan, read_plan
 from flowmc.training.loop import Progress, Trainer, TrainingError
@@ -186,7 +188,7 @@ def train(
             return False
     measured = _measure(plan, objective, device, ranks)
     module = objective.module
-    assert isinstance(module, (FlowModel, Flow))
+    assert isinstance(module, (FlowModel, Flow, LocalFlowModel))
     card = _card(plan, trainer, measured, command)
     ranks.from_root(lambda: save_flow(output, module, card))
     return True
@@ -245,6 +247,18 @@ def _measure(
     module = objective.module
     if isinstance(module, FlowModel):
         result, _ = evaluate_sampler(module, plan.action, samples, seed=seed, communicator=ranks)
+    elif isinstance(module, LocalFlowModel):
+        assert plan.ensemble is not None
+        result, _ = evaluate_local(
+            module,
+            plan.action,
+            samples,
+            seed=seed,
+            device=device,
+            dtype=plan.dtype,
+            communicator=ranks,
+            **{key: plan.ensemble[key] for key in ENSEMBLE_KEYS},
+        )
     else:
         assert isinstance(module, Flow) and plan.ends is not None and plan.ensemble is not None
         result, _ = evaluate_exchange(
@@ -264,7 +278,7 @@ def _measure(
 
 def _card(plan: Plan, trainer: Trainer, measured: dict[str, Any], command: str) -> dict[str, Any]:
     card: dict[str, Any] = {
-        "kind": "sampler" if plan.ends is None else "exchange",
+        "kind": plan.kind,
         "flow": resolved("flows", plan.tables["flow"]),
         "theory": describe_theory(plan.action, plan.tables["theory"]["action"]),
         "training": {
@@ -277,11 +291,13 @@ def _card(plan: Plan, trainer: Trainer, measured: dict[str, Any], command: str) 
         "command": command,
     }
     if plan.ends is None:
-        assert isinstance(trainer.module, FlowModel)
         card["prior"] = resolved("priors", plan.tables["prior"])
-        card["prior"]["parameters"] |= trainer.module.prior.card_parameters()
+        if isinstance(trainer.module, FlowModel):
+            card["prior"]["parameters"] |= trainer.module.prior.card_parameters()
         if plan.mixture is not None:
             card["mixture"] = plan.mixture
+        if plan.kind == "local":
+            card["block"] = list(plan.tables["block"]["extents"])
     else:
         card["from"], card["to"] = (dict(end.parameters) for end in plan.ends)
     return card

@@ -16,7 +16,8 @@ from flowmc.actions.base import Action
 from flowmc.actions.theory import build_action, check_couplings
 from flowmc.flows.base import Flow, FlowModel
 from flowmc.flows.conditional import ConditionalContinuousFlow
-from flowmc.flows.files import build_flow, build_model, build_prior
+from flowmc.flows.files import build_flow, build_local_model, build_model, build_prior
+from flowmc.flows.local import LocalFlowModel
 from flowmc.random import stream
 from flowmc.registry import ConfigError, build, nearest, parameters, resolve, validate
 from flowmc.run.evaluate import ENSEMBLE_KEYS, read_toml
@@ -37,12 +38,15 @@ from flowmc.training.transfer import start_from
 __all__ = ["Plan", "make_plan", "read_plan"]
 
 _TABLES = (
-    *("theory", "size", "annealing", "flow", "prior", "mixture", "chains", "ensemble"),
+    *("theory", "size", "annealing", "flow", "prior", "block", "mixture", "chains", "ensemble"),
     *("exchange", "training"),
 )
 # By position objectives take what the tables beside [training] describe; the rest are their keys.
 _OF_SAMPLERS = ("model", "action", "ensemble")
 _OF_EXCHANGE_FLOWS = ("flow", "ensemble_a", "ensemble_b")
+_OF_LOCAL_FLOWS = ("local_model", "ensemble")
+_KINDS = {"sampler": _OF_SAMPLERS, "exchange": _OF_EXCHANGE_FLOWS, "local": _OF_LOCAL_FLOWS}
+_OBJECTIVES = {"sampler": "reverse_kl", "exchange": "exchange_kl", "local": "local_kl"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +136,11 @@ class Plan:
     options: dict[str, Any]
 
     @property
+    def kind(self) -> str:
+        """What is trained: "sampler", "exchange" or "local", as in a card."""
+        return _kind(self.tables)
+
+    @property
     def mixture(self) -> str | None:
         """The symmetry that the sampler is averaged over, if any."""
         table = self.tables.get("mixture")
@@ -171,20 +180,29 @@ class Plan:
         # The initial weights come from torch's global generator, whose state is put back.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(self.settings.seed, 0, "weights").initial_seed())
-            flow = build_flow(self.tables["flow"], self.action)
+            flow: Flow | LocalFlowModel
+            if self.kind == "local":
+                flow = build_local_model(self.tables, self.action)
+            else:
+                flow = build_flow(self.tables["flow"], self.action)
         # In the precision of the training first, so that no digit of other weights is lost.
         flow.to(device=device, dtype=self.dtype)
         if self.keys.start_from is not None:
             start_from(flow, self.action, self.keys.start_from)
         if self.sizes:
+            if isinstance(flow, LocalFlowModel):
+                raise ConfigError("[[size]]: a local flow serves any lattice as it is")
             return self._over_sizes(flow, device)
         offered: dict[str, Any]
-        if self.ends is None:
+        if isinstance(flow, LocalFlowModel):
+            offered = {
+                "local_model": flow,
+                "ensemble": self._ensemble(self.action, "target", device),
+            }
+        elif self.ends is None:
             offered = {"model": self._model(flow, self.action, device), "action": self.action}
-            if self.ensemble is not None:
-                offered["ensemble"] = self._ensemble(self.action, "target", device)
-            elif self.stored is not None:
-                offered["ensemble"] = self._configurations(self.stored, device)
+            if self.ensemble is not None or self.stored is not None:
+                offered["ensemble"] = self._target(device)
         else:
             ensembles = (
                 self._ensemble(action, name, device)
@@ -255,7 +273,7 @@ class Plan:
             ]
         )
 
-    def _over_couplings(self, objective: Objective, flow: Flow) -> Objective:
+    def _over_couplings(self, objective: Objective, flow: Flow | LocalFlowModel) -> Objective:
         """Return the objective of the whole range, if the flow is a conditional one."""
         per_batch = self.keys.couplings_per_batch
         if not isinstance(flow, ConditionalContinuousFlow):
@@ -280,9 +298,12 @@ class Plan:
         except ConfigError as error:
             raise ConfigError(f"[training]: {error}") from error
 
-    def _configurations(
-        self, stored: StoredEnsemble, device: torch.device | str
-    ) -> StoredConfigurations:
+    def _target(self, device: torch.device | str) -> Ensemble | StoredConfigurations:
+        """Return the configurations of the target: from disk, or of HMC chains."""
+        stored = self.stored
+        if stored is None:
+            return self._ensemble(self.action, "target", device)
+
         def read(places: Sequence[int]) -> Tensor:
             return stored.take(places, self.action, dtype=self.dtype, device=device)
 
@@ -330,6 +351,15 @@ def make_plan(tables: dict[str, Any], base: Path = Path()) -> Plan:
             "the configuration needs either [prior] (a sampler) or [exchange] (a flow between two "
             "couplings)"
         )
+    if "block" in tables:
+        for name in ("exchange", "mixture"):
+            if name in tables:
+                raise ConfigError(f"[block] is of local flows, which have no [{name}]")
+        if "chains" not in tables:
+            raise ConfigError(
+                "[block]: local flows learn on configurations of the target: add a table [chains], "
+                "e.g. with count = 256"
+            )
     if "mixture" in tables:
         if "exchange" in tables:
             raise ConfigError("[mixture] is of samplers, not of flows between two couplings")
@@ -354,10 +384,15 @@ def make_plan(tables: dict[str, Any], base: Path = Path()) -> Plan:
         ensemble = asdict(build(_Chains, tables["chains"], "[chains]"))
         ensemble["chains"] = ensemble.pop("count")
         _check_ensemble(ensemble, action, "[chains]")
+    if "block" in tables and ensemble is None:
+        raise ConfigError(
+            "[block]: a local flow learns from HMC chains: add a table [chains], e.g. with "
+            "count = 256"
+        )
     stored = _read_stored(tables, base)
     settings, keys, objective, options = _read_training(
         tables["training"],
-        is_exchange=ends is not None,
+        _kind(tables),
         configurations=next((f"[{n}]" for n in ("chains", "ensemble") if n in tables), None),
     )
     plan = Plan(tables, action, sizes, ends, ensemble, stored, settings, keys, objective, options)
@@ -381,6 +416,12 @@ def _read_stored(tables: dict[str, Any], base: Path) -> StoredEnsemble | None:
         return table.open(base)
     except (FormatError, OSError) as error:
         raise ConfigError(f"[ensemble]: {error}") from error
+
+
+def _kind(tables: Mapping[str, Any]) -> str:
+    if "exchange" in tables:
+        return "exchange"
+    return "local" if "block" in tables else "sampler"
 
 
 def _read_exchange(
@@ -419,11 +460,11 @@ def _check_ensemble(options: dict[str, Any], action: Action, where: str) -> None
 
 
 def _read_training(
-    table: dict[str, Any], *, is_exchange: bool, configurations: str | None
+    table: dict[str, Any], kind: str, *, configurations: str | None
 ) -> tuple[Settings, _Keys, Callable[..., Objective], dict[str, Any]]:
     where = "[training]"
-    name = table.get("objective", "exchange_kl" if is_exchange else "reverse_kl")
-    objective = _find_objective(name, is_exchange=is_exchange, configurations=configurations)
+    name = table.get("objective", _OBJECTIVES[kind])
+    objective = _find_objective(name, kind, configurations=configurations)
     own, common = parameters(objective), parameters(_Keys)
     known = {"objective", *own, *common, *parameters(Settings)}
     for key in table:
@@ -445,7 +486,7 @@ def _read_training(
 
 
 def _find_objective(
-    name: Any, *, is_exchange: bool, configurations: str | None
+    name: Any, kind: str, *, configurations: str | None
 ) -> Callable[..., Objective]:
     """Return the class of an objective that can be had from the tables that there are."""
     if not isinstance(name, str):
@@ -456,18 +497,20 @@ def _find_objective(
     except ConfigError as error:
         raise ConfigError(f"[training]: {error}") from error
     asked = _positional(objective)
-    offered = _OF_EXCHANGE_FLOWS if is_exchange else _OF_SAMPLERS
+    offered = _KINDS[kind]
     foreign = [one for one in asked if one not in offered]
     if foreign:
-        has, needs = ("[exchange]", "[prior]") if is_exchange else ("[prior]", "[exchange]")
-        known = {*_OF_SAMPLERS, *_OF_EXCHANGE_FLOWS}
-        if not known.issuperset(foreign):
+        tables = {"sampler": "[prior]", "exchange": "[exchange]", "local": "[block]"}
+        able = [one for one, names in _KINDS.items() if set(names).issuperset(asked)]
+        if not able:
             raise ConfigError(
                 f"{where}: takes {foreign[0]!r} by position, but a configuration can only supply "
-                f"{', '.join(_OF_SAMPLERS)} or {', '.join(_OF_EXCHANGE_FLOWS)}"
+                + " or ".join(", ".join(names) for names in _KINDS.values())
             )
-        raise ConfigError(f"{where}: is for a configuration with {needs}, not with {has}")
-    if is_exchange:
+        raise ConfigError(
+            f"{where}: is for a configuration with {tables[able[0]]}, not with {tables[kind]}"
+        )
+    if kind != "sampler":
         return objective
     if configurations is not None and "ensemble" not in asked:
         raise ConfigError(f"{configurations} would be ignored: {name} needs no configurations")

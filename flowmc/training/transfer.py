@@ -5,24 +5,27 @@ from __future__ import annotations
 import os
 
 import torch
+from torch import nn
 
 from flowmc.actions.base import Action
 from flowmc.flows.base import Flow
 from flowmc.flows.conditional import ConditionalContinuousFlow
 from flowmc.flows.continuous import ContinuousFlow
-from flowmc.flows.files import load_flow
+from flowmc.flows.files import load_flow, load_local_flow
+from flowmc.flows.local import LocalFlowModel
 from flowmc.registry import ConfigError
 
 __all__ = ["start_from"]
 
 
-def start_from(flow: Flow, action: Action, source: str | os.PathLike) -> None:
+def start_from(flow: Flow | LocalFlowModel, action: Action, source: str | os.PathLike) -> None:
     """Give a new flow the weights of a trained one.
 
     Weights that do not depend on the lattice, and any on the same lattice, are taken as they are;
     the kernels of a :class:`~flowmc.flows.ContinuousFlow` of a smaller lattice are embedded
     (:meth:`~flowmc.flows.ContinuousFlow.embedded`), and those of one coupling are the beginning for
-    all couplings of a conditional flow.  Only the map is taken, not the prior.
+    all couplings of a conditional flow.  Only the map is taken, not the prior; of a local flow
+    both, for both are trained.
 
     Args:
         flow: gets the weights.
@@ -33,7 +36,11 @@ def start_from(flow: Flow, action: Action, source: str | os.PathLike) -> None:
         ConfigError: if the flows are of different kinds or sizes.
         FlowFileError: as from :func:`~flowmc.flows.files.load_flow`.
     """
-    old = load_flow(source).flow
+    old: Flow | LocalFlowModel
+    if isinstance(flow, LocalFlowModel):
+        old = load_local_flow(source).model
+    else:
+        old = load_flow(source).flow
     where = f"[training] start_from = {str(source)!r}"
     if isinstance(flow, ConditionalContinuousFlow) and type(old) is ContinuousFlow:
         _start_conditional(flow, old, action, where)
@@ -64,7 +71,7 @@ def _start_conditional(
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _take(flow: Flow, old: Flow, where: str) -> None:
+def _take(flow: nn.Module, old: nn.Module, where: str) -> None:
     new, given = flow.state_dict(), old.state_dict()
     for name in new.keys() | given.keys():
         shapes = [tuple(d[name].shape) if name in d else None for d in (given, new)]

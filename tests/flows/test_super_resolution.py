@@ -125,6 +125,17 @@ def test_coarse_field_is_a_local_average():
     assert float(row[:2, :2].abs().sum()) > 0.5 * float(row.abs().sum())
 
 
+@pytest.mark.parametrize("name", ["coupling", "coupling 1d", "coupling 3d"])
+def test_the_mean_field_is_that_of_the_coarse_sampler(name):
+    """V <m^2> grows by coarse_m2 / m2, draw by draw."""
+    prior = prior_of(name, m2=0.4, coarse_m2=1.1)
+    x, _ = prior.sample(3, stream())
+    fine, coarse = (
+        f.flatten(1).sum(1).square() / f[0].numel() for f in (x, prior.blocking.restrict(x))
+    )
+    assert torch.allclose(fine, coarse * (1.1 / 0.4), rtol=1e-10)
+
+
 @pytest.mark.parametrize("lattice", LATTICES)
 def test_coarse_free_field_gives_the_fine_free_field(lattice):
     """The density is that of the free field everywhere, so ln Z and ESS = 1 are exact."""
@@ -195,7 +206,7 @@ def test_log_prob_is_differentiable(name):
     assert abs(slope - float((gradient * direction).sum())) < 1e-6 * (1 + abs(slope))
 
 
-@pytest.mark.parametrize("name", ["coupling", "continuous", "two levels"])
+@pytest.mark.parametrize("name", ["coupling", "two levels"])
 def test_single_precision(name):
     """Draws are rounded, densities only by what rounding does to fields and weights."""
     prior = prior_of(name)
@@ -254,6 +265,14 @@ def test_path_gradient_through_the_coarse_sampler():
     assert gradients
     assert max(float(gradient.abs().max()) for gradient in gradients) < 1e-10
     assert all(parameter.grad is None for parameter in prior.parameters())
+
+
+def test_weights_of_the_coarse_sampler_are_held():
+    base = coupling_base([4, 4])
+    assert any(parameter.requires_grad for parameter in base.parameters())
+    prior = SuperResolutionPrior(phi4([4, 4]), base, m2=0.4)
+    assert not any(parameter.requires_grad for parameter in prior.parameters())
+    assert set(prior.state_dict()) == {f"base.{name}" for name in base.state_dict()}
 
 
 def test_density_error_of_a_continuous_sampler():

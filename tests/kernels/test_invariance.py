@@ -16,11 +16,15 @@ from flowmc.actions import DefectWilson, FreeScalar, Phi4, Wilson
 from flowmc.actions.exact import sample_phi4, sample_wilson_2d
 from flowmc.flows import (
     AffineCouplingFlow,
+    Block,
+    BlockCouplingFlow,
+    BlockGaussian,
     ContinuousFlow,
     DefectFlow,
     FreeFieldPrior,
     GaussianPrior,
     HaarPrior,
+    LocalFlowModel,
     ResidualFlow,
 )
 from flowmc.flows.base import Chain, Flow, FlowModel, Identity, Inverse
@@ -31,6 +35,7 @@ from flowmc.kernels import (
     EachReplica,
     Exchange,
     Independence,
+    LocalFlow,
     Mixture,
     Repeat,
 )
@@ -162,6 +167,37 @@ def test_hmc_mixed_with_independence(action, composition, rng):
     assert check(action, kernel, rng, steps=4) > THRESHOLD
 
 
+# Blocks of one site and of several, many blocks at once, and collars that are of two sides at once.
+LOCAL = [
+    (PHI4, [1, 1], 0.3),
+    (HOPPING, [2], 0.3),
+    (HOPPING, [3], 0.2),
+    (Phi4([2, 4], m2=-4.0, lam=8.0), [1, 3], 0.2),
+    (FREE, [2, 3], 0.1),
+    (FreeScalar([6, 4], m2=0.5), [2, 1], 0.2),
+]
+
+
+def local_model(action, extents, rng, size):
+    block = Block.of(action, extents)
+    flow = randomised(BlockCouplingFlow(block, layers=3, hidden=[4], bins=2), rng, size)
+    return LocalFlowModel(block, BlockGaussian(action, block, m2=1.5), flow).double()
+
+
+@pytest.mark.parametrize(("action", "extents", "size"), LOCAL, ids=repr)
+def test_local_flow(action, extents, size, rng):
+    kernel = LocalFlow(action, local_model(action, extents, rng, size))
+    assert check(action, kernel, rng) > THRESHOLD
+
+
+@pytest.mark.parametrize("composition", [Cycle, Mixture])
+def test_local_flow_mixed_with_others(composition, rng):
+    local = LocalFlow(PHI4, local_model(PHI4, [1, 1], rng, 0.3))
+    independence = Independence(PHI4, scalar_model(PHI4, rng), proposals=4)
+    kernel = composition([HMC(PHI4, steps=2), Repeat(local, 2), independence])
+    assert check(PHI4, kernel, rng, steps=4) > THRESHOLD
+
+
 def check_ladder(actions, kernel, rng, steps=4):
     before = [draw(action, rng) for action in actions]
     state = kernel.init(before)
@@ -268,6 +304,36 @@ def test_a_flipped_jacobian_in_exchange_is_caught(rng):
     # Invisible to volume-preserving flows, hence the rescaling one.
     kernel = Exchange(SCALAR_LADDER[:2], [FlippedJacobian(1.1)])
     assert check_ladder(SCALAR_LADDER[:2], kernel, rng) < THRESHOLD
+
+
+def test_a_local_proposal_that_is_taken_for_symmetric_is_caught(rng):
+    class Symmetric(LocalFlowModel):
+        def log_prob(self, x, patch):
+            return torch.zeros(len(x), dtype=torch.float64)
+
+        def sample(self, patch, rng):
+            x, log_q = super().sample(patch, rng)
+            return x, torch.zeros_like(log_q)
+
+    model = local_model(PHI4, [1, 1], rng, 0.3)
+    kernel = LocalFlow(PHI4, Symmetric(model.block, model.prior, model.flow))
+    assert check(PHI4, kernel, rng) < THRESHOLD
+
+
+def test_blocks_without_frozen_sites_between_them_are_caught(rng):
+    """Neighbouring blocks that both move: each is accepted given what the other no longer is."""
+    action = FreeScalar([4, 4], m2=0.5)
+    kernel = LocalFlow(action, local_model(action, [1, 1], rng, 0.0))
+    assert check(action, kernel, rng, steps=6) > THRESHOLD
+
+    class Touching(type(kernel.tiling)):
+        def patches(self, shift):
+            here = super().patches(shift)
+            return torch.cat([here, super().patches(shift + torch.tensor([1, 0]))])
+
+    kernel.tiling = Touching(action.lattice, kernel.block)
+    kernel.tiling.count *= 2
+    assert check(action, kernel, rng, steps=6) < THRESHOLD
 
 
 def test_stale_log_q_after_hmc_is_caught(rng):

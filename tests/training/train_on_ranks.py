@@ -13,13 +13,24 @@ import numpy as np
 import torch
 
 from flowmc.actions import Phi4, Wilson
-from flowmc.flows import AffineCouplingFlow, FlowModel, GaussianPrior, ResidualFlow, SignMixture
+from flowmc.flows import (
+    AffineCouplingFlow,
+    Block,
+    BlockCouplingFlow,
+    BlockGaussian,
+    FlowModel,
+    GaussianPrior,
+    LocalFlowModel,
+    ResidualFlow,
+    SignMixture,
+)
 from flowmc.parallel import Communicator, world
 from flowmc.training import (
     AlphaTwo,
     Ensemble,
     ExchangeKL,
     ForwardKL,
+    LocalKL,
     LogVariance,
     Reinforce,
     ReverseKL,
@@ -65,6 +76,16 @@ def forward():
     return with_configurations(lambda model, action, ensemble: ForwardKL(model, ensemble))
 
 
+def local():
+    torch.manual_seed(1)
+    action = Phi4([4, 4], lam=1.0, m2=-0.5)
+    block = Block.of(action, [2, 3])
+    flow = BlockCouplingFlow(block, layers=2, hidden=[3])
+    model = LocalFlowModel(block, BlockGaussian(action, block), flow).double()
+    options = {"chains": 100, "thermalization": 12, "refresh_every": 2, "steps": 3}
+    return LocalKL(model, Ensemble(action, "target", 4, **options))
+
+
 CASES = {
     "sampler": (sampler, 32),
     "uneven": (sampler, 7),
@@ -77,6 +98,7 @@ CASES = {
     "alpha two": (annealed, 40),
     "mixture": (mixture, 2),
     "forward": (forward, 40),
+    "local": (local, 40),
     "exchange": (exchange, 40),
     "exchange, fewer groups than ranks": (lambda: exchange(chains=50), 30),
     "exchange forward": (lambda: exchange("forward"), 9),

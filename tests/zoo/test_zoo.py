@@ -12,9 +12,10 @@ from flowmc.estimators.weights import (
     swap_rate,
 )
 from flowmc.flows import Identity
-from flowmc.flows.files import load_flow, orient, read_card
+from flowmc.flows.files import load_flow, load_local_flow, orient, read_card
 from flowmc.kernels import HMC
 from flowmc.random import stream
+from flowmc.run.evaluate_local import evaluate_local
 from flowmc.zoo import path, zoo_list
 
 # Five standard deviations of both measurements: 6e-7 per flow for normal errors.
@@ -47,6 +48,23 @@ def test_ess_and_acceptance_of_samplers(name):
     ):
         # The card's own error is that of at least as many samples.
         assert abs(found.value - card[key]) < SIGMAS * 2**0.5 * found.error
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, card in zoo_list().items() if card["kind"] == "local"]
+)
+def test_acceptance_of_local_flows(name):
+    """On another lattice than the flow was trained on."""
+    loaded = load_local_flow(f"zoo:{name}")
+    assert loaded.action.lattice == (16, 16)
+    action = loaded.action.on_lattice([12, 24])
+    found, _ = evaluate_local(
+        loaded.model, action, 800, chains=25, thermalization=60, dtype=torch.float32
+    )
+    card = loaded.card["measured"]
+    error = (found["acceptance_error"] ** 2 + card["acceptance_error"] ** 2) ** 0.5
+    assert abs(found["acceptance"] - card["acceptance"]) < SIGMAS * error
+    assert error < 0.02
 
 
 def test_the_tutorial_flow_reaches_the_published_acceptance():

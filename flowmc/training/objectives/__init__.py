@@ -12,6 +12,7 @@ from flowmc.training.objectives.base import Batch, Objective, SamplerObjective
 from flowmc.training.objectives.exchange import ExchangeKL
 from flowmc.training.objectives.family import OverCouplings, OverTheories, share_weights
 from flowmc.training.objectives.forward import ForwardKL
+from flowmc.training.objectives.local import LocalKL
 from flowmc.training.objectives.reverse import ReverseKL
 from flowmc.training.objectives.score import LogVariance, Reinforce
 
@@ -21,6 +22,7 @@ __all__ = [
     "Batch",
     "ExchangeKL",
     "ForwardKL",
+    "LocalKL",
     "LogVariance",
     "Objective",
     "OverCouplings",
