@@ -11,7 +11,7 @@ from flowmc.actions.base import Action
 from flowmc.actions.scalar import HoppingAction
 from flowmc.flows.blocks import Block
 from flowmc.flows.local import ConditionalPrior
-from flowmc.flows.products import multiply
+from flowmc.flows.products import contract, multiply
 from flowmc.lattice import sum_over_rows
 
 __all__ = ["BlockGaussian"]
@@ -57,9 +57,7 @@ class BlockGaussian(ConditionalPrior):
     def push(self, noise: Tensor, patch: Tensor) -> tuple[Tensor, Tensor]:
         factor = self._factor()
         z = noise.flatten(1).t()
-        identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
-        fluctuation = torch.linalg.solve_triangular(factor.mT, identity, upper=True)
-        x = self._mean(patch, factor) + multiply(fluctuation, z[None])[0]
+        x = self._mean(patch, factor) + multiply(_inverse(factor).mT, z[None])[0]
         x = x.t().reshape(-1, *self.block.extents).to(patch.dtype)
         return x, self._log_density(z, factor)
 
@@ -79,7 +77,10 @@ class BlockGaussian(ConditionalPrior):
         """Return the harmonic extension, ``(sites, n)`` float64."""
         frozen = patch.flatten(1).t()[self.block.collar.to(patch.device)].double()
         outer = 2 * self.hopping.double() * self.get_buffer("_outer").double()
-        return multiply(torch.cholesky_solve(outer, factor), frozen[None])[0]
+        inverse = _inverse(factor)
+        # Not cholesky_solve, whose rounding depends on the number of threads.
+        extension = contract(inverse.mT, contract(inverse, outer))
+        return multiply(extension, frozen[None])[0]
 
     @staticmethod
     def _log_density(z: Tensor, factor: Tensor) -> Tensor:
@@ -89,6 +90,11 @@ class BlockGaussian(ConditionalPrior):
 
     def extra_repr(self) -> str:
         return repr(self.block)
+
+
+def _inverse(factor: Tensor) -> Tensor:
+    identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+    return torch.linalg.solve_triangular(factor, identity, upper=False)
 
 
 def _adjacency(block: Block) -> Tensor:

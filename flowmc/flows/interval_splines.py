@@ -43,8 +43,8 @@ class IntervalSpline:
         self.widths, self.heights = self._partition(*widths), self._partition(*heights)
         centre = 0.5 * (slopes[0] + slopes[1])[:, :1]
         inner = torch.cat([slopes[0][:, 1:].flip(1), centre, slopes[1][:, 1:]], dim=1)
-        inner = _FLATTEST + functional.softplus(inner + _UNIT)
-        end = torch.ones_like(inner[:, :1])
+        end = torch.zeros_like(inner[:, :1])
+        # Logits: softplus is taken of the two that a number needs.
         self.slopes = torch.cat([end, inner, end], dim=1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,4 +87,8 @@ class IntervalSpline:
         width, height = at(self.widths, index), at(self.heights, index)
         x0 = at(self.widths.cumsum(1), index) - width - self.bound
         y0 = at(self.heights.cumsum(1), index) - height - self.bound
-        return x0, y0, width, height, at(self.slopes, index), at(self.slopes, index + 1)
+        left, right = (
+            _FLATTEST + functional.softplus(at(self.slopes, where) + _UNIT)
+            for where in (index, index + 1)
+        )
+        return x0, y0, width, height, left, right

@@ -9,6 +9,7 @@ from flowmc.actions.base import Action
 from flowmc.flows.blocks import Block, Tiling
 from flowmc.flows.local import LocalFlowModel, block_action_difference
 from flowmc.kernels.base import Info, Kernel, State, action_of
+from flowmc.lattice import sum_over_sites
 from flowmc.registry import ConfigError
 
 __all__ = ["LocalFlow"]
@@ -95,8 +96,9 @@ class LocalFlow(Kernel):
         return state.moved(field), Info(
             is_accepted,
             {
-                "acceptance_probability": log_ratio.clamp(max=0).exp().mean(1),
-                "divergence": -torch.where(finite, log_ratio, torch.nan).nanmean(1),
+                "acceptance_probability": sum_over_sites(log_ratio.clamp(max=0).exp()) / count,
+                # NaN where no proposal of a chain is finite.
+                "divergence": -sum_over_sites(torch.where(finite, log_ratio, 0.0)) / finite.sum(1),
                 "non_finite": (~finite).sum(1),
             },
         )

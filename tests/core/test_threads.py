@@ -13,17 +13,21 @@ import torch
 from flowmc.actions import DefectWilson, FreeScalar, Phi4, Wilson
 from flowmc.flows import (
     AffineCouplingFlow,
+    Block,
+    BlockCouplingFlow,
+    BlockGaussian,
     ContinuousFlow,
     DefectFlow,
     FlowModel,
     FreeFieldPrior,
     GaussianPrior,
     HaarPrior,
+    LocalFlowModel,
     PlaquetteFlow,
     ResidualFlow,
 )
 from flowmc.groups import SUN, complex_product
-from flowmc.kernels import HMC, Independence
+from flowmc.kernels import HMC, Independence, LocalFlow
 from flowmc.lattice import sum_over_rows, sum_over_sites
 from flowmc.native import find_action, find_force
 from flowmc.random import stream
@@ -263,6 +267,23 @@ def test_independence():
     def compute():
         after, info = kernel.step(state, stream(11, 0, "update"))
         return after.field, dict(after.log_q), dict(info.values)
+
+    assert not differ(compute)
+
+
+@pytest.mark.parametrize("extents", [[5, 4], [8, 9]])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_local_flow(dtype, extents):
+    action = Phi4([61, 64], lam=0.7, m2=-0.3)
+    block = Block.of(action, extents)
+    flow = BlockCouplingFlow(block, layers=2, hidden=[5, 4])
+    model = scrambled(LocalFlowModel(block, BlockGaussian(action, block), flow).to(dtype), 0.02)
+    kernel = LocalFlow(action, model)
+    state = kernel.init(warm(action, 1, dtype))
+
+    def compute():
+        after, info = kernel.step(state, stream(12, 0, "update"))
+        return after.field, dict(info.values)
 
     assert not differ(compute)
 
