@@ -4,6 +4,7 @@ The statistical checks compare with exact numbers of the free field at 5 standar
 8 of them, on fixed seeds.
 """
 
+import json
 import math
 
 import pytest
@@ -11,12 +12,14 @@ import torch
 from numpy.polynomial import chebyshev
 
 from flowmc.actions import FreeScalar, Phi4
+from flowmc.cli import main
 from flowmc.estimators.weights import effective_sample_size
 from flowmc.flows import BetweenCouplings, ConditionalContinuousFlow, ContinuousFlow
 from flowmc.flows.files import FlowFileError, check_flow_fits, load_flow, orient
 from flowmc.random import stream
 from flowmc.registry import ConfigError
 from flowmc.run.evaluate import evaluate
+from flowmc.run.toml_text import toml_text
 from flowmc.run.train import train
 from flowmc.run.training_plan import make_plan
 
@@ -194,3 +197,38 @@ def test_couplings_per_batch_of_a_plain_flow():
     tables["training"] = {**TABLES["training"], "couplings_per_batch": 2}
     with pytest.raises(ConfigError, match="would be ignored"):
         make_plan(tables)
+
+
+def test_derivatives_in_the_coupling(trained, tmp_path, capsys):
+    """Correlated differences along the flow: d<phi^2>/dm2 of the free field is known."""
+    tables = {
+        "theory": {"action": "free", "lattice": [3, 4], "m2": 1.0},
+        "chains": {"count": 16, "seed": 3},
+        "update": [{"kernel": "hmc", "trajectory": 1.5, "steps": 8}],
+        "run": {"thermalization": 20, "updates": 100},
+        "measure": {"observables": ["phi2"]},
+        "derivative": [
+            {
+                "method": "difference",
+                "coupling": "m2",
+                "steps": [0.2, 0.1],
+                "flows": [[str(trained), str(trained)]] * 2,
+            }
+        ],
+        "analysis": {"report": False},
+    }
+    config = tmp_path / "correlate.toml"
+    config.write_text(toml_text(tables))
+    assert main(["correlate", str(config), "--output", str(tmp_path / "out"), "--json"]) == 0
+    sections = json.loads(capsys.readouterr().out)["sections"]
+    (section,) = (entry for key, entry in sections.items() if "difference" in key)
+    result = section["results"]["phi2"]
+    momenta = [2 * math.pi * k / n for n in (3, 4) for k in range(n)]
+    modes = [
+        4 * math.sin(a / 2) ** 2 + 4 * math.sin(b / 2) ** 2 + 1
+        for a in momenta[:3]
+        for b in momenta[3:]
+    ]
+    exact = -sum(0.5 / mode**2 for mode in modes) / len(modes)
+    assert abs(result["value"] - exact) < 5 * result["error"]
+    assert result["error"] < 0.05 * abs(exact)
