@@ -100,6 +100,7 @@ def test_train_and_evaluate_a_sampler(config, tmp_path, capsys):
         "layers": 2,
         "hidden": [2],
         "kernel_size": 3,
+        "masks": "checkerboard",
         "odd": False,
         "masks": "checkerboard",
     }
