@@ -14,11 +14,13 @@ from flowmc.flows.base import (
 from flowmc.flows.block_coupling import BlockCouplingFlow
 from flowmc.flows.block_gaussian import BlockGaussian
 from flowmc.flows.blocks import Block
+from flowmc.flows.conditional import BetweenCouplings, ConditionalContinuousFlow
 from flowmc.flows.continuous import ContinuousFlow
 from flowmc.flows.coupling import AffineCouplingFlow
 from flowmc.flows.defect import DefectFlow
 from flowmc.flows.local import ConditionalFlow, ConditionalPrior, LocalFlowModel
 from flowmc.flows.mixture import SignMixture
+from flowmc.flows.multi_lattice import MultiLatticeFlow
 from flowmc.flows.plaquette import PlaquetteFlow
 from flowmc.flows.priors import EnsemblePrior, FreeFieldPrior, GaussianPrior, HaarPrior
 from flowmc.flows.residual import ResidualFlow
@@ -27,10 +29,12 @@ from flowmc.flows.super_resolution import FreeFieldBlocking, SuperResolutionPrio
 
 __all__ = [
     "AffineCouplingFlow",
+    "BetweenCouplings",
     "Block",
     "BlockCouplingFlow",
     "BlockGaussian",
     "Chain",
+    "ConditionalContinuousFlow",
     "ConditionalFlow",
     "ConditionalPrior",
     "ContinuousFlow",
@@ -45,6 +49,7 @@ __all__ = [
     "Identity",
     "Inverse",
     "LocalFlowModel",
+    "MultiLatticeFlow",
     "PlaquetteFlow",
     "Prior",
     "ResidualFlow",

@@ -26,6 +26,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from flowmc.actions.base import Action
 from flowmc.groups import Group, Real
 
 __all__ = [
@@ -61,6 +62,34 @@ class Flow(nn.Module, ABC):
     @abstractmethod
     def inverse(self, y: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
         """Map back; return ``x`` and ``log_density + log|det dy/dx|`` (NaN: not converged)."""
+
+    def forward_with_force(
+        self, x: Tensor, log_density: Tensor, force: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        r"""Map as :meth:`forward` does, and the force of the density along with the field.
+
+        Args:
+            x: ``(chains, ...)``.
+            log_density: ln q(x), ``(chains,)`` float64.
+            force: algebra gradient of -ln q at x, like the field.
+
+        Returns:
+            y and its log-density as from :meth:`forward`, and the algebra gradient of -ln q at y,
+            without a graph; None if the flow has no such equation of its own.
+        """
+        return None
+
+    def distinction(self) -> str:
+        """Return what tells flows with the same weights apart; nothing for most."""
+        return ""
+
+    def at(self, action: Action) -> Flow:
+        """Return the flow for other couplings of its theory; itself unless it is conditional.
+
+        Raises:
+            ValueError: if a conditional flow was not made for these couplings.
+        """
+        return self
 
     def density_error(self, x: Tensor) -> Tensor:
         """Return an estimate per chain of the error of the log-density, ``(chains,)`` >= 0."""
@@ -171,6 +200,15 @@ class FlowModel(nn.Module):
         self.prior = prior
         self.flow = flow
 
+    def at(self, action: Action) -> FlowModel:
+        """Return the sampler of a conditional flow for other couplings; itself otherwise.
+
+        Raises:
+            ValueError: if the flow was not made for these couplings.
+        """
+        flow = self.flow.at(action)
+        return self if flow is self.flow else type(self)(self.prior, flow)
+
     def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw ``n`` fields; return ``x (n, ...)`` and ``log q (n,)`` float64."""
         z, log_prior = self.prior.sample(n, rng)
@@ -199,6 +237,7 @@ class FlowModel(nn.Module):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         digest.update(repr(self.prior).encode())
+        digest.update(self.flow.distinction().encode())
         return digest.hexdigest()[:16]
 
 

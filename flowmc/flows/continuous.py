@@ -9,6 +9,7 @@ The field moves along a velocity for unit time, and its density by the divergenc
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +42,9 @@ class ContinuousFlow(Flow):
     Quantum Field Theories with Equivariant Continuous Flows" (arXiv:2207.00283).  Site features
     :math:`\sin(\omega_g\phi)` and :math:`\phi` are contracted to the :math:`F_f`, a Fourier series
     in time to the :math:`K_d`, and W is one number per f, d and orbit of the offset x - y under the
-    point group, on the whole lattice.  W starts at zero: the flow starts as the identity.  The
-    divergence is exact, as only W at zero offset enters.  Any dimension and any extents.
+    point group, on the whole lattice or within ``reach``.  W starts at zero: the flow starts as the
+    identity.  The divergence is exact, as only W at zero offset enters.  Any dimension and any
+    extents.
 
     The number of parameters is ``N_orb * site_channels * time_channels`` plus those of the
     features: 400 N_orb + 1,469 with the defaults.
@@ -67,6 +69,9 @@ class ContinuousFlow(Flow):
         site_channels: number of contracted site features f.
         time_frequencies: frequencies of the Fourier series in time, one cosine and one sine each.
         time_channels: number of contracted time features d.
+        reach: the kernels W vanish at offsets of more sites than this along any axis; on the whole
+            lattice if None.  The work per site and the number of parameters then do not grow with
+            the volume, and one set of weights serves any lattice of at least 2 reach + 1 sites.
         integrator: one of those above.
         steps: number of steps of a fixed-step integrator, 50 unless given.
         tolerance: absolute and relative tolerance of an adaptive integrator, 1e-6 unless given.
@@ -88,6 +93,7 @@ class ContinuousFlow(Flow):
         site_channels: int = 20,
         time_frequencies: int = 10,
         time_channels: int = 20,
+        reach: int | None = None,
         integrator: str = "rk4",
         steps: int | None = None,
         tolerance: float | None = None,
@@ -102,6 +108,8 @@ class ContinuousFlow(Flow):
                 f"time_frequencies >= 0, got {frequencies}, {site_channels}, {time_channels} and "
                 f"{time_frequencies}"
             )
+        if reach is not None and reach < 0:
+            raise ValueError(f"ContinuousFlow needs reach >= 0, got {reach}")
         if integrator not in TABLEAUS and integrator not in _ADAPTIVE:
             known = ", ".join([*TABLEAUS, *_ADAPTIVE])
             raise ValueError(f"unknown integrator {integrator!r}: use one of {known}")
@@ -119,14 +127,15 @@ class ContinuousFlow(Flow):
         if self.steps < 1 or not self.tolerance > 0:
             raise ValueError("ContinuousFlow needs steps >= 1 and tolerance > 0")
         self.adjoint = adjoint
-        self.spectrum = LatticeSpectrum(self.lattice)
+        self.reach = reach
+        self.spectrum = LatticeSpectrum(self.lattice, reach)
         self.frequencies = nn.Parameter(5 * torch.rand(frequencies))
         self.site_mixing = nn.Parameter(
             torch.randn(site_channels, frequencies + 1) / math.sqrt(frequencies + 1)
         )
         terms = 2 * time_frequencies + 1
         self.time_mixing = nn.Parameter(torch.randn(time_channels, terms) / math.sqrt(terms))
-        self.kernels = nn.Parameter(torch.zeros(self.spectrum.orbits, site_channels, time_channels))
+        self._start_kernels(site_channels, time_channels)
 
     def forward(self, x: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
         y, total = self._flow(x, 0.0, 1.0)
@@ -136,13 +145,22 @@ class ContinuousFlow(Flow):
         x, total = self._flow(y, 1.0, 0.0)
         return x, log_density - total
 
+    def forward_with_force(
+        self, x: Tensor, log_density: Tensor, force: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        if self.integrator not in TABLEAUS:
+            return None
+        rows, total, pushed = self._integrate(self._to_rows(x), 0.0, 1.0, self._to_rows(force))
+        assert pushed is not None
+        return self._to_fields(rows, x), log_density - total, self._to_fields(pushed, x)
+
     def velocity(self, x: Tensor, time: float) -> tuple[Tensor, Tensor]:
         """Return the velocity ``(chains, *L)`` and its divergence ``(chains,)`` at one time."""
-        times = torch.tensor([time], dtype=self.kernels.dtype, device=self.kernels.device)
+        times = torch.tensor([time], dtype=self.frequencies.dtype, device=self.frequencies.device)
         v, divergence = Velocity.apply(
             self._to_rows(x), self.spectrum, *self._coefficients(times).tensors()
         )
-        return v.t().reshape(-1, *self.lattice).to(x.dtype), divergence
+        return self._to_fields(v, x), divergence
 
     def density_error(self, x: Tensor) -> Tensor:
         r"""Return an estimate per chain of the error of the log-density after :meth:`forward`.
@@ -162,11 +180,11 @@ class ContinuousFlow(Flow):
         trace = torch.zeros(start.shape[1], dtype=torch.float64, device=start.device)
         with torch.enable_grad():
             start.requires_grad_(True)
-            there, divergence = self._integrate(start, 0.0, 1.0, frozen=True)
+            there, divergence, _ = self._integrate(start, 0.0, 1.0, frozen=True)
             settings = self.steps, self.tolerance
             try:
                 self.steps, self.tolerance = 2 * self.steps, self.tolerance / 10
-                back, returned = self._integrate(there, 1.0, 0.0, frozen=True)
+                back, returned, _ = self._integrate(there, 1.0, 0.0, frozen=True)
             finally:
                 self.steps, self.tolerance = settings
             for probe in probes:
@@ -174,23 +192,21 @@ class ContinuousFlow(Flow):
                 trace += sum_over_rows((product - probe) * probe) / _PROBES
         return (trace - (divergence + returned).detach()).abs()
 
-    def embedded(self, action: Action) -> ContinuousFlow:
+    def embedded(self, action: Action, reach: int | None = None) -> ContinuousFlow:
         """Return this flow on a larger lattice, for training by transfer from small volumes.
 
         Every kernel element keeps its offset.  An offset of half an extent is one site of the small
         lattice but stands for both directions; its weight is spread evenly.
 
+        Args:
+            action: the theory on the other lattice.
+            reach: of the kernels there; elements beyond it are left out.
+
         Raises:
             ValueError: if the lattice is smaller in some direction, or other axes are equivalent.
         """
         small = self.spectrum
-        other = ContinuousFlow(
-            action,
-            frequencies=len(self.frequencies),
-            site_channels=self.site_mixing.shape[0],
-            time_frequencies=(self.time_mixing.shape[1] - 1) // 2,
-            time_channels=self.time_mixing.shape[0],
-        ).to(self.kernels)
+        other = type(self)(action, **self._sizes(), reach=reach).to(self.frequencies)
         other.integrator, other.steps = self.integrator, self.steps
         other.tolerance, other.adjoint = self.tolerance, self.adjoint
         large = other.spectrum
@@ -207,14 +223,25 @@ class ContinuousFlow(Flow):
                 f"{'x'.join(map(str, other.lattice))}: every extent must be at least as large, and "
                 "the same axes of equal extent"
             )
-        index = torch.tensor([numbers[offset] for offset in offsets])
-        share = small.multiplicity / large.multiplicity[index]
+        kept = torch.tensor([i for i, offset in enumerate(offsets) if offset in numbers])
+        index = torch.tensor([numbers[offsets[i]] for i in kept.tolist()])
+        share = small.multiplicity[kept] / large.multiplicity[index]
         with torch.no_grad():
-            other.kernels[index] = self.kernels * share.to(self.kernels)[:, None, None]
+            own = self.kernels[..., kept, :, :] * share.to(self.kernels)[:, None, None]
+            other.kernels[..., index, :, :] = own
             other.frequencies.copy_(self.frequencies)
             other.site_mixing.copy_(self.site_mixing)
             other.time_mixing.copy_(self.time_mixing)
         return other
+
+    def _sizes(self) -> dict[str, Any]:
+        """Return the arguments that the shapes of the weights come from, but for the reach."""
+        return {
+            "frequencies": len(self.frequencies),
+            "site_channels": self.site_mixing.shape[0],
+            "time_frequencies": (self.time_mixing.shape[1] - 1) // 2,
+            "time_channels": self.time_mixing.shape[0],
+        }
 
     def extra_repr(self) -> str:
         size = "x".join(map(str, self.lattice))
@@ -224,27 +251,35 @@ class ContinuousFlow(Flow):
 
     def _flow(self, x: Tensor, start: float, stop: float) -> tuple[Tensor, Tensor]:
         """Return the field ``(chains, *L)`` and the integral of div v dt from start to stop."""
-        rows, total = self._integrate(self._to_rows(x), start, stop)
-        return rows.t().reshape(-1, *self.lattice).to(x.dtype), total
+        rows, total, _ = self._integrate(self._to_rows(x), start, stop)
+        return self._to_fields(rows, x), total
 
     def _integrate(
-        self, rows: Tensor, start: float, stop: float, frozen: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Integrate fields ``(V, chains)``; ``frozen`` leaves the weights out of the gradient."""
+        self,
+        rows: Tensor,
+        start: float,
+        stop: float,
+        force: Tensor | None = None,
+        frozen: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Integrate fields ``(V, chains)`` and, with fixed steps, the force of their density.
+
+        ``frozen`` leaves the weights out of the gradient.
+        """
         if self.integrator in TABLEAUS:
             tableau = TABLEAUS[self.integrator]
             step = (stop - start) / self.steps
             keep = torch.is_grad_enabled()
-            found = self._integrate_natively(rows, tableau, start, step, keep, frozen)
+            found = self._integrate_natively(rows, force, tableau, start, step, keep, frozen)
             if found is not None:
                 return found
             nodes = torch.tensor(tableau.distinct_nodes, dtype=torch.float64)
             times = start + step * (torch.arange(self.steps).unsqueeze(1) + nodes)
-            tensors = self._coefficients(times.flatten().to(self.kernels)).tensors()
+            tensors = self._coefficients(times.flatten().to(self.frequencies)).tensors()
             if frozen:
                 tensors = tuple(tensor.detach() for tensor in tensors)
             return FixedStepMap.apply(
-                rows, self.spectrum, tableau, step, self.steps, keep, *tensors
+                rows, force, self.spectrum, tableau, step, self.steps, keep, *tensors
             )
         times = torch.tensor([start, stop], dtype=rows.dtype, device=rows.device)
         solve = odeint_adjoint if self.adjoint and not frozen else odeint
@@ -257,11 +292,18 @@ class ContinuousFlow(Flow):
             atol=self.tolerance,
             method=self.integrator,
         )
-        return fields[-1], totals[-1].to(torch.float64)
+        return fields[-1], totals[-1].to(torch.float64), None
 
     def _integrate_natively(
-        self, rows: Tensor, tableau: Tableau, start: float, step: float, keep: bool, frozen: bool
-    ) -> tuple[Tensor, Tensor] | None:
+        self,
+        rows: Tensor,
+        force: Tensor | None,
+        tableau: Tableau,
+        start: float,
+        step: float,
+        keep: bool,
+        frozen: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None] | None:
         """Return the result of the compiled kernels, or None if there are none for this case."""
         if not has_continuous_map(self.lattice, rows):
             return None
@@ -273,21 +315,30 @@ class ContinuousFlow(Flow):
         spacing = spacing_for(largest_frequency)
         plan, times = make_plan(tableau, self.steps, step, self.spectrum.quadrant(), spacing)
         times = start + step * times
-        weights = [self.frequencies, self.site_mixing, self._kernels(times.to(self.kernels))]
+        weights = [self.frequencies, self.site_mixing, self._kernels(times.to(self.frequencies))]
         if frozen:
             weights = [weight.detach() for weight in weights]
-        fields = rows.t().reshape(-1, *self.lattice)
+        fields = self._to_fields(rows, rows)
+        own = None if force is None else self._to_fields(force, rows)
         for largest in _RANGES:
             numbers = len(times) * (largest / spacing + 1) * 3 * self.spectrum.orbits
             if numbers > _LARGEST_TABLES:
                 return None
             tables = build_tables(weights[0], weights[1], weights[2], spacing, largest)
             try:
-                y, total = TabulatedMap.apply(fields, tables, plan, keep)
+                y, total, pushed = TabulatedMap.apply(fields, own, tables, plan, keep)
             except OverflowError:
                 continue
-            return y.flatten(1).t(), total
+            return y.flatten(1).t(), total, None if pushed is None else pushed.flatten(1).t()
         return None
+
+    def _start_kernels(self, site_channels: int, time_channels: int) -> None:
+        """Make the weights of the kernels, all zero."""
+        self.kernels = nn.Parameter(torch.zeros(self.spectrum.orbits, site_channels, time_channels))
+
+    def _spatial_kernels(self) -> Tensor:
+        """Return W, ``(orbits, f, d)``."""
+        return self.kernels
 
     def _kernels(self, times: Tensor) -> Tensor:
         """Return the kernels at ``times (nodes,)``, ``(nodes, orbits, f)``."""
@@ -298,7 +349,9 @@ class ContinuousFlow(Flow):
         series = torch.cat([one, phases.cos(), phases.sin()], 1).to(times.dtype)
         weights = contract(series, self.time_mixing.t())
         # (orbits, times, f), then the times in front.
-        return multiply(weights, self.kernels.transpose(1, 2)).transpose(0, 1).contiguous()
+        return (
+            multiply(weights, self._spatial_kernels().transpose(1, 2)).transpose(0, 1).contiguous()
+        )
 
     def _coefficients(self, times: Tensor) -> Coefficients:
         """Contract the kernels with the time features at ``times (nodes,)``."""
@@ -321,7 +374,11 @@ class ContinuousFlow(Flow):
                 f"a field of shape {tuple(x.shape)} does not fit this flow, which was built for "
                 f"(chains, {', '.join(map(str, self.lattice))})"
             )
-        return x.flatten(1).t().to(self.kernels.dtype)
+        return x.flatten(1).t().to(self.frequencies.dtype)
+
+    def _to_fields(self, rows: Tensor, like: Tensor) -> Tensor:
+        """Return the field of ``(V, chains)`` in the precision of another."""
+        return rows.t().reshape(-1, *self.lattice).to(like.dtype)
 
 
 class _Dynamics(nn.Module):

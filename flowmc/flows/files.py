@@ -48,6 +48,7 @@ from flowmc.actions.theory import check_couplings
 from flowmc.flows.base import Flow, FlowModel, Inverse, Prior
 from flowmc.flows.blocks import Block
 from flowmc.flows.cards import card_action, flat
+from flowmc.flows.conditional import BetweenCouplings, ConditionalContinuousFlow
 from flowmc.flows.local import ConditionalFlow, ConditionalPrior, LocalFlowModel
 from flowmc.flows.mixture import SignMixture, check_even_action
 from flowmc.registry import ConfigError, build, nearest, parameters, resolve
@@ -378,7 +379,8 @@ def check_flow_fits(
         card: of a sampler or a local flow.
         action: the target it is to be used on.
         same_couplings: False accepts a flow trained at other couplings: proposals stay exact and
-            are only accepted less often.
+            are only accepted less often.  A conditional flow is for all couplings of its range, and
+            is refused outside of it.
 
     Raises:
         FlowFileError: naming both theories.
@@ -388,11 +390,13 @@ def check_flow_fits(
             "this is an exchange flow, which carries one theory to another: proposals need a "
             "sampler (a flow with a prior)"
         )
-    if not _same_theory(card, action) or (
-        same_couplings and not _same_couplings(card["theory"]["couplings"], action)
+    if (
+        not _same_theory(card, action)
+        or not _in_range(card, action)
+        or (same_couplings and not _same_couplings(_fixed_couplings(card, action), action))
     ):
         raise FlowFileError(
-            f"this is a flow for {_describe(card['theory'])}, but the theory is "
+            f"this is a flow for {_describe_card(card)}, but the theory is "
             f"{_describe_action(action)}"
         )
 
@@ -400,9 +404,15 @@ def check_flow_fits(
 def orient(card: Mapping[str, Any], flow: Flow, action_a: Action, action_b: Action) -> Flow:
     """Return the map from ``action_a`` to ``action_b``: the flow of a card, or its inverse.
 
+    The sampler of a conditional flow gives the map between any two couplings of its range.
+
     Raises:
         FlowFileError: naming both pairs, if the flow joins other theories.
     """
+    if card["kind"] == "sampler" and _range(card) is not None:
+        for action in (action_a, action_b):
+            check_flow_fits(card, action)
+        return BetweenCouplings(flow, action_a, action_b)
     if card["kind"] != "exchange":
         raise FlowFileError(
             "this flow is a sampler (it starts from a prior): an exchange needs a flow trained "
@@ -556,6 +566,38 @@ def _same_couplings(couplings: Mapping[str, float], action: Action) -> bool:
     return all(
         abs(couplings[key] - own[key]) <= 1e-12 * max(1.0, abs(own[key])) for key in couplings
     )
+
+
+def _range(card: Mapping[str, Any]) -> tuple[str, float, float] | None:
+    """Return coupling and range of a conditional flow."""
+    component = resolve("flows", card["flow"]["name"])
+    if not (isinstance(component, type) and issubclass(component, ConditionalContinuousFlow)):
+        return None
+    given = card["flow"]["parameters"]
+    return given["coupling"], given["low"], given["high"]
+
+
+def _in_range(card: Mapping[str, Any], action: Action) -> bool:
+    if (conditional := _range(card)) is None:
+        return True
+    coupling, low, high = conditional
+    return low <= action.parameters[coupling] <= high
+
+
+def _fixed_couplings(card: Mapping[str, Any], action: Action) -> dict[str, float]:
+    """Return the couplings of a card; that of a conditional flow is the action's."""
+    couplings = dict(card["theory"]["couplings"])
+    if (conditional := _range(card)) is not None:
+        couplings[conditional[0]] = action.parameters[conditional[0]]
+    return couplings
+
+
+def _describe_card(card: Mapping[str, Any]) -> str:
+    text = _describe(card["theory"])
+    if (conditional := _range(card)) is not None:
+        coupling, low, high = conditional
+        text += f" (conditional: {coupling} = {low:g} ... {high:g})"
+    return text
 
 
 def _describe(theory: Mapping[str, Any]) -> str:

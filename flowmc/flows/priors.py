@@ -107,28 +107,48 @@ class FreeFieldPrior(ScalarPrior):
 
     :math:`\ln r(\phi) = -\sum_x [\sum_\mu (\Delta_\mu\phi)^2 + m^2 \phi^2] - \ln Z`, with
     :math:`\langle|\tilde\phi_p|^2\rangle = V / (2(\hat p^2 + m^2))` and
-    :math:`\ln Z = \tfrac12 \sum_p \ln[\pi / (\hat p^2 + m^2)]`.
+    :math:`\ln Z = \tfrac12 \sum_p \ln[\pi / (\hat p^2 + m^2)]`, times a scale s: for targets whose
+    kinetic term is :math:`\kappa \sum_\mu (\Delta_\mu\phi)^2` it should be about
+    :math:`\kappa^{-1/2}`.
 
     Args:
         action: the theory; gives the lattice.
         m2: squared mass of the free field, > 0.
+        mass_extent: the mass in units of the inverse extent of axis 0, instead:
+            :math:`m^2 = (\mathtt{mass\_extent} / L_0)^2`, on any lattice of the same box.
+        scale: s > 0.
     """
 
-    def __init__(self, action: Action, *, m2: float) -> None:
+    def __init__(
+        self,
+        action: Action,
+        *,
+        m2: float | None = None,
+        mass_extent: float | None = None,
+        scale: float = 1.0,
+    ) -> None:
         super().__init__(action)
+        if mass_extent is not None and m2 is None:
+            m2 = (mass_extent / action.lattice[0]) ** 2
+        elif mass_extent is not None or m2 is None:
+            raise ValueError("the free-field prior needs one of m2 and mass_extent")
+        if not (scale > 0 and math.isfinite(scale)):
+            raise ValueError(f"the free-field prior needs a finite scale > 0, got {scale}")
         self.free = FreeScalar(action.lattice, m2=m2)
-        self._log_norm = self.free.log_partition()
+        self.scale = float(scale)
+        self._log_norm = self.free.log_partition() + action.volume * math.log(self.scale)
 
     def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        x = self.free.sample(n, rng).to(self.dtype)
+        x = (self.scale * self.free.sample(n, rng)).to(self.dtype)
         return x, self.log_prob(x)
 
     def log_prob(self, x: Tensor) -> Tensor:
         self._check(x)
-        return -self.free(x.to(torch.float64)) - self._log_norm
+        return -self.free(x.to(torch.float64) / self.scale) - self._log_norm
 
     def __repr__(self) -> str:
-        return f"FreeFieldPrior({self._size}, m2={self.free.m2!r})"
+        scale = "" if self.scale == 1 else f", scale={self.scale!r}"
+        return f"FreeFieldPrior({self._size}, m2={self.free.m2!r}{scale})"
 
 
 class HaarPrior(_FieldPrior):

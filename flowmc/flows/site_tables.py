@@ -43,7 +43,7 @@ def make_plan(
         tableau: the method.
         steps: number of steps.
         step: their size, of either sign.
-        orbit: of the folded offsets, ``(L_0 // 2 + 1, L_1 // 2 + 1)``.
+        orbit: of the folded offsets within reach, ``(R_0 + 1, R_1 + 1)``.
         spacing: of the tables.
     """
     times = np.arange(steps)[:, None] + np.asarray(tableau.nodes)
@@ -94,28 +94,32 @@ def build_tables(
 
 
 class TabulatedMap(torch.autograd.Function):
-    """``(fields, tables, plan) -> (fields, integral of div v)``, differentiable once.
+    """``(fields, force, tables, plan) -> (fields, integral of div v, force)``.
+
+    Differentiable once, but for the force, which may be None.
 
     Raises:
         OverflowError: if a field leaves the tables, or is not finite.
     """
 
     @staticmethod
-    def forward(ctx, fields: Tensor, tables: Tensor, plan: Plan, keep: bool):
-        found = map_fields(fields, tables, plan, keep)
+    def forward(ctx, fields: Tensor, force: Tensor | None, tables: Tensor, plan: Plan, keep: bool):
+        found = map_fields(fields, tables, plan, keep, force)
         if found is None:
             raise OverflowError
-        y, totals, stages = found
+        y, totals, stages, pushed = found
         ctx.plan = plan
         ctx.save_for_backward(tables, stages)
-        return y, totals
+        if pushed is not None:
+            ctx.mark_non_differentiable(pushed)
+        return y, totals, pushed
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient_y, gradient_total):
+    def backward(ctx, gradient_y, gradient_total, _):
         tables, stages = ctx.saved_tensors
-        learns = ctx.needs_input_grad[1]
+        learns = ctx.needs_input_grad[2]
         gradient, gradient_tables = map_back(
             gradient_y, gradient_total, stages, tables, ctx.plan, learns
         )
-        return gradient, gradient_tables, None, None
+        return gradient, None, gradient_tables, None, None

@@ -52,28 +52,36 @@ class LatticeSpectrum(nn.Module):
 
     Args:
         lattice: extents, any >= 1.
+        reach: the kernels vanish at offsets of more than this along any axis; None for nowhere.
 
     Attributes:
-        orbits: number of orbits N_orb of offsets, and of momenta.
+        orbits: number of orbits N_orb of the offsets within reach.
         representatives: ``(N_orb, d)`` one offset per orbit; number 0 is the zero offset.
         multiplicity: ``(N_orb,)`` offsets per orbit.
     """
 
-    def __init__(self, lattice: Sequence[int]) -> None:
+    def __init__(self, lattice: Sequence[int], reach: int | None = None) -> None:
         super().__init__()
         self.lattice = tuple(lattice)
-        orbit, representatives = point_group_orbits(lattice)
-        self.orbits = len(representatives)
-        self.representatives = representatives
-        self.multiplicity = torch.bincount(orbit)
+        orbit, all_representatives = point_group_orbits(lattice)
+        momenta = len(all_representatives)
         # (r, representative of k) -> product of cosines, summed over the orbit of r.
-        waves = torch.ones(len(orbit), self.orbits, dtype=torch.float64)
+        waves = torch.ones(len(orbit), momenta, dtype=torch.float64)
         for axis, (extent, site) in enumerate(zip(lattice, coordinates(lattice), strict=True)):
-            phase = site.reshape(-1, 1) * representatives[:, axis] % extent
+            phase = site.reshape(-1, 1) * all_representatives[:, axis] % extent
             waves *= torch.cos(2 * math.pi / extent * phase.to(torch.float64))
-        table = torch.zeros(self.orbits, self.orbits, dtype=torch.float64)
+        table = torch.zeros(momenta, momenta, dtype=torch.float64)
         table.index_add_(0, orbit, waves)
-        self.register_buffer("_orbit", orbit, persistent=False)
+        self._range = [min(extent // 2, extent if reach is None else reach) for extent in lattice]
+        within = (all_representatives <= torch.tensor(self._range)).all(1)
+        # The same for all members of an orbit: axes that may be exchanged have the same range.
+        number = torch.where(within, within.cumsum(0) - 1, -1)
+        self.orbits = int(within.sum())
+        self.representatives = all_representatives[within]
+        self.multiplicity = torch.bincount(orbit)[within]
+        table = table[within]
+        self.register_buffer("_momentum_orbit", orbit, persistent=False)
+        self.register_buffer("_offset_orbit", number[orbit], persistent=False)
         # float64 until used, so that a model moved to float32 and back has not lost the digits:
         # module.to() would round a buffer.
         self._table = table
@@ -87,16 +95,17 @@ class LatticeSpectrum(nn.Module):
         return self._converted[key]
 
     def quadrant(self) -> Tensor:
-        """Return the orbit of every offset folded into ``0 .. L/2``, one axis each."""
-        orbit = self.get_buffer("_orbit").reshape(self.lattice)
-        return orbit[tuple(slice(extent // 2 + 1) for extent in self.lattice)].contiguous()
+        """Return the orbit of the folded offsets 0, 1, ... within reach, one axis each."""
+        orbit = self.get_buffer("_offset_orbit").reshape(self.lattice)
+        return orbit[tuple(slice(farthest + 1) for farthest in self._range)].contiguous()
 
     def eigenvalues(self, kernels: Tensor) -> Tensor:
         """Return the spectra ``(..., V, f)`` of kernels ``(..., N_orb, f)`` given per orbit."""
         table, _ = self._constants(kernels)
         members = kernels.reshape(-1, *kernels.shape[-2:])
-        spectra = multiply(table.t(), members).reshape(kernels.shape)
-        return spectra.index_select(-2, self.get_buffer("_orbit"))
+        spectra = multiply(table.t(), members)
+        spectra = spectra.reshape(*kernels.shape[:-2], -1, kernels.shape[-1])
+        return spectra.index_select(-2, self.get_buffer("_momentum_orbit"))
 
     def transform(self, h: Tensor, *, inverse: bool = False) -> Tensor:
         """Return the orthogonal real Fourier transform of ``h (V, columns)`` over the sites."""

@@ -186,39 +186,77 @@ class Velocity(torch.autograd.Function):
 
 
 class FixedStepMap(torch.autograd.Function):
-    """``(x, spectrum, tableau, step, steps, keep, *coefficients) -> (y, integral of div)``.
+    r"""``(x, force, spectrum, tableau, step, steps, keep, *coefficients) -> (y, total, force)``.
 
-    The whole integration with the gradient of the discrete map, differentiable once; ``keep`` tells
-    whether that gradient will be asked for, for which every stage is kept.  Chains are independent
+    The whole integration, with the integral of div v, and the gradient of the discrete map;
+    differentiable once.  ``keep`` tells whether that gradient will be asked for, for which every
+    stage is kept.  A force :math:`F = -\partial\ln q`, if not None, moves along by
+
+    .. math:: \frac{dF}{dt} = -\frac{\partial v}{\partial\phi}^T F + \partial\, \mathrm{div}\, v
+
+    (Vaitl, Nicoli, Nakajima, Kessel, arXiv:2206.09016); it has no gradient.  Chains are independent
     and pass through in blocks that fit into the cache.
     """
 
     @staticmethod
-    def forward(ctx, x, spectrum, tableau: Tableau, step: float, steps: int, keep: bool, *tensors):
+    def forward(
+        ctx,
+        x,
+        force: Tensor | None,
+        spectrum,
+        tableau: Tableau,
+        step: float,
+        steps: int,
+        keep: bool,
+        *tensors,
+    ):
         coefficients = Coefficients(*tensors)
         ctx.settings = (spectrum, tableau, step, steps)
         ctx.stages = []
-        scratch = _Scratch()
+        scratch, sites = _Scratch(), len(x)
 
         def velocity(stage: Tensor, node: int) -> tuple[Tensor, Tensor]:
             return _evaluate(stage, node, coefficients, spectrum, scratch)
 
+        def with_force(stage: Tensor, node: int) -> tuple[Tensor, Tensor]:
+            field, own = stage[:sites], stage[sites:]
+            v, divergence = velocity(field, node)
+            product = _product(
+                field,
+                node,
+                coefficients,
+                spectrum,
+                own,
+                torch.full_like(divergence, -1),
+                None,
+                scratch,
+            )
+            return torch.cat([v, -product]), divergence
+
+        start = x if force is None else torch.cat([x, force])
         fields, totals = [], []
-        for block in _blocks(x):
+        for block in _blocks(start, sites):
             stages: list[Tensor] | None = [] if keep else None
-            y, total = integrate(velocity, block, tableau, step, steps, stages)
+            y, total = integrate(
+                velocity if force is None else with_force, block, tableau, step, steps, stages
+            )
             fields.append(y)
             totals.append(total)
-            ctx.stages.append(stages)
+            ctx.stages.append([stage[:sites] for stage in stages] if stages is not None else None)
         ctx.save_for_backward(*tensors)
-        return torch.cat(fields, 1), torch.cat(totals)
+        end = torch.cat(fields, 1)
+        if force is None:
+            return end, torch.cat(totals), None
+        pushed = end[sites:]
+        ctx.mark_non_differentiable(pushed)
+        return end[:sites].clone(), torch.cat(totals), pushed
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient_y, gradient_total):
+    def backward(ctx, gradient_y, gradient_total, _):
         spectrum, tableau, step, steps = ctx.settings
         coefficients = Coefficients(*ctx.saved_tensors)
-        accumulate = _zeros(coefficients) if any(ctx.needs_input_grad[6:]) else None
+        accumulate = _zeros(coefficients) if any(ctx.needs_input_grad[7:]) else None
         scratch = _Scratch()
 
         def product(stage: Tensor, node: int, gradient_v: Tensor, gradient_div: Tensor) -> Tensor:
@@ -227,7 +265,7 @@ class FixedStepMap(torch.autograd.Function):
             )
 
         gradients = []
-        blocks = zip(_blocks(gradient_y), ctx.stages, strict=True)
+        blocks = zip(_blocks(gradient_y, len(gradient_y)), ctx.stages, strict=True)
         start = 0
         for block, stages in blocks:
             stop = start + block.shape[1]
@@ -238,12 +276,12 @@ class FixedStepMap(torch.autograd.Function):
             )
             start = stop
         parameters = accumulate.tensors() if accumulate else (None,) * len(coefficients.tensors())
-        return torch.cat(gradients, 1), None, None, None, None, None, *parameters
+        return torch.cat(gradients, 1), *(None,) * 6, *parameters
 
 
-def _blocks(x: Tensor) -> list[Tensor]:
-    """Split ``(V, chains)`` into contiguous blocks of chains."""
-    size = x.shape[1] if x.is_cuda else max(1, _BLOCK_ON_CPU // x.shape[0])
+def _blocks(x: Tensor, sites: int) -> list[Tensor]:
+    """Split ``(rows, chains)`` of fields of so many sites into contiguous blocks of chains."""
+    size = x.shape[1] if x.is_cuda else max(1, _BLOCK_ON_CPU // sites)
     return [block.contiguous() for block in x.split(size, dim=1)]
 
 

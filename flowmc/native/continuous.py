@@ -44,7 +44,8 @@ class Plan:
     """An integration over ``steps`` steps on a lattice of two axes.
 
     Attributes:
-        orbit: ``(L_0 // 2 + 1, L_1 // 2 + 1)`` orbit of the offset, by its folded coordinates.
+        orbit: orbit of the offset by its folded coordinates, ``(R_0 + 1, R_1 + 1)``; the velocity
+            has no terms with larger ones, R = L // 2 at most.
         spacing: h of the tables.
         nodes: ``(steps, stages)`` which table a stage uses.
         stages: ``(stages, stages)`` Butcher matrix.
@@ -166,7 +167,7 @@ def _first(w, table, below, n):
 
 
 @compiled
-def _velocity(phi, table, base, shape, inverse, orbit, fold_0, fold_1, scratch, velocity):
+def _velocity(phi, table, base, shape, inverse, orbit, offsets_0, offsets_1, scratch, velocity):
     """Write v of one field; return div v, NaN if a site is outside the table."""
     (rows, columns), (points, n, width), (values, quadrant, spread) = phi.shape, shape, scratch
     step = lanes(values)
@@ -187,8 +188,10 @@ def _velocity(phi, table, base, shape, inverse, orbit, fold_0, fold_1, scratch, 
             for e in range(orbit.shape[0]):
                 for f in range(orbit.shape[1]):
                     quadrant[e * width + f] = values[orbit[e, f]]
-            for x in range(rows):
-                to, source = (x * columns + z) * width, fold_0[x - y + rows] * width
+            for index in range(len(offsets_0)):
+                d, fold = offsets_0[index, 0], offsets_0[index, 1]
+                x = y + d if y + d < rows else y + d - rows
+                to, source = (x * columns + z) * width, fold * width
                 for tile in range(0, width, step):
                     total = _add(load(spread, to + tile, 1), load(quadrant, source + tile, 1))
                     store(spread, to + tile, total)
@@ -196,16 +199,18 @@ def _velocity(phi, table, base, shape, inverse, orbit, fold_0, fold_1, scratch, 
         for y in range(columns):
             velocity[x, y] = 0
         for z in range(columns):
-            for y in range(columns):
-                source = (x * columns + z) * width
-                velocity[x, y] += spread[source + fold_1[y - z + columns]]
+            source = (x * columns + z) * width
+            for index in range(len(offsets_1)):
+                d, fold = offsets_1[index, 0], offsets_1[index, 1]
+                y = z + d if z + d < columns else z + d - columns
+                velocity[x, y] += spread[source + fold]
     return divergence * inverse
 
 
 @compiled
 def _product(
-    phi, table, base, shape, inverse, orbit, fold_0, fold_1, gradient_v, gradient_div, scratch,
-    gradient, sums,
+    phi, table, base, shape, inverse, orbit, offsets_0, offsets_1, gradient_v, gradient_div,
+    scratch, gradient, sums,
 ):  # fmt: skip
     """Write the gradient with respect to phi, and add that with respect to the table to ``sums``.
 
@@ -217,14 +222,18 @@ def _product(
     spread[:] = 0
     for x in range(rows):
         for z in range(columns):
-            for y in range(columns):
-                to = (x * columns + z) * width
-                spread[to + fold_1[y - z + columns]] += gradient_v[x, y]
+            to = (x * columns + z) * width
+            for index in range(len(offsets_1)):
+                d, fold = offsets_1[index, 0], offsets_1[index, 1]
+                y = z + d if z + d < columns else z + d - columns
+                spread[to + fold] += gradient_v[x, y]
     for y in range(rows):
         for z in range(columns):
             quadrant[:] = 0
-            for x in range(rows):
-                source, to = (x * columns + z) * width, fold_0[x - y + rows] * width
+            for index in range(len(offsets_0)):
+                d, fold = offsets_0[index, 0], offsets_0[index, 1]
+                x = y + d if y + d < rows else y + d - rows
+                source, to = (x * columns + z) * width, fold * width
                 for tile in range(0, width, step):
                     total = _add(load(quadrant, to + tile, 1), load(spread, source + tile, 1))
                     store(quadrant, to + tile, total)
@@ -290,43 +299,66 @@ def _move(target, source, scale):
 
 
 @compiled
+def _stage(stage, start, slopes, matrix, step, i):
+    """Write where the slopes before number i lead."""
+    stage[:] = start
+    for j in range(i):
+        if matrix[i, j] != 0:
+            _move(stage, slopes[j], matrix[i, j] * step)
+
+
+@compiled
 def _forward(
-    fields, table, shape, inverse, orbit, fold_0, fold_1, nodes, matrix, weights, step, start,
-    stop, totals, stages,
+    fields, forces, table, shape, inverse, orbit, offsets_0, offsets_1, nodes, matrix, weights,
+    step, start, stop, totals, stages,
 ):  # fmt: skip
-    """Integrate the chains ``start`` to ``stop`` in place; ``stages`` may have no rows."""
+    """Integrate the chains ``start`` to ``stop`` in place.
+
+    ``forces`` and ``stages`` may have no rows.
+    """
     _, rows, columns = fields.shape
     count, steps = len(weights), len(nodes)
     scratch = _scratch(fields, shape)
     stage = np.empty((rows, columns), fields.dtype)
     slopes = np.empty((count, rows, columns), fields.dtype)
+    # -dF/dt, which takes the stages of the field's own method.
+    pushed = np.empty_like(stage)
+    products = np.empty_like(slopes)
+    none = np.empty(0, fields.dtype)
     size = shape[0] * 3 * shape[1]
     for chain in range(start, stop):
         field = fields[chain]
         total = 0.0
         for index in range(steps):
             for i in range(count):
-                stage[:] = field
-                for j in range(i):
-                    if matrix[i, j] != 0:
-                        _move(stage, slopes[j], matrix[i, j] * step)
+                _stage(stage, field, slopes, matrix, step, i)
                 if len(stages):
                     stages[chain, index, i] = stage
                 total += (weights[i] * step) * _velocity(
-                    stage, table, nodes[index, i] * size, shape, inverse, orbit, fold_0, fold_1,
-                    scratch, slopes[i],
+                    stage, table, nodes[index, i] * size, shape, inverse, orbit, offsets_0,
+                    offsets_1, scratch, slopes[i],
                 )  # fmt: skip
+                if not np.isfinite(total):
+                    break
+                if len(forces):
+                    _stage(pushed, forces[chain], products, matrix, -step, i)
+                    _product(
+                        stage, table, nodes[index, i] * size, shape, inverse, orbit, offsets_0,
+                        offsets_1, pushed, -1.0, scratch, products[i], none,
+                    )  # fmt: skip
+            if not np.isfinite(total):
+                break
             for i in range(count):
                 if weights[i] != 0:
                     _move(field, slopes[i], weights[i] * step)
-            if not np.isfinite(total):
-                break
+                    if len(forces):
+                        _move(forces[chain], products[i], -weights[i] * step)
         totals[chain] = total
 
 
 @compiled
 def _backward(
-    gradients, gradient_totals, stages, table, shape, inverse, orbit, fold_0, fold_1, nodes,
+    gradients, gradient_totals, stages, table, shape, inverse, orbit, offsets_0, offsets_1, nodes,
     matrix, weights, step, start, stop, sums,
 ):  # fmt: skip
     """Turn gradients with respect to the final fields into those of the initial ones."""
@@ -347,17 +379,21 @@ def _backward(
                         _move(slope, own[later], matrix[later, i] * step)
                 _product(
                     stages[chain, index, i], table, nodes[index, i] * size, shape, inverse, orbit,
-                    fold_0, fold_1, slope, gradient_totals[chain] * (weights[i] * step), scratch,
-                    own[i], sums,
+                    offsets_0, offsets_1, slope, gradient_totals[chain] * (weights[i] * step),
+                    scratch, own[i], sums,
                 )  # fmt: skip
             for i in range(count):
                 _move(gradient, own[i], 1.0)
 
 
 def map_fields(
-    fields: Tensor, tables: Tensor, plan: Plan, keep: bool
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Return the fields after the integration, the integral of div v, and all stages.
+    fields: Tensor, tables: Tensor, plan: Plan, keep: bool, force: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None] | None:
+    r"""Return the fields after the integration, the integral of div v, all stages, and the force.
+
+    With :math:`F = -\partial \ln q` of the density q that moves along, which solves
+
+    .. math:: \frac{dF}{dt} = -\frac{\partial v}{\partial\phi}^T F + \partial\, \mathrm{div}\, v .
 
     Args:
         fields: ``(chains, *L)`` with two axes.
@@ -366,23 +402,30 @@ def map_fields(
             multiple of :func:`padding`.
         plan: of the integration.
         keep: whether the stages are wanted; they are empty otherwise.
+        force: F before the integration, if that after it is wanted; like ``fields``.
 
     Returns:
-        ``(chains, *L)``, float64 ``(chains,)``, ``(chains, steps, stages, *L)``; None if a field
-        leaves the tables, or is not finite.
+        ``(chains, *L)``, float64 ``(chains,)``, ``(chains, steps, stages, *L)``, ``(chains, *L)``;
+        None if a field leaves the tables, or is not finite.
     """
     y = fields.detach().clone(memory_format=torch.contiguous_format)
     totals = torch.empty(y.shape[0], dtype=torch.float64)
     count = y.shape[0] if keep else 0
     stages = y.new_empty(count, *plan.nodes.shape, *y.shape[1:])
-    arrays = y.numpy(), *_constants(tables, plan, y)
+    if force is None:
+        pushed = y.new_empty(0, *y.shape[1:])
+    else:
+        pushed = force.detach().to(y.dtype).clone(memory_format=torch.contiguous_format)
+    arrays = y.numpy(), pushed.numpy(), *_constants(tables, plan, y)
     results = totals.numpy(), stages.numpy()
     run_slices(
         lambda start, stop: _forward(*arrays, start, stop, *results),
         y.shape[0],
-        _nanoseconds(tables, plan, y),
+        _nanoseconds(tables, plan, y) * (1 if force is None else 3),
     )
-    return (y, totals, stages) if bool(torch.isfinite(totals).all()) else None
+    if not bool(torch.isfinite(totals).all()):
+        return None
+    return y, totals, stages, None if force is None else pushed
 
 
 def map_back(
@@ -432,8 +475,8 @@ def _constants(tables: Tensor, plan: Plan, like: Tensor) -> tuple:
         (points, n, width),
         1 / plan.spacing,
         plan.orbit,
-        _folded(rows),
-        _folded(columns),
+        _offsets(rows, plan.orbit.shape[0] - 1),
+        _offsets(columns, plan.orbit.shape[1] - 1),
         plan.nodes,
         plan.stages,
         plan.weights,
@@ -441,13 +484,14 @@ def _constants(tables: Tensor, plan: Plan, like: Tensor) -> tuple:
     )
 
 
-def _folded(extent: int) -> np.ndarray:
-    """Return the folded offset of ``difference + extent``, for differences above ``-extent``."""
-    offset = np.arange(2 * extent) % extent
-    return np.minimum(offset, extent - offset)
+def _offsets(extent: int, farthest: int) -> np.ndarray:
+    """Return the offsets in ``0 .. extent - 1`` within reach and the same folded, ``(n, 2)``."""
+    offset = np.arange(extent)
+    folded = np.minimum(offset, extent - offset)
+    return np.stack([offset, folded], 1)[folded <= farthest]
 
 
 def _nanoseconds(tables: Tensor, plan: Plan, like: Tensor) -> float:
     """Return about what a chain takes; it only decides when a thread pays."""
-    sites = like[0].numel()
-    return plan.nodes.size * sites * (50 + tables.shape[3] + 0.1 * sites)
+    sites, offsets = like[0].numel(), min(like[0].numel(), 4 * plan.orbit.size)
+    return plan.nodes.size * sites * (50 + tables.shape[3] + 0.1 * offsets)

@@ -173,12 +173,14 @@ class _Flows:
             if entry.flow not in self._models:
                 card, model = self._load_model(entry)
                 self._models[entry.flow] = card, model
-                self.fingerprints[entry.flow] = model.fingerprint()
             card, model = self._models[entry.flow]
             refusal: ConfigError | None = None
             for replica, action in enumerate(self.config.actions):
                 try:
                     check_flow_fits(card, action)
+                    if isinstance(model, FlowModel):
+                        model = model.at(action)
+                    self.fingerprints[entry.flow] = model.fingerprint()
                     return model, replica
                 except ConfigError as error:
                     refusal = refusal or error

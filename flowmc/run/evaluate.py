@@ -164,7 +164,8 @@ def evaluate(
         if action is not None:
             check_flow_fits(loaded.card, action, same_couplings=False)
         target = action or loaded.action
-        result, warnings = evaluate_sampler(loaded.model, target, samples, batch=batch, seed=seed)
+        model = loaded.model.at(target)
+        result, warnings = evaluate_sampler(model, target, samples, batch=batch, seed=seed)
         return {**head, "action": repr(target), **result}, warnings
     first, second, flow = _ends(loaded, action, table)
     options = loaded.card.get("training", {}).get("config", {}).get("exchange", {})

@@ -25,7 +25,15 @@ from flowmc.io import load_field, number_in_name
 from flowmc.registry import ConfigError
 from flowmc.run.start import base_name
 
-__all__ = ["Batch", "Member", "StoredEnsemble", "history_of", "run_theory", "selection_text"]
+__all__ = [
+    "Batch",
+    "EnsembleTable",
+    "Member",
+    "StoredEnsemble",
+    "history_of",
+    "run_theory",
+    "selection_text",
+]
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,43 @@ class Member:
     number: int
     path: str
     inner: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleTable:
+    """``[ensemble]``: configurations of the target on disk, of any format and code.
+
+    Attributes:
+        files: paths, directories and patterns, relative to the configuration file.
+        run: a run directory of ``flowmc run``.
+        first, last: smallest and largest configuration number to use.
+        every: use every n-th configuration of each replica.
+    """
+
+    files: str | list[str] | None = None
+    run: str | None = None
+    first: int | None = None
+    last: int | None = None
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.files is None) == (self.run is None):
+            raise ConfigError("[ensemble]: needs either files or run")
+        if self.every < 1:
+            raise ConfigError(f"[ensemble]: every = {self.every}: should be at least 1")
+
+    def open(self, base: Path) -> StoredEnsemble:
+        """Find the configurations; ``base`` is the directory of the configuration file.
+
+        Raises:
+            ConfigError, FormatError, OSError: as :meth:`StoredEnsemble.of_files`.
+        """
+        if self.run is not None:
+            found = StoredEnsemble.of_run(base / self.run)
+        else:
+            written = [self.files] if isinstance(self.files, str) else self.files or []
+            found = StoredEnsemble.of_files([str(base / one) for one in written])
+        return found.selected(first=self.first, last=self.last, every=self.every)
 
 
 @dataclass(frozen=True)
@@ -188,6 +233,22 @@ class StoredEnsemble:
                     run += 1
                 yield self._read(places[0], run, action, dtype, device)
                 places = places[run:]
+
+    def take(
+        self,
+        places: Sequence[int],
+        action: Action,
+        *,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Read the configurations at some places, ``(len(places), ...)``.
+
+        Raises:
+            FormatError, OSError: as :func:`flowmc.io.load_field`.
+        """
+        parts = [self._read(place, 1, action, dtype, device).field for place in places]
+        return torch.cat(parts) if parts else action.cold(0, dtype, device)
 
     def _read(
         self,

@@ -229,6 +229,8 @@ def _check_same_config(tables: dict[str, Any], checkpoint: Path) -> None:
     }
     for name in {**old, **new}:
         before, now = old.get(name, {}), new.get(name, {})
+        if name == "size":
+            before, now = {"theories": before}, {"theories": now}
         for key in {**before, **now}:
             if (name, key) not in free and before.get(key) != now.get(key):
                 raise FlowFileError(

@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import torch
+from flowmc_adapters import FormatError
+from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.actions.theory import build_action, check_couplings
-from flowmc.flows.base import Flow
+from flowmc.flows.base import Flow, FlowModel
+from flowmc.flows.conditional import ConditionalContinuousFlow
 from flowmc.flows.files import build_flow, build_local_model, build_model, build_prior
 from flowmc.flows.local import LocalFlowModel
 from flowmc.random import stream
 from flowmc.registry import ConfigError, build, nearest, parameters, resolve, validate
 from flowmc.run.evaluate import ENSEMBLE_KEYS, read_toml
+from flowmc.run.stored_ensemble import EnsembleTable, StoredEnsemble
 from flowmc.training.ensemble import Ensemble
 from flowmc.training.loop import Settings
-from flowmc.training.objectives import Objective
+from flowmc.training.objectives import (
+    Annealed,
+    Objective,
+    OverCouplings,
+    OverTheories,
+    SamplerObjective,
+    share_weights,
+)
+from flowmc.training.stored import StoredConfigurations
 from flowmc.training.transfer import start_from
 
 __all__ = ["Plan", "make_plan", "read_plan"]
 
-_TABLES = ("theory", "flow", "prior", "block", "mixture", "chains", "exchange", "training")
+_TABLES = (
+    *("theory", "size", "annealing", "flow", "prior", "block", "mixture", "chains", "ensemble"),
+    *("exchange", "training"),
+)
 # By position objectives take what the tables beside [training] describe; the rest are their keys.
 _OF_SAMPLERS = ("model", "action", "ensemble")
 _OF_EXCHANGE_FLOWS = ("flow", "ensemble_a", "ensemble_b")
@@ -40,6 +56,7 @@ class _Keys:
     precision: Literal[32, 64] = 64
     evaluate_samples: int = 4096
     start_from: str | None = None
+    couplings_per_batch: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +87,20 @@ class _Mixture:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Annealing:
+    """[annealing]: couplings that the target begins at, and when it has arrived."""
+
+    start: dict[str, float]
+    steps: int
+
+    def __post_init__(self) -> None:
+        if not self.start:
+            raise ConfigError("[annealing]: start = {} names no coupling")
+        if self.steps < 1:
+            raise ConfigError(f"[annealing]: steps = {self.steps}: should be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Exchange(_Hmc):
     """[exchange], beside from and to: chains of either end."""
 
@@ -83,8 +114,10 @@ class Plan:
     Attributes:
         tables: the configuration as read.
         action: the theory.
+        sizes: the other theories of a mix of sizes.
         ends: both theories of an exchange flow, else None.
         ensemble: arguments of the ensembles of HMC configurations; None without any.
+        stored: configurations on disk, in the place of these.
         settings: of the loop.
         keys: other keys of [training].
         objective: the class of the objective.
@@ -93,8 +126,10 @@ class Plan:
 
     tables: dict[str, Any]
     action: Action
+    sizes: tuple[Action, ...]
     ends: tuple[Action, Action] | None
     ensemble: dict[str, Any] | None
+    stored: StoredEnsemble | None
     settings: Settings
     keys: _Keys
     objective: Callable[..., Objective]
@@ -154,6 +189,10 @@ class Plan:
         flow.to(device=device, dtype=self.dtype)
         if self.keys.start_from is not None:
             start_from(flow, self.action, self.keys.start_from)
+        if self.sizes:
+            if isinstance(flow, LocalFlowModel):
+                raise ConfigError("[[size]]: a local flow serves any lattice as it is")
+            return self._over_sizes(flow, device)
         offered: dict[str, Any]
         if isinstance(flow, LocalFlowModel):
             offered = {
@@ -161,18 +200,23 @@ class Plan:
                 "ensemble": self._ensemble(self.action, "target", device),
             }
         elif self.ends is None:
-            prior = build_prior(self.tables["prior"], self.action)
-            model = build_model(prior, flow, self.action, self.mixture)
-            model.to(device=device, dtype=self.dtype)
-            offered = {"model": model, "action": self.action}
-            if self.ensemble is not None:
-                offered["ensemble"] = self._ensemble(self.action, "target", device)
+            offered = {"model": self._model(flow, self.action, device), "action": self.action}
+            if self.ensemble is not None or self.stored is not None:
+                offered["ensemble"] = self._target(device)
         else:
             ensembles = (
                 self._ensemble(action, name, device)
                 for action, name in zip(self.ends, ("from", "to"), strict=True)
             )
             offered = dict(zip(_OF_EXCHANGE_FLOWS, (flow, *ensembles), strict=True))
+        return self._annealed(self._over_couplings(self._objective(offered), flow))
+
+    def _model(self, flow: Flow, action: Action, device: torch.device | str) -> FlowModel:
+        prior = build_prior(self.tables["prior"], action)
+        model = build_model(prior, flow, action, self.mixture)
+        return model.to(device=device, dtype=self.dtype)
+
+    def _objective(self, offered: Mapping[str, Any]) -> Objective:
         taken = [offered[name] for name in _positional(self.objective) if name in offered]
         try:
             objective = self.objective(*taken, **self.options)
@@ -186,6 +230,84 @@ class Plan:
                 "Objective"
             )
         return objective
+
+    def _annealed(self, objective: Objective) -> Objective:
+        """Return the objective whose target begins elsewhere, if there is [annealing]."""
+        if "annealing" not in self.tables:
+            return objective
+        if not isinstance(objective, SamplerObjective):
+            raise ConfigError(
+                "[annealing] is of a sampler of one theory, not of several and not of [exchange]"
+            )
+        table = build(_Annealing, self.tables["annealing"], "[annealing]")
+        first = check_couplings(self.action, table.start, "[annealing] start")
+        start = {key: first.parameters[key] for key in table.start}
+        try:
+            return Annealed(objective, start, table.steps)
+        except ConfigError as error:
+            raise ConfigError(f"[annealing]: {error}") from error
+
+    def _over_sizes(self, flow: Flow, device: torch.device | str) -> Objective:
+        """Return the objective of a mix of sizes, with the weights of ``flow`` for all of them."""
+        if not flow.transfers_to_other_lattices:
+            raise ConfigError(
+                f"[[size]]: the weights of a {self.tables['flow']['name']} flow belong to one "
+                "lattice: use a flow of any lattice, e.g. multi_lattice or affine_coupling"
+            )
+        actions = (self.action, *self.sizes)
+        if self.settings.batch % len(actions):
+            raise ConfigError(
+                f"[training] batch = {self.settings.batch} cannot be shared evenly by [theory] and "
+                f"{len(self.sizes)} [[size]]"
+            )
+        others = [build_flow(self.tables["flow"], action) for action in self.sizes]
+        models = [
+            self._model(one, action, device)
+            for one, action in zip((flow, *others), actions, strict=True)
+        ]
+        share_weights(flow, others)
+        return OverTheories(
+            [
+                cast(SamplerObjective, self._objective({"model": model, "action": action}))
+                for model, action in zip(models, actions, strict=True)
+            ]
+        )
+
+    def _over_couplings(self, objective: Objective, flow: Flow | LocalFlowModel) -> Objective:
+        """Return the objective of the whole range, if the flow is a conditional one."""
+        per_batch = self.keys.couplings_per_batch
+        if not isinstance(flow, ConditionalContinuousFlow):
+            if per_batch is not None:
+                raise ConfigError(
+                    "[training] couplings_per_batch would be ignored: the flow is of one coupling"
+                )
+            return objective
+        if not isinstance(objective, SamplerObjective):
+            raise ConfigError(
+                "[exchange]: train a conditional flow as a sampler, with [prior]; it then carries "
+                "any of its couplings to any other"
+            )
+        per_batch = 4 if per_batch is None else per_batch
+        if self.settings.batch % max(per_batch, 1):
+            raise ConfigError(
+                f"[training] batch = {self.settings.batch} cannot be shared evenly by "
+                f"couplings_per_batch = {per_batch}"
+            )
+        try:
+            return OverCouplings(objective, per_batch)
+        except ConfigError as error:
+            raise ConfigError(f"[training]: {error}") from error
+
+    def _target(self, device: torch.device | str) -> Ensemble | StoredConfigurations:
+        """Return the configurations of the target: from disk, or of HMC chains."""
+        stored = self.stored
+        if stored is None:
+            return self._ensemble(self.action, "target", device)
+
+        def read(places: Sequence[int]) -> Tensor:
+            return stored.take(places, self.action, dtype=self.dtype, device=device)
+
+        return StoredConfigurations(self.action, len(stored), read, "target", self.settings.seed)
 
     def _ensemble(self, action: Action, purpose: str, device: torch.device | str) -> Ensemble:
         assert self.ensemble is not None
@@ -205,15 +327,21 @@ def read_plan(path: str) -> Plan:
     Raises:
         ConfigError: naming the file, table and key that is missing, unknown or unusable.
     """
-    return make_plan(read_toml(path))
+    return make_plan(read_toml(path), Path(path).parent)
 
 
-def make_plan(tables: dict[str, Any]) -> Plan:
-    """Validate the tables of a training configuration; see :func:`read_plan`."""
+def make_plan(tables: dict[str, Any], base: Path = Path()) -> Plan:
+    """Validate the tables of a training configuration; see :func:`read_plan`.
+
+    ``base`` is the directory that the paths of configurations refer to.
+    """
     for name, table in tables.items():
         if name not in _TABLES:
             raise ConfigError(f"unknown table [{name}]{nearest(name, _TABLES)}")
-        if not isinstance(table, dict):
+        if name == "size":
+            if not (isinstance(table, list) and all(isinstance(one, dict) for one in table)):
+                raise ConfigError("size: should be tables [[size]], in double brackets")
+        elif not isinstance(table, dict):
             raise ConfigError(f"{name} = {table!r}: should be a table [{name}]")
     for name in ("theory", "flow", "training"):
         if name not in tables:
@@ -237,6 +365,15 @@ def make_plan(tables: dict[str, Any]) -> Plan:
             raise ConfigError("[mixture] is of samplers, not of flows between two couplings")
         build(_Mixture, tables["mixture"], "[mixture]")
     action = build_action(tables["theory"])
+    sizes = tuple(
+        build_action({**tables["theory"], **table}, "[[size]]") for table in tables.get("size", [])
+    )
+    unusable = ("exchange", "chains", "ensemble", "annealing")
+    if sizes and any(name in tables for name in unusable):
+        raise ConfigError(
+            "[[size]] is of samplers that learn without [chains], [ensemble], [exchange] and "
+            "[annealing]"
+        )
     ends: tuple[Action, Action] | None = None
     ensemble: dict[str, Any] | None = None
     if "exchange" in tables:
@@ -247,13 +384,38 @@ def make_plan(tables: dict[str, Any]) -> Plan:
         ensemble = asdict(build(_Chains, tables["chains"], "[chains]"))
         ensemble["chains"] = ensemble.pop("count")
         _check_ensemble(ensemble, action, "[chains]")
+    if "block" in tables and ensemble is None:
+        raise ConfigError(
+            "[block]: a local flow learns from HMC chains: add a table [chains], e.g. with "
+            "count = 256"
+        )
+    stored = _read_stored(tables, base)
     settings, keys, objective, options = _read_training(
-        tables["training"], _kind(tables), has_chains="chains" in tables
+        tables["training"],
+        _kind(tables),
+        configurations=next((f"[{n}]" for n in ("chains", "ensemble") if n in tables), None),
     )
-    plan = Plan(tables, action, ends, ensemble, settings, keys, objective, options)
+    plan = Plan(tables, action, sizes, ends, ensemble, stored, settings, keys, objective, options)
     # Building it all checks the tables; the weights are thrown away.
     plan.build("cpu")
     return plan
+
+
+def _read_stored(tables: dict[str, Any], base: Path) -> StoredEnsemble | None:
+    """Return the configurations of [ensemble]."""
+    if "ensemble" not in tables:
+        return None
+    for name in ("chains", "exchange"):
+        if name in tables:
+            raise ConfigError(
+                f"[ensemble] and [{name}]: configurations come from files or from HMC chains, not "
+                "from both"
+            )
+    table = EnsembleTable(**validate(EnsembleTable, tables["ensemble"], "[ensemble]"))
+    try:
+        return table.open(base)
+    except (FormatError, OSError) as error:
+        raise ConfigError(f"[ensemble]: {error}") from error
 
 
 def _kind(tables: Mapping[str, Any]) -> str:
@@ -298,11 +460,11 @@ def _check_ensemble(options: dict[str, Any], action: Action, where: str) -> None
 
 
 def _read_training(
-    table: dict[str, Any], kind: str, *, has_chains: bool
+    table: dict[str, Any], kind: str, *, configurations: str | None
 ) -> tuple[Settings, _Keys, Callable[..., Objective], dict[str, Any]]:
     where = "[training]"
     name = table.get("objective", _OBJECTIVES[kind])
-    objective = _find_objective(name, kind, has_chains=has_chains)
+    objective = _find_objective(name, kind, configurations=configurations)
     own, common = parameters(objective), parameters(_Keys)
     known = {"objective", *own, *common, *parameters(Settings)}
     for key in table:
@@ -323,7 +485,9 @@ def _read_training(
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _find_objective(name: Any, kind: str, *, has_chains: bool) -> Callable[..., Objective]:
+def _find_objective(
+    name: Any, kind: str, *, configurations: str | None
+) -> Callable[..., Objective]:
     """Return the class of an objective that can be had from the tables that there are."""
     if not isinstance(name, str):
         raise ConfigError(f"[training]: objective = {name!r}: should be a name")
@@ -348,12 +512,12 @@ def _find_objective(name: Any, kind: str, *, has_chains: bool) -> Callable[..., 
         )
     if kind != "sampler":
         return objective
-    if has_chains and "ensemble" not in asked:
-        raise ConfigError(f"[chains] would be ignored: {name} needs no configurations")
-    if not has_chains and asked.get("ensemble") is inspect.Parameter.empty:
+    if configurations is not None and "ensemble" not in asked:
+        raise ConfigError(f"{configurations} would be ignored: {name} needs no configurations")
+    if configurations is None and asked.get("ensemble") is inspect.Parameter.empty:
         raise ConfigError(
             f"{where}: needs configurations of the target: add a table [chains], e.g. with "
-            "count = 256"
+            "count = 256, or [ensemble] with files"
         )
     return objective
 

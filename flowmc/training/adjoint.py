@@ -33,10 +33,12 @@ class PushedForce:
 
     .. math:: v = -\partial_y \ln q(y), \qquad A^T v = \partial_x [s(x) + J_f(x)] .
 
-    Where autograd can differentiate the inverse it gives v directly.  The first call checks that
-    against the equation, and falls back on the Krylov solver, for good, if it does not hold (to
-    1e-6; 1e-2 in single precision and 1e-3 for continuous flows, whose discrete map and inverse
-    differ by the error of their integrator).
+    A continuous flow carries v along with the field
+    (:meth:`~flowmc.flows.Flow.forward_with_force`), and where autograd can differentiate the
+    inverse that gives v directly.  The first call checks such a v against the equation, and falls
+    back on the Krylov solver, for good, if it does not hold (to 1e-6; 1e-2 in single precision and
+    1e-3 for continuous flows, whose discrete map and log-density differ by the error of their
+    integrator).
 
     Args:
         flow: the map f.
@@ -45,8 +47,28 @@ class PushedForce:
 
     def __init__(self, flow: Flow, group: Group) -> None:
         self.flow, self.group = flow, group
-        self.inverse_is_differentiable: bool | None = None
+        self.direct_way_holds: bool | None = None
         self.communicator = Communicator()
+
+    def forward(
+        self, x: Tensor, log_density: Tensor, force: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return y and its log-density as from ``flow.forward``, and v.
+
+        Args:
+            x: leaf that requires a gradient.
+            log_density: at ``x``, a constant.
+            force: algebra gradient of s at ``x``.
+        """
+        if self.direct_way_holds is not False:
+            found = self.flow.forward_with_force(x, log_density, force)
+            if found is not None:
+                y, log_density, v = found
+                if not self.direct_way_holds:
+                    v = self._solve(x, y, log_density, force, v)
+                return y, log_density, v
+        y, log_density = self.flow.forward(x, log_density)
+        return y, log_density, self(x, y, log_density, force)
 
     def __call__(self, x: Tensor, y: Tensor, log_density: Tensor, force: Tensor) -> Tensor:
         """Return v at ``y``, an algebra gradient shaped like the field; NaN where not converged.
@@ -57,9 +79,9 @@ class PushedForce:
             force: algebra gradient of s at ``x``.
         """
         guess = None
-        if self.inverse_is_differentiable is not False:
+        if self.direct_way_holds is not False:
             guess = self._through_inverse(y.detach(), force)
-        if guess is not None and self.inverse_is_differentiable:
+        if guess is not None and self.direct_way_holds:
             return guess
         return self._solve(x, y, log_density, force, guess)
 
@@ -67,13 +89,13 @@ class PushedForce:
         """Decide between the two ways, the same on all ranks; collective, until it is decided.
 
         Args:
-            holds: whether the inverse of this rank's samples was differentiated correctly; a rank
-                without samples has no objection.
+            holds: whether the direct way was right for this rank's samples; a rank without samples
+                has no objection.
         """
-        if self.inverse_is_differentiable is None:
+        if self.direct_way_holds is None:
             objections = self.communicator.maximum(np.array([float(not holds)]))
-            self.inverse_is_differentiable = not objections[0]
-        return self.inverse_is_differentiable
+            self.direct_way_holds = not objections[0]
+        return self.direct_way_holds
 
     def _through_inverse(self, y: Tensor, force: Tensor) -> Tensor | None:
         leaf = y.detach().requires_grad_(True)

@@ -167,7 +167,7 @@ class ModelDensity:
         return MixtureAt((own, self._of_flow(mirrored)), torch.softmax(logs, 0))
 
     def _of_flow(self, start: Tensor) -> DensityAt:
-        prior, flow = self.model.prior, self.model.flow
+        prior = self.model.prior
         z = start.detach().clone().requires_grad_(True)
         with torch.enable_grad():
             log_prior = prior.log_prob(z)
@@ -181,8 +181,9 @@ class ModelDensity:
                 log_prior = prior.log_prob(start.detach())
             else:
                 log_prior = log_prior.detach()
-            x, log_density = flow.forward(z, torch.zeros_like(log_prior))
-            force = self.pushed_force(z, x, log_density, prior_force)
+            x, log_density, force = self.pushed_force.forward(
+                z, torch.zeros_like(log_prior), prior_force
+            )
             return DensityAt(self.group, x, log_prior + log_density, force)
 
 

@@ -209,6 +209,7 @@ class Trainer:
             group["lr"] = rate
         rng = stream(settings.seed, self.step, "training batch", self.device)
         self.optimiser.zero_grad(set_to_none=True)
+        self.objective.begin(self.step)
         batch = self.objective.evaluate(settings.batch, rng)
         if self.communicator.size == 1:
             batch.surrogate.backward()
@@ -223,6 +224,7 @@ class Trainer:
             self._skips_in_a_row = 0
         else:
             self._skip(loss, norm)
+        log_weights = _centred(log_weights, batch.parts)
         ess = effective_sample_size(log_weights).value if math.isfinite(loss) else math.nan
         if self.step % DENSITY_CHECK_EVERY == 0:
             self.check_density(log_weights)
@@ -381,3 +383,12 @@ class Trainer:
         self._bad_densities = counters["bad_densities"]
         self._density_error = counters["density_error"]
         self.seconds = counters["seconds"]
+
+
+def _centred(log_weights: Tensor, parts: int) -> Tensor:
+    """Return the log-weights with that constant of each part which gives it the mean weight 1."""
+    if parts == 1:
+        return log_weights
+    rows = log_weights.reshape(parts, -1)
+    mean = torch.logsumexp(rows, 1, keepdim=True) - math.log(rows.shape[1])
+    return (rows - mean).flatten()

@@ -1,6 +1,7 @@
 """The campaigns run, shortened, and compare with exact numbers."""
 
 import importlib
+import json
 import math
 import subprocess
 import sys
@@ -82,3 +83,29 @@ def test_script(tmp_path):
     # Swaps of the flow ladder: 68 %, of 32 ladders in 40 updates.
     swaps = float(lines[3].split(" | ")[2].removesuffix(" %"))
     assert 55 < swaps < 80
+
+
+def test_the_phi4_line(script, tmp_path, monkeypatch):
+    """All ways of sampling the smallest size, in this process, with times that are given."""
+    line = script("phi4_line")
+
+    def run(table, output):
+        table["run"] |= {"thermalization": 5}
+        table["chains"] |= {"count": 8, "block": 8}
+        config = output.with_suffix(".toml")
+        config.write_text(toml_text(table))
+        assert main(["run", str(config), "--output", str(output)]) == 0
+        return 1.0
+
+    monkeypatch.setattr(line, "run", run)
+    (tmp_path / "timings_8.json").write_text(
+        json.dumps({"hmc": [2e-4] * 3, "flow": [1e-3] * 3, "hmc + flow": [1.2e-3, 1.2e-3, 1.3e-3]})
+    )
+    found = [line.measure(8, kind, tmp_path, 0.03) for kind in line.KINDS]
+    assert [measured.seconds[0] for measured in found] == [2e-4, 1e-3, 1.2e-3]
+    assert found[1].acceptance > 0.9
+    table = [line.row(measured, found[0], 100.0) for measured in found]
+    assert len({tuple(row) for row in table}) == 1
+    saved = found[0].cost[0] - found[1].cost[0]
+    assert table[1]["paid after"] == (f"{100 / saved:.2g}" if saved > 0 else "never")
+    assert found[1].cost[0] == pytest.approx(2 * found[1].tau[0] * 1e-3)

@@ -7,6 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flowmc.cli import main
@@ -55,7 +56,15 @@ def shortened(name: str, folder: Path, **chains: str) -> Path:
             if "repeat" in update:
                 update["repeat"] = 1
     if "training" in table and "free_energy" not in table:
-        table["training"] |= {"steps": 2, "warmup": 0, "batch": 4, "evaluate_samples": 32}
+        batch = max(
+            4, table["training"].get("couplings_per_batch", 0), 2 + 2 * len(table.get("size", []))
+        )
+        table["training"] |= {"steps": 2, "warmup": 0, "batch": batch, "evaluate_samples": 32}
+        if "ensemble" in table:
+            table["ensemble"] = {"files": str(folder)}
+            for number in range(5):
+                field = np.random.default_rng(number).normal(size=table["theory"]["lattice"])
+                np.save(folder / f"phi.{number}.npy", field)
         if "exchange" in table:
             table["exchange"] |= {"chains": 4, "thermalization": 2}
         if "chains" in table:

@@ -14,9 +14,12 @@ from torch.nn import functional
 from flowmc.actions import FreeScalar, Phi4, Wilson
 from flowmc.flows import (
     AffineCouplingFlow,
+    BetweenCouplings,
+    ConditionalContinuousFlow,
     ContinuousFlow,
     FlowModel,
     GaussianPrior,
+    MultiLatticeFlow,
     SplineCouplingFlow,
     check_equivariance,
     check_inverse,
@@ -59,6 +62,31 @@ def continuous(lattice, **keys):
     return flow
 
 
+def conditional(lattice, **keys):
+    torch.manual_seed(14)
+    small = {"frequencies": 7, "site_channels": 4, "time_frequencies": 2, "time_channels": 3}
+    keys = {"coupling": "lambda", "low": 6.0, "high": 9.0, "degree": 2, **keys}
+    flow = ConditionalContinuousFlow(theory(lattice), **{**small, **keys}).double()
+    torch.nn.init.normal_(flow.kernels, std=0.15 / math.sqrt(math.prod(lattice)))
+    return flow
+
+
+def between(lattice, **keys):
+    first, second = (theory(lattice).at(**{"lambda": value}) for value in (6.5, 9.0))
+    return BetweenCouplings(conditional(lattice, **keys), first, second)
+
+
+def multi_lattice(lattice, **keys):
+    torch.manual_seed(15)
+    small = {"frequencies": 7, "site_channels": 4, "time_frequencies": 2, "time_channels": 3}
+    flow = MultiLatticeFlow(
+        theory(lattice), **{"coarsest": 3, "reach": 1, **small, **keys}
+    ).double()
+    torch.nn.init.normal_(flow.near, std=0.05)
+    torch.nn.init.normal_(flow.far, std=0.5)
+    return flow
+
+
 FLOWS = {
     "affine 1d": lambda: affine([6]),
     "affine 2d": lambda: affine([4, 6]),
@@ -78,6 +106,10 @@ FLOWS = {
     "continuous 1d": lambda: continuous([5], steps=24),
     "continuous 2d": lambda: continuous([4, 4], steps=24),
     "continuous oblong": lambda: continuous([4, 3], steps=24),
+    "continuous reach 1": lambda: continuous([4, 5], steps=24, reach=1),
+    "continuous multi-lattice": lambda: multi_lattice([6, 6], steps=24),
+    "conditional 2d": lambda: conditional([4, 4], steps=24),
+    "between couplings": lambda: between([3, 4], steps=48),
     "continuous 3d": lambda: continuous([2, 3, 3], steps=24),
     "continuous 4d": lambda: continuous([2, 2, 3, 2], steps=24),
     "continuous dopri5": lambda: continuous([4], integrator="dopri5", tolerance=1e-8),
@@ -306,6 +338,42 @@ def test_velocity_is_the_sum_over_offsets(lattice):
         jacobian = torch.autograd.functional.jacobian(lambda f: defined(f)[0], x[i : i + 1])
         trace = jacobian.reshape(flow.spectrum.multiplicity.sum(), -1).trace()
         assert float((divergence[i] - trace).detach().abs()) < 1e-12
+
+
+@pytest.mark.parametrize("build", [continuous, conditional])
+@pytest.mark.parametrize("lattice, reach", [([6], 1), ([5, 5], 1), ([5, 6], 2), ([3, 3, 4], 0)])
+def test_a_reach_cuts_the_kernels(lattice, reach, build):
+    """The flow of all offsets whose far kernels vanish; and it does not know the volume."""
+    cut, whole = build(lattice, reach=reach), build(lattice)
+    near = (whole.spectrum.representatives <= reach).all(1)
+    assert int((~near).sum()) > 0
+    with torch.no_grad():
+        whole.load_state_dict({**cut.state_dict(), "kernels": whole.kernels})
+        whole.kernels[..., near, :, :], whole.kernels[..., ~near, :, :] = cut.kernels, 0
+    x = fields(cut)
+    for found, expected in zip(cut.velocity(x, 0.3), whole.velocity(x, 0.3), strict=True):
+        assert torch.allclose(found, expected, atol=1e-13)
+    larger = cut.embedded(theory([2 * extent for extent in lattice]), reach)
+    periodic = x.repeat(1, *[2] * len(lattice))
+    found = larger.velocity(periodic, 0.3)[0]
+    expected = cut.velocity(x, 0.3)[0].repeat(1, *[2] * len(lattice))
+    assert torch.allclose(found, expected, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["continuous 1d", "continuous oblong", "conditional 2d"])
+def test_the_force_moves_with_the_field(name):
+    """Against the gradient of the pushed density, by the inverse."""
+    flow = FLOWS[name]()
+    x, zero = fields(flow), torch.zeros(3, dtype=torch.float64)
+    model = FlowModel(GaussianPrior(theory(flow.lattice), scale=0.8).to(torch.float64), flow)
+    y, log_density, force = flow.forward_with_force(x, model.prior.log_prob(x), x / 0.8**2)
+    leaf = y.detach().requires_grad_(True)
+    (expected,) = torch.autograd.grad(-model.log_prob(leaf).sum(), leaf)
+    assert float((force - x / 0.8**2).abs().max()) > 0.1
+    assert float((force - expected).abs().max()) < 1e-4
+    plain, density = flow.forward(x, zero)
+    assert torch.equal(y, plain) and not force.requires_grad
+    assert torch.allclose(log_density, density + model.prior.log_prob(x), atol=1e-12)
 
 
 def test_orbits():

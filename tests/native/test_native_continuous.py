@@ -1,7 +1,6 @@
 """Compiled continuous flows against torch, and against their own definition."""
 
 import itertools
-import math
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from flowmc.flows.runge_kutta import TABLEAUS
 from flowmc.flows.site_tables import TabulatedMap, build_tables, make_plan, spacing_for
 
 
-def make(lattice, integrator="rk4", steps=6, dtype=torch.float32, size=0.5):
+def make(lattice, integrator="rk4", steps=6, dtype=torch.float32, size=0.5, reach=None):
     torch.manual_seed(5)
     flow = ContinuousFlow(
         Phi4(lattice, m2=-4.0, lam=6.0),
@@ -22,8 +21,9 @@ def make(lattice, integrator="rk4", steps=6, dtype=torch.float32, size=0.5):
         time_channels=3,
         integrator=integrator,
         steps=steps,
+        reach=reach,
     ).to(dtype)
-    torch.nn.init.normal_(flow.kernels, std=size / math.prod(lattice))
+    torch.nn.init.normal_(flow.kernels, std=size / int(flow.spectrum.multiplicity.sum()))
     return flow
 
 
@@ -48,11 +48,15 @@ def differences(found, expected):
     )
 
 
+WHOLE = [[2, 2], [4, 4], [4, 3], [5, 6], [16, 4], [2, 18]]
+CUT = [([4, 4], 1), ([5, 9], 3), ([16, 4], 0), ([7, 7], 2), ([6, 6], 3)]
+
+
 @pytest.mark.parametrize("back", [False, True])
 @pytest.mark.parametrize("integrator", ["euler", "midpoint", "rk4"])
-@pytest.mark.parametrize("lattice", [[2, 2], [4, 4], [4, 3], [5, 6], [16, 4], [2, 18]])
-def test_agrees_with_torch(lattice, integrator, back, monkeypatch):
-    flow, x = make(lattice, integrator), torch.randn(5, *lattice)
+@pytest.mark.parametrize("lattice, reach", [*[(lattice, None) for lattice in WHOLE], *CUT])
+def test_agrees_with_torch(lattice, reach, integrator, back, monkeypatch):
+    flow, x = make(lattice, integrator, reach=reach), torch.randn(5, *lattice)
     found = evaluate(flow, x, back)
     monkeypatch.setenv("FLOWMC_NATIVE", "0")
     expected = evaluate(flow, x, back)
@@ -66,6 +70,21 @@ def test_agrees_with_torch(lattice, integrator, back, monkeypatch):
     assert all(a < 5 * b + c for a, b, c in zip(ours, theirs, margins, strict=True))
 
 
+@pytest.mark.parametrize("integrator", ["euler", "midpoint", "rk4"])
+@pytest.mark.parametrize("reach", [None, 1])
+def test_forces_agree_with_torch(reach, integrator, monkeypatch):
+    flow = make([5, 6], integrator, reach=reach)
+    x, force = torch.randn(7, 5, 6), torch.randn(7, 5, 6)
+    zero = torch.zeros(7, dtype=torch.float64)
+    found = flow.forward_with_force(x, zero, force)
+    plain = flow.forward(x, zero)
+    assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=False))
+    monkeypatch.setenv("FLOWMC_NATIVE", "0")
+    expected = flow.forward_with_force(x, zero, force)[2]
+    assert float((expected - force).abs().max()) > 0.05 and not found[2].requires_grad
+    assert float((found[2] - expected).abs().max()) < 2e-5
+
+
 def tabulated(flow, x, spacing, largest=8.0):
     step = 1 / flow.steps
     plan, times = make_plan(
@@ -73,7 +92,7 @@ def tabulated(flow, x, spacing, largest=8.0):
     )
     kernels = flow._kernels(step * times.to(flow.kernels))
     tables = build_tables(flow.frequencies, flow.site_mixing, kernels, spacing, largest)
-    return TabulatedMap.apply(x, tables, plan, True)
+    return TabulatedMap.apply(x, None, tables, plan, True)[:2]
 
 
 def test_the_interpolation_has_the_stated_order():
@@ -100,7 +119,7 @@ def test_the_gradient_is_that_of_the_map():
     def run(fields, tables):
         # What a table has at zero is fixed by oddness.
         free = torch.cat([tables[:, :1] * torch.tensor([0.0, 1, 0])[:, None], tables[:, 1:]], 1)
-        return TabulatedMap.apply(fields, free, plan, True)
+        return TabulatedMap.apply(fields, None, free, plan, True)[:2]
 
     fields.requires_grad_(True)
     tables.requires_grad_(True)

@@ -100,8 +100,8 @@ def test_train_and_evaluate_a_sampler(config, tmp_path, capsys):
         "layers": 2,
         "hidden": [2],
         "kernel_size": 3,
-        "odd": False,
         "masks": "checkerboard",
+        "odd": False,
     }
     assert set(card["measured"]) == KEYS - {"flow", "action", "seconds_per_sample"}
     log = [json.loads(line) for line in (output.parent / "flow.log.jsonl").open()]

@@ -274,7 +274,7 @@ def test_path_gradient_needs_no_derivative_of_the_inverse():
     model.to(torch.float64)
     objective = ReverseKL(model, action, gradient="path")
     objective.evaluate(8, stream(8, 0, "x")).surrogate.backward()
-    assert objective.density.pushed_force.inverse_is_differentiable is False
+    assert objective.density.pushed_force.direct_way_holds is False
     z, log_prior = model.prior.sample(8, stream(8, 0, "x"))
     y, _ = model.flow.forward(z, log_prior)
     # ln q at fixed weights along a displacement of y, by finite differences through the inverse.
@@ -297,5 +297,5 @@ def test_half_differentiable_inverse_is_not_trusted():
     model = FlowModel(FreeFieldPrior(action, m2=0.7), Detached([4, 4])).to(torch.float64)
     objective = ReverseKL(model, action, gradient="path")
     objective.evaluate(16, stream(2, 1, "x")).surrogate.backward()
-    assert objective.density.pushed_force.inverse_is_differentiable is False
+    assert objective.density.pushed_force.direct_way_holds is False
     assert model.flow.s.grad.abs().max() < 1e-6

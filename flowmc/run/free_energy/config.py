@@ -15,11 +15,11 @@ from flowmc.nonequilibrium import line_of_actions
 from flowmc.nonequilibrium.starts import can_be_drawn
 from flowmc.registry import ConfigError, nearest, validate
 from flowmc.run.config import UpdateEntry, read_update, resolved_update
+from flowmc.run.stored_ensemble import EnsembleTable
 from flowmc.run.tables import read_tables
 from flowmc.training.loop import Settings
 
 __all__ = [
-    "EnsembleTable",
     "EquilibriumTable",
     "FreeEnergyConfig",
     "FreeEnergyTable",
@@ -103,30 +103,6 @@ class EquilibriumTable:
                 raise ConfigError(
                     f"[chains]: {key} = {getattr(self, key)}: should be at least {least}"
                 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class EnsembleTable:
-    """``[ensemble]``: configurations of the target on disk, of any format and code.
-
-    Attributes:
-        files: paths, directories and patterns, relative to the configuration file.
-        run: a run directory of ``flowmc run``.
-        first, last: smallest and largest configuration number to use.
-        every: use every n-th configuration of each replica.
-    """
-
-    files: str | list[str] | None = None
-    run: str | None = None
-    first: int | None = None
-    last: int | None = None
-    every: int = 1
-
-    def __post_init__(self) -> None:
-        if (self.files is None) == (self.run is None):
-            raise ConfigError("[ensemble]: needs either files or run")
-        if self.every < 1:
-            raise ConfigError(f"[ensemble]: every = {self.every}: should be at least 1")
 
 
 @dataclass(frozen=True)

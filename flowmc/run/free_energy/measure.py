@@ -217,7 +217,7 @@ def _flow(config: FreeEnergyConfig, say: Say) -> Outcome:
     loaded = load_flow(config.flow_file, lattice=action.lattice)
     check_flow_fits(loaded.card, action, same_couplings=False)
     assert loaded.model is not None and config.flow is not None
-    model = loaded.model.to(torch.float64)
+    model = loaded.model.at(action).to(torch.float64)
     outcome = Outcome([], log_partition(action))
     outcome.fingerprints = {str(config.flow["file"]): model.fingerprint()}
     q = p = None

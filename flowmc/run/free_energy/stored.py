@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 from torch import Tensor
@@ -25,12 +24,7 @@ def stored_configurations(config: FreeEnergyConfig, say: Callable[[str], None]) 
     """
     table = config.ensemble
     assert table is not None
-    if table.run is not None:
-        found = StoredEnsemble.of_run(config.base / table.run)
-    else:
-        written = [table.files] if isinstance(table.files, str) else table.files or []
-        found = StoredEnsemble.of_files([str(Path(config.base) / one) for one in written])
-    ensemble = found.selected(first=table.first, last=table.last, every=table.every)
+    ensemble = table.open(config.base)
     say(f"{selection_text(ensemble)} of {ensemble.name}")
     numbers = ensemble.history.numbers
     lengths = {name: len(of_replica) for name, of_replica in numbers.items()}

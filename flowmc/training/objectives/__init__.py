@@ -7,8 +7,10 @@ derivative of an estimate of the loss.
 """
 
 from flowmc.training.objectives.alpha import AlphaTwo
+from flowmc.training.objectives.annealed import Annealed
 from flowmc.training.objectives.base import Batch, Objective, SamplerObjective
 from flowmc.training.objectives.exchange import ExchangeKL
+from flowmc.training.objectives.family import OverCouplings, OverTheories, share_weights
 from flowmc.training.objectives.forward import ForwardKL
 from flowmc.training.objectives.local import LocalKL
 from flowmc.training.objectives.reverse import ReverseKL
@@ -16,13 +18,17 @@ from flowmc.training.objectives.score import LogVariance, Reinforce
 
 __all__ = [
     "AlphaTwo",
+    "Annealed",
     "Batch",
     "ExchangeKL",
     "ForwardKL",
     "LocalKL",
     "LogVariance",
     "Objective",
+    "OverCouplings",
+    "OverTheories",
     "Reinforce",
     "ReverseKL",
     "SamplerObjective",
+    "share_weights",
 ]

@@ -32,12 +32,15 @@ class Batch:
             for some samples of its batch only.
         rows: places of the share's log-weights in the batch, ``(own,)`` int64; None for a whole
             batch.
+        parts: of how many targets the log-weights are, each with a constant of its own: equal parts
+            of the batch, one after the other.
     """
 
     surrogate: Tensor
     loss: Tensor
     log_weights: Tensor
     rows: Tensor | None = None
+    parts: int = 1
 
 
 class Objective(ABC):
@@ -71,6 +74,9 @@ class Objective(ABC):
     @abstractmethod
     def density_error(self, n: int, rng: torch.Generator) -> Tensor:
         """Return the error of the flow's log-density on ``n`` samples; zeros if it is exact."""
+
+    def begin(self, step: int) -> None:  # noqa: B027
+        """Prepare for a step of the training; called before its :meth:`evaluate`."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what a resumed training needs beside weights and optimiser, as tensors.

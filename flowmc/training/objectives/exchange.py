@@ -118,8 +118,7 @@ class ExchangeKL(Objective):
             work = self.action_a(start) + inverse_density - self.action_b(y)
             force = self.action_a.force(start)
         x = start.requires_grad_(True)
-        image, log_density = self.flow.forward(x, zero)
-        v = self._pushed_force(x, image, log_density, force)
+        image, log_density, v = self._pushed_force.forward(x, zero, force)
         # log_density is -J_f.
         surrogate = -log_density.sum() / n - pairing(self.action_a.group, v, image) / n
         return surrogate, work

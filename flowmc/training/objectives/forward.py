@@ -12,6 +12,7 @@ from flowmc.parallel import Communicator
 from flowmc.training.density import ModelDensity, is_trainable
 from flowmc.training.ensemble import Ensemble
 from flowmc.training.objectives.base import Batch, SamplerObjective, nothing
+from flowmc.training.stored import StoredConfigurations
 
 __all__ = ["ForwardKL"]
 
@@ -54,7 +55,7 @@ class ForwardKL(SamplerObjective):
     def __init__(
         self,
         model: FlowModel,
-        ensemble: Ensemble,
+        ensemble: Ensemble | StoredConfigurations,
         *,
         gradient: Literal["path", "score"] = "path",
     ) -> None:

@@ -33,9 +33,10 @@ class ReverseKL(SamplerObjective):
     .. math:: \partial_\theta L = \Big\langle \partial_x \big[\ln q(x) + S(x)\big]_{x = f(z)}
               \cdot \partial_\theta f_\theta(z) \Big\rangle ,
 
-    which vanishes sample by sample where q = p.  It needs :math:`\partial_x \ln q`, from a backward
-    pass through the inverse flow (:class:`~flowmc.training.adjoint.PushedForce`), and takes about
-    twice the time per step.
+    which vanishes sample by sample where q = p.  It needs :math:`\partial_x \ln q`, which a
+    continuous flow carries along with the field (Vaitl et al., arXiv:2206.09016); others pass
+    backwards through the inverse, and take about twice the time per step
+    (:class:`~flowmc.training.adjoint.PushedForce`).
 
     A third one is an objective of its own, :class:`~flowmc.training.Reinforce`.
 

@@ -17,6 +17,7 @@ from flowmc.registry import ConfigError
 from flowmc.training.density import DensityAt, MixtureAt, ModelDensity
 from flowmc.training.ensemble import Ensemble
 from flowmc.training.objectives.base import Batch, SamplerObjective, nothing
+from flowmc.training.stored import StoredConfigurations
 
 __all__ = ["LogVariance", "Reinforce"]
 
@@ -93,7 +94,7 @@ class LogVariance(SamplerObjective):
         self,
         model: FlowModel,
         action: Action,
-        ensemble: Ensemble | None = None,
+        ensemble: Ensemble | StoredConfigurations | None = None,
         *,
         ensemble_share: float | None = None,
     ) -> None:
