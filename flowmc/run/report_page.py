@@ -302,6 +302,9 @@ def _details(entry: Mapping[str, Any]) -> str:
     if "exp_minus_energy_error" in entry:
         check = entry["exp_minus_energy_error"]
         parts.append(f"⟨e<sup>−ΔH</sup>⟩ = {value_text(check['mean'], check['error'])}")
+    if "divergence" in entry:
+        check = entry["divergence"]
+        parts.append(f"divergence {value_text(check['mean'], check['error'])}")
     if "ess" in entry:
         parts.append(f"ESS = {value_text(entry['ess'], entry['ess_error'])}")
         parts.append(f"largest weight {entry['max_weight_share']:.2%}")

@@ -141,6 +141,9 @@ def _extra(entry: Mapping[str, Any]) -> str:
     if "exp_minus_energy_error" in entry:
         check = entry["exp_minus_energy_error"]
         parts.append(f"<exp(-dH)> = {value_text(check['mean'], check['error'])}")
+    if "divergence" in entry:
+        check = entry["divergence"]
+        parts.append(f"divergence = {value_text(check['mean'], check['error'])}")
     if "ess" in entry:
         parts.append(f"ESS = {value_text(entry['ess'], entry['ess_error'])}")
     if entry.get("reversibility_violation") is not None:

@@ -6,9 +6,10 @@ Statistical tests compare means over independent chains at 5.5 standard errors (
 
 import pytest
 import torch
-from exactness import assert_mean
+from exactness import THRESHOLD, assert_mean, p_value_of_change
 
 from flowmc.actions import FreeScalar, Phi4
+from flowmc.actions.base import Action
 from flowmc.actions.exact import sample_phi4
 from flowmc.actions.scalar import HoppingAction
 from flowmc.flows import Block, BlockCouplingFlow, BlockGaussian, LocalFlowModel
@@ -17,13 +18,12 @@ from flowmc.kernels import LocalFlow, NonFiniteStateError
 from flowmc.observables import phi2, susceptibility
 from flowmc.registry import ConfigError
 from flowmc.run.evaluate_local import evaluate_local
-from flowmc.training import Ensemble
 
 SMALL = Phi4([4], kappa=0.3, lam=0.4)
 TUTORIAL = Phi4([8, 8], m2=-4.0, lam=8.0)
 
 
-def local_model(action, extents, m2=1.5, layers=0, hopping=None):
+def local_model(action, extents, m2=1.5, layers=0):
     block = Block.of(action, extents)
     prior = BlockGaussian(action, block, m2=m2)
     return LocalFlowModel(block, prior, BlockCouplingFlow(block, layers=layers)).double()
@@ -140,6 +140,45 @@ def test_chains_do_not_depend_on_each_other(rng):
     assert torch.equal(moved, 9 * info.is_accepted.sum(1))
 
 
+class NextNeighbours(Action):
+    """A Gaussian chain that reaches two sites far."""
+
+    name = "next"
+    interaction_range = 2
+
+    def __init__(self, lattice, *, far):
+        self.lattice, self.far, self.parameters = tuple(lattice), far, {"far": far}
+
+    def __call__(self, field):
+        near, far = field.roll(-1, 1), field.roll(-2, 1)
+        return (1.5 * field.square() - field * near - self.far * field * far).double().sum(1)
+
+    def sample(self, draws, rng):
+        p = 2 * torch.pi * torch.arange(self.lattice[0], dtype=torch.float64) / self.lattice[0]
+        spectrum = 1 / (3 - 2 * p.cos() - 2 * self.far * (2 * p).cos())
+        noise = torch.randn(draws, self.lattice[0], dtype=torch.float64, generator=rng)
+        return torch.fft.ifft(torch.fft.fft(noise) * spectrum.sqrt()).real
+
+
+def test_actions_that_reach_farther(rng):
+    """Wider collars, and an action of a user's own with nothing but its range."""
+    action = NextNeighbours([10], far=0.3)
+    kernel = LocalFlow(action, randomised(local_model(action, [3], layers=2), rng, 0.1))
+    assert kernel.block.reach == 2 and kernel.tiling.count == 2
+    before, fresh = action.sample(4000, rng), action.sample(4000, rng)
+    state, info = run(kernel, before, 4, rng)
+    assert 0.1 < float(info.values["acceptance_probability"].mean()) < 0.95
+
+    def statistics(field):
+        return torch.stack([action(field), field.square().mean(1), field[:, 0], field.sum(1)], 1)
+
+    p_value = p_value_of_change(*map(statistics, (before, state.field, fresh)))
+    assert p_value > THRESHOLD
+    action.interaction_range = 1
+    with pytest.raises(ConfigError, match=r"reaches 1 site\(s\) at most"):
+        LocalFlow(action, local_model(action, [3])).init(before)
+
+
 class Inhomogeneous(HoppingAction):
     """A source on one site."""
 
@@ -182,11 +221,8 @@ def test_proposals_that_are_not_finite_are_rejected_and_bad_states_stop(rng):
         run(LocalFlow(TUTORIAL, model), field, 30, rng)
 
 
-def test_the_patches_of_an_ensemble_are_those_of_the_kernel():
-    """The acceptance of a training batch is that of the kernel: one convention of shifts."""
-    ensemble = Ensemble(TUTORIAL, "test", 1, chains=2, thermalization=0)
+def test_a_shift_per_sample_is_that_of_the_tiling():
     tiling = Tiling(TUTORIAL.lattice, Block.of(TUTORIAL, [2, 2]))
     shift = torch.tensor([[1, 2], [7, 0]])
     together = tiling.patches(shift)
     assert torch.equal(together[1], tiling.patches(shift[1]))
-    assert ensemble.own_field.shape == (2, 8, 8)

@@ -101,7 +101,6 @@ def test_train_and_evaluate_a_sampler(config, tmp_path, capsys):
         "hidden": [2],
         "kernel_size": 3,
         "odd": False,
-        "masks": "checkerboard",
     }
     assert set(card["measured"]) == KEYS - {"flow", "action", "seconds_per_sample"}
     log = [json.loads(line) for line in (output.parent / "flow.log.jsonl").open()]

@@ -198,6 +198,8 @@ def test_train_resume_evaluate_run_and_step(tmp_path, capsys):
     kernel = json.loads(capsys.readouterr().out)["kernels"]["local_flow"]
     assert 0 < kernel["acceptance"] <= 1 and kernel["divergence"]["mean"] > 0
 
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert "divergence = " in capsys.readouterr().out
     first = next((tmp_path / "run" / "ensemble").iterdir())
     arguments = [str(first), str(tmp_path / "next"), "--config", str(config), "--number", "9"]
     assert main(["step", *arguments]) == 0
