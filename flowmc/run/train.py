@@ -24,6 +24,7 @@ import torch
 from flowmc.actions.theory import describe_theory
 from flowmc.flows.base import Flow, FlowModel
 from flowmc.flows.cards import resolved
+from flowmc.flows.continuous import ContinuousFlow
 from flowmc.flows.files import FlowFileError, read_card, save_flow
 from flowmc.flows.local import LocalFlowModel
 from flowmc.parallel import CollectiveError, Communicator, world
@@ -186,8 +187,12 @@ def train(
         trainer.progress = report
         if not trainer.run(stop):
             return False
-    measured = _measure(plan, objective, device, ranks)
     module = objective.module
+    if plan.keys.refined_steps is not None:
+        flow = module.flow if isinstance(module, FlowModel) else module
+        assert isinstance(flow, ContinuousFlow)
+        flow.steps = plan.keys.refined_steps
+    measured = _measure(plan, objective, device, ranks)
     assert isinstance(module, (FlowModel, Flow, LocalFlowModel))
     card = _card(plan, trainer, measured, command)
     ranks.from_root(lambda: save_flow(output, module, card))
@@ -226,6 +231,7 @@ def _check_same_config(tables: dict[str, Any], checkpoint: Path) -> None:
         ("training", "steps"),
         ("training", "checkpoint_every"),
         ("training", "evaluate_samples"),
+        ("training", "refined_steps"),
     }
     for name in {**old, **new}:
         before, now = old.get(name, {}), new.get(name, {})
@@ -290,6 +296,8 @@ def _card(plan: Plan, trainer: Trainer, measured: dict[str, Any], command: str) 
         "measured": measured,
         "command": command,
     }
+    if plan.keys.refined_steps is not None:
+        card["flow"]["parameters"]["steps"] = plan.keys.refined_steps
     if plan.ends is None:
         card["prior"] = resolved("priors", plan.tables["prior"])
         if isinstance(trainer.module, FlowModel):

@@ -16,8 +16,10 @@ from flowmc.actions.base import Action
 from flowmc.actions.theory import build_action, check_couplings
 from flowmc.flows.base import Flow, FlowModel
 from flowmc.flows.conditional import ConditionalContinuousFlow
+from flowmc.flows.continuous import ContinuousFlow
 from flowmc.flows.files import build_flow, build_local_model, build_model, build_prior
 from flowmc.flows.local import LocalFlowModel
+from flowmc.flows.runge_kutta import TABLEAUS
 from flowmc.random import stream
 from flowmc.registry import ConfigError, build, nearest, parameters, resolve, validate
 from flowmc.run.evaluate import ENSEMBLE_KEYS, read_toml
@@ -57,6 +59,7 @@ class _Keys:
     evaluate_samples: int = 4096
     start_from: str | None = None
     couplings_per_batch: int | None = None
+    refined_steps: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -397,8 +400,25 @@ def make_plan(tables: dict[str, Any], base: Path = Path()) -> Plan:
     )
     plan = Plan(tables, action, sizes, ends, ensemble, stored, settings, keys, objective, options)
     # Building it all checks the tables; the weights are thrown away.
-    plan.build("cpu")
+    _check_refinement(plan, plan.build("cpu"))
     return plan
+
+
+def _check_refinement(plan: Plan, objective: Objective) -> None:
+    """Raise unless the integrator of the flow can be made as fine as asked."""
+    steps = plan.keys.refined_steps
+    if steps is None:
+        return
+    flow = getattr(objective.module, "flow", objective.module)
+    if not isinstance(flow, ContinuousFlow) or flow.integrator not in TABLEAUS:
+        raise ConfigError(
+            "[training] refined_steps would be ignored: the flow has no integrator of fixed steps"
+        )
+    if steps < flow.steps:
+        raise ConfigError(
+            f"[training] refined_steps = {steps}: should be at least the {flow.steps} steps of "
+            "[flow] that it is trained with"
+        )
 
 
 def _read_stored(tables: dict[str, Any], base: Path) -> StoredEnsemble | None:

@@ -101,6 +101,7 @@ def test_train_and_evaluate_a_sampler(config, tmp_path, capsys):
         "hidden": [2],
         "kernel_size": 3,
         "odd": False,
+        "masks": "checkerboard",
     }
     assert set(card["measured"]) == KEYS - {"flow", "action", "seconds_per_sample"}
     log = [json.loads(line) for line in (output.parent / "flow.log.jsonl").open()]
@@ -445,3 +446,26 @@ def test_zoo_command(tmp_path, monkeypatch, capsys):
     assert "did you mean 'free'" in capsys.readouterr().err
     assert call(evaluate, "zoo:free", "--samples", 20, "--json") == 0
     assert json.loads(capsys.readouterr().out)["ess"] == pytest.approx(1.0)
+
+
+def test_a_finished_flow_has_a_finer_integrator(tmp_path):
+    text = SAMPLER.replace(
+        SAMPLER[SAMPLER.index("[flow]") : SAMPLER.index("[training]")],
+        '[flow]\nname = "continuous"\nfrequencies = 3\nsite_channels = 2\ntime_channels = 2\n'
+        "time_frequencies = 1\nsteps = 4\n\n",
+    )
+    refined = text.replace("batch = 8", "batch = 8\nrefined_steps = 9")
+    for name, source in (("a", text), ("b", refined)):
+        train.train(make_plan(tomllib.loads(source)), tmp_path / f"{name}.safetensors")
+    coarse, fine = (load_flow(tmp_path / f"{name}.safetensors") for name in "ab")
+    assert coarse.flow.steps == 4 and fine.flow.steps == 9
+    states = coarse.flow.state_dict(), fine.flow.state_dict()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert fine.card["training"]["config"]["flow"]["steps"] == 4
+    assert fine.card["measured"]["density_error"] < coarse.card["measured"]["density_error"] / 4
+    for old, new, message in (
+        ("refined_steps = 9", "refined_steps = 3", "at least the 4 steps"),
+        ("steps = 4\n", 'integrator = "dopri5"\n', "would be ignored"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            make_plan(tomllib.loads(refined.replace(old, new)))
