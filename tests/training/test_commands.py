@@ -449,11 +449,12 @@ def test_zoo_command(tmp_path, monkeypatch, capsys):
 
 
 def test_a_finished_flow_has_a_finer_integrator(tmp_path):
-    text = SAMPLER.replace(
-        SAMPLER[SAMPLER.index("[flow]") : SAMPLER.index("[training]")],
-        '[flow]\nname = "continuous"\nfrequencies = 3\nsite_channels = 2\ntime_channels = 2\n'
-        "time_frequencies = 1\nsteps = 4\n\n",
+    begin = SAMPLER.index("[flow]")
+    end = SAMPLER.index("\n[", begin) + 1
+    keys = (
+        "frequencies = 3\nsite_channels = 2\ntime_channels = 2\ntime_frequencies = 1\nsteps = 4\n"
     )
+    text = f'{SAMPLER[:begin]}[flow]\nname = "continuous"\nsteps = 4\n{keys}\n{SAMPLER[end:]}'
     refined = text.replace("batch = 8", "batch = 8\nrefined_steps = 9")
     for name, source in (("a", text), ("b", refined)):
         train.train(make_plan(tomllib.loads(source)), tmp_path / f"{name}.safetensors")
