@@ -2,9 +2,9 @@
 
     python examples/phi4_kappa_line.py [--flow zoo:phi4_64x8_kappa] [--samples 4000]
 
-draws from the flow at every kappa of the table (lambda = 0.022, 64x8) and prints ln Z with its error.
-The reference integrates <sum phi phi_mu> over kappa from the exact ln Z at kappa = 0, with 28 nodes of
-32 Markov chains each.
+draws from the flow at every kappa of the table (lambda = 0.022, 64x8) and prints ln Z with its
+error.  The reference integrates <sum phi phi_mu> over kappa from the exact ln Z at kappa = 0, with
+28 nodes of 32 Markov chains each.
 """
 
 from __future__ import annotations

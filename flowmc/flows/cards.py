@@ -7,9 +7,13 @@ from typing import Any
 
 from flowmc.actions.base import Action
 from flowmc.actions.theory import build_action
-from flowmc.registry import parameters, resolve
+from flowmc.registry import ConfigError, parameters, resolve
 
-__all__ = ["card_action", "flat", "resolved"]
+__all__ = ["FlowFileError", "card_action", "flat", "resolved"]
+
+
+class FlowFileError(ConfigError):
+    """A flow file that is missing, damaged or made for something else."""
 
 
 def card_action(card: Mapping[str, Any], where: str) -> Action:

@@ -14,15 +14,10 @@ import torch
 
 from flowmc.actions import Action, FreeScalar
 from flowmc.flows.base import FlowModel
+from flowmc.flows.building import build_flow, build_model, build_prior
 from flowmc.flows.cards import card_action, flat, resolved
-from flowmc.flows.files import (
-    FlowFileError,
-    build_flow,
-    build_model,
-    build_prior,
-    check_lattice,
-    load_flow,
-)
+from flowmc.flows.files import FlowFileError, load_flow
+from flowmc.flows.matching import check_lattice
 from flowmc.flows.super_resolution import SuperResolutionPrior, halved
 from flowmc.registry import ConfigError, nearest
 

@@ -27,7 +27,6 @@ Nothing here is ever unpickled.  A flow named "package.module:Name" imports that
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import struct
@@ -45,13 +44,11 @@ from torch import Tensor
 from flowmc import __version__, zoo
 from flowmc.actions.base import Action
 from flowmc.actions.theory import check_couplings
-from flowmc.flows.base import Flow, FlowModel, Inverse, Prior
-from flowmc.flows.blocks import Block
-from flowmc.flows.cards import card_action, flat
-from flowmc.flows.conditional import BetweenCouplings, ConditionalContinuousFlow
-from flowmc.flows.local import ConditionalFlow, ConditionalPrior, LocalFlowModel
-from flowmc.flows.mixture import SignMixture, check_even_action
-from flowmc.registry import ConfigError, build, nearest, parameters, resolve
+from flowmc.flows.base import Flow, FlowModel
+from flowmc.flows.building import build_flow, build_local_model, build_model, build_prior
+from flowmc.flows.cards import FlowFileError, card_action, flat
+from flowmc.flows.local import LocalFlowModel
+from flowmc.flows.matching import check_lattice
 
 __all__ = [
     "FORMAT",
@@ -59,16 +56,9 @@ __all__ = [
     "LoadedFlow",
     "LoadedLocalFlow",
     "atomic_save",
-    "build_flow",
-    "build_local_model",
-    "build_model",
-    "build_prior",
-    "check_flow_fits",
-    "check_lattice",
     "flow_path",
     "load_flow",
     "load_local_flow",
-    "orient",
     "read_card",
     "read_tensors",
     "save_flow",
@@ -76,10 +66,6 @@ __all__ = [
 
 FORMAT = 1
 _KEY = "flowmc"
-
-
-class FlowFileError(ConfigError):
-    """A flow file that is missing, damaged or made for something else."""
 
 
 @dataclass(frozen=True)
@@ -124,130 +110,6 @@ class LoadedLocalFlow:
     card: dict[str, Any]
     action: Action
     model: LocalFlowModel
-
-
-def build_flow(table: Mapping[str, Any], action: Action, where: str = "[flow]") -> Flow:
-    """Return the flow of a table ``{name, ...its parameters}`` for the fields of ``action``.
-
-    Raises:
-        ConfigError: naming the key that is missing, unknown or unusable.
-    """
-    return _build("flows", table, action, where, Flow)
-
-
-def build_prior(table: Mapping[str, Any], action: Action, where: str = "[prior]") -> Prior:
-    """Return the prior of a table ``{name, ...its parameters}``; as :func:`build_flow`."""
-    return _build("priors", table, action, where, Prior)
-
-
-def build_model(
-    prior: Prior, flow: Flow, action: Action, mixture: str | None = None, where: str = "[mixture]"
-) -> FlowModel:
-    """Return the sampler of a prior and a flow, averaged over a symmetry of the theory if any.
-
-    Args:
-        prior: where z is drawn.
-        flow: the map.
-        action: the theory.
-        mixture: None or "sign_flip".
-        where: how to name the place of ``mixture`` in messages.
-
-    Raises:
-        ConfigError: for an unknown symmetry, and one that the theory does not have.
-    """
-    if mixture is None:
-        return FlowModel(prior, flow)
-    if mixture != "sign_flip":
-        raise ConfigError(f"{where}: unknown mixture {mixture!r}; known: sign_flip")
-    try:
-        check_even_action(action)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    return SignMixture(prior, flow)
-
-
-def build_local_model(tables: Mapping[str, Any], action: Action, where: str = "") -> LocalFlowModel:
-    """Return the local flow model of the tables ``block``, ``prior`` and ``flow``.
-
-    Args:
-        tables: as in a training configuration: ``block = {extents = [...]}``.
-        action: the theory; gives the width of the collar.
-        where: put before the names of the tables in messages.
-
-    Raises:
-        ConfigError: naming the table and key that is missing, unknown or unusable.
-    """
-    extents = build(_block_keys, tables["block"], f"{where}[block]")
-    try:
-        block = Block.of(action, extents)
-    except ConfigError as error:
-        raise ConfigError(f"{where}[block]: {error}") from error
-    offered = {"block": block}
-    prior = _build("priors", tables["prior"], action, f"{where}[prior]", ConditionalPrior, offered)
-    flow = _build("flows", tables["flow"], action, f"{where}[flow]", ConditionalFlow, offered)
-    return LocalFlowModel(block, prior, flow)
-
-
-def _block_keys(*, extents: list[int]) -> list[int]:
-    return extents
-
-
-def _build(
-    kind: str,
-    table: Mapping[str, Any],
-    action: Action,
-    where: str,
-    contract: type,
-    more: Mapping[str, Any] | None = None,
-) -> Any:
-    arguments = dict(table)
-    name = arguments.pop("name", None)
-    if not isinstance(name, str):
-        raise ConfigError(f"{where}: missing key 'name'")
-    try:
-        component = resolve(kind, name)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    # A component asks for what it needs of the theory by the name of its positional parameters.
-    offered = {"action": action, "lattice": action.lattice, "group": action.group, **(more or {})}
-    positional = []
-    for parameter in inspect.signature(component).parameters.values():
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-            if parameter.name in offered:
-                positional.append(offered[parameter.name])
-            elif parameter.default is parameter.empty and parameter.name == "block":
-                raise ConfigError(
-                    f"{where}: {name} is of local updates: add a table [block] with its extents, "
-                    "or choose another one"
-                )
-            elif parameter.default is parameter.empty:
-                raise ConfigError(
-                    f"{where}: {name} takes {parameter.name!r} by position, but a configuration "
-                    "can only supply action, lattice and group; make it keyword-only"
-                )
-            else:
-                break
-    known = {"lambda" if key == "lam" else key for key in parameters(component)}
-    for key in arguments:
-        if key not in known:
-            raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, {'name', *known})}")
-    try:
-        built = build(component, arguments, where, *positional)
-    except ConfigError as error:
-        message = str(error)
-        raise ConfigError(
-            message if message.startswith(where) else f"{where}: {message}"
-        ) from error
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{where}: {error}") from error
-    if not isinstance(built, contract):
-        hint = ""
-        if more:
-            hint = (
-                ": with [block] use one for local updates, such as block_coupling or block_gaussian"
-            )
-        raise ConfigError(f"{where}: name = {name!r} gives no {contract.__name__}{hint}")
-    return built
 
 
 def save_flow(
@@ -370,68 +232,6 @@ def _load_weights(
         ) from error
 
 
-def check_flow_fits(
-    card: Mapping[str, Any], action: Action, *, same_couplings: bool = True
-) -> None:
-    """Raise unless the sampler, or the local flow, of a card was made for ``action``.
-
-    Args:
-        card: of a sampler or a local flow.
-        action: the target it is to be used on.
-        same_couplings: False accepts a flow trained at other couplings: proposals stay exact and
-            are only accepted less often.  A conditional flow is for all couplings of its range, and
-            is refused outside of it.
-
-    Raises:
-        FlowFileError: naming both theories.
-    """
-    if card["kind"] not in ("sampler", "local"):
-        raise FlowFileError(
-            "this is an exchange flow, which carries one theory to another: proposals need a "
-            "sampler (a flow with a prior)"
-        )
-    if (
-        not _same_theory(card, action)
-        or not _in_range(card, action)
-        or (same_couplings and not _same_couplings(_fixed_couplings(card, action), action))
-    ):
-        raise FlowFileError(
-            f"this is a flow for {_describe_card(card)}, but the theory is "
-            f"{_describe_action(action)}"
-        )
-
-
-def orient(card: Mapping[str, Any], flow: Flow, action_a: Action, action_b: Action) -> Flow:
-    """Return the map from ``action_a`` to ``action_b``: the flow of a card, or its inverse.
-
-    The sampler of a conditional flow gives the map between any two couplings of its range.
-
-    Raises:
-        FlowFileError: naming both pairs, if the flow joins other theories.
-    """
-    if card["kind"] == "sampler" and _range(card) is not None:
-        for action in (action_a, action_b):
-            check_flow_fits(card, action)
-        return BetweenCouplings(flow, action_a, action_b)
-    if card["kind"] != "exchange":
-        raise FlowFileError(
-            "this flow is a sampler (it starts from a prior): an exchange needs a flow trained "
-            "with [exchange]"
-        )
-    if _same_theory(card, action_a) and _same_theory(card, action_b):
-        ends = card["from"], card["to"]
-        if _same_couplings(ends[0], action_a) and _same_couplings(ends[1], action_b):
-            return flow
-        if _same_couplings(ends[1], action_a) and _same_couplings(ends[0], action_b):
-            return Inverse(flow)
-    theory = card["theory"]
-    source, target = ({**theory, "couplings": card[end]} for end in ("from", "to"))
-    raise FlowFileError(
-        f"this flow carries {_describe(source)} to {_describe(target)}, but the replicas are "
-        f"{_describe_action(action_a)} and {_describe_action(action_b)}"
-    )
-
-
 def read_card(path: str | os.PathLike) -> dict[str, Any]:
     """Return the card of a flow file from its header alone.
 
@@ -521,107 +321,6 @@ def _check_card(card: Mapping[str, Any], path: Path) -> None:
     missing = [key for key in needed if key not in card]
     if missing:
         raise FlowFileError(f"the card of {path} lacks {', '.join(missing)}: not a usable flow")
-
-
-def check_lattice(card: Mapping[str, Any], lattice: tuple[int, ...]) -> None:
-    """Raise ``FlowFileError`` unless the flow of a card can be used on another lattice."""
-    own = tuple(card["theory"]["lattice"])
-    if lattice == own:
-        return
-    if len(lattice) != len(own) or not _transfers(card):
-        raise FlowFileError(
-            f"this {card['flow']['name']} flow was trained on a {'x'.join(map(str, own))} lattice "
-            f"and cannot be used on {'x'.join(map(str, lattice))}: train one for that lattice"
-        )
-
-
-def _transfers(card: Mapping[str, Any]) -> bool:
-    component = resolve("flows", card["flow"]["name"])
-    return bool(getattr(component, "transfers_to_other_lattices", False))
-
-
-def _same_theory(card: Mapping[str, Any], action: Action) -> bool:
-    theory = card["theory"]
-    lattice = tuple(theory["lattice"])
-    same_lattice = lattice == action.lattice or (
-        len(lattice) == len(action.lattice) and _transfers(card)
-    )
-    same_settings = dict(theory.get("settings", {})) == dict(action.settings)
-    known = theory["group"] == action.group.name and same_lattice and same_settings
-    return known and _same_action(theory["action"], action)
-
-
-def _same_action(name: str, action: Action) -> bool:
-    if name == action.name:
-        return True
-    component = resolve("actions", name)
-    return isinstance(component, type) and type(action) is component
-
-
-def _same_couplings(couplings: Mapping[str, float], action: Action) -> bool:
-    own = action.parameters
-    if set(couplings) != set(own):
-        return False
-    # Written numbers survive JSON exactly; the tolerance is for couplings computed in two ways.
-    return all(
-        abs(couplings[key] - own[key]) <= 1e-12 * max(1.0, abs(own[key])) for key in couplings
-    )
-
-
-def _range(card: Mapping[str, Any]) -> tuple[str, float, float] | None:
-    """Return coupling and range of a conditional flow."""
-    component = resolve("flows", card["flow"]["name"])
-    if not (isinstance(component, type) and issubclass(component, ConditionalContinuousFlow)):
-        return None
-    given = card["flow"]["parameters"]
-    return given["coupling"], given["low"], given["high"]
-
-
-def _in_range(card: Mapping[str, Any], action: Action) -> bool:
-    if (conditional := _range(card)) is None:
-        return True
-    coupling, low, high = conditional
-    return low <= action.parameters[coupling] <= high
-
-
-def _fixed_couplings(card: Mapping[str, Any], action: Action) -> dict[str, float]:
-    """Return the couplings of a card; that of a conditional flow is the action's."""
-    couplings = dict(card["theory"]["couplings"])
-    if (conditional := _range(card)) is not None:
-        couplings[conditional[0]] = action.parameters[conditional[0]]
-    return couplings
-
-
-def _describe_card(card: Mapping[str, Any]) -> str:
-    text = _describe(card["theory"])
-    if (conditional := _range(card)) is not None:
-        coupling, low, high = conditional
-        text += f" (conditional: {coupling} = {low:g} ... {high:g})"
-    return text
-
-
-def _describe(theory: Mapping[str, Any]) -> str:
-    couplings = ", ".join(
-        [
-            *(f"{key} = {value:g}" for key, value in theory["couplings"].items()),
-            *(f"{key} = {value}" for key, value in theory.get("settings", {}).items()),
-        ]
-    )
-    group = "" if theory["group"] == "R" else f" {theory['group']}"
-    size = "x".join(map(str, theory["lattice"]))
-    return f"{theory['action']}{group} on {size} with {couplings or 'fixed couplings'}"
-
-
-def _describe_action(action: Action) -> str:
-    return _describe(
-        {
-            "action": action.name or type(action).__name__,
-            "group": action.group.name,
-            "lattice": action.lattice,
-            "couplings": action.parameters,
-            "settings": action.settings,
-        }
-    )
 
 
 def _precision(tensors: Mapping[str, Tensor]) -> torch.dtype:

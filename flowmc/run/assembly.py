@@ -148,7 +148,8 @@ class _Flows:
 
     def _load_model(self, entry: UpdateEntry) -> tuple[dict[str, Any], FlowModel | LocalFlowModel]:
         """Load the flow of an update, of the kind that its kernel takes."""
-        from flowmc.flows.files import check_flow_fits, load_local_flow
+        from flowmc.flows.files import load_local_flow
+        from flowmc.flows.matching import check_flow_fits
 
         written = entry.flow
         assert written is not None
@@ -166,7 +167,7 @@ class _Flows:
 
     def model(self, entry: UpdateEntry) -> tuple[FlowModel | LocalFlowModel, int]:
         """Return the flow model of an update, and the replica whose theory it was trained for."""
-        from flowmc.flows.files import check_flow_fits
+        from flowmc.flows.matching import check_flow_fits
 
         assert entry.flow is not None
         try:
@@ -191,7 +192,7 @@ class _Flows:
 
     def between(self, written: str, pair: int) -> Flow:
         """Return the flow from replica ``pair`` to the next."""
-        from flowmc.flows.files import orient
+        from flowmc.flows.matching import orient
 
         if written == "identity":
             return Identity()

@@ -27,15 +27,8 @@ from flowmc.estimators.weights import (
     swap_rate,
 )
 from flowmc.flows.base import Flow, FlowModel
-from flowmc.flows.files import (
-    LoadedFlow,
-    check_flow_fits,
-    flow_path,
-    load_flow,
-    load_local_flow,
-    orient,
-    read_card,
-)
+from flowmc.flows.files import LoadedFlow, flow_path, load_flow, load_local_flow, read_card
+from flowmc.flows.matching import check_flow_fits, orient
 from flowmc.parallel import Communicator
 from flowmc.random import stream
 from flowmc.registry import ConfigError, nearest

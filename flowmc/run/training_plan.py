@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
-from flowmc_adapters import FormatError
 from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.actions.theory import build_action, check_couplings
 from flowmc.flows.base import Flow, FlowModel
+from flowmc.flows.building import build_flow, build_local_model, build_model, build_prior
 from flowmc.flows.conditional import ConditionalContinuousFlow
 from flowmc.flows.continuous import ContinuousFlow
-from flowmc.flows.files import build_flow, build_local_model, build_model, build_prior
 from flowmc.flows.local import LocalFlowModel
 from flowmc.flows.runge_kutta import TABLEAUS
 from flowmc.random import stream
-from flowmc.registry import ConfigError, build, nearest, parameters, resolve, validate
-from flowmc.run.evaluate import ENSEMBLE_KEYS, read_toml
-from flowmc.run.stored_ensemble import EnsembleTable, StoredEnsemble
+from flowmc.registry import ConfigError, build, nearest
+from flowmc.run.evaluate import read_toml
+from flowmc.run.stored_ensemble import StoredEnsemble
+from flowmc.run.training_tables import (
+    OF_EXCHANGE_FLOWS,
+    Annealing,
+    Chains,
+    Keys,
+    Mixture,
+    check_ensemble,
+    kind_of,
+    positional_of,
+    read_exchange,
+    read_stored,
+    read_training,
+)
 from flowmc.training.ensemble import Ensemble
 from flowmc.training.loop import Settings
 from flowmc.training.objectives import (
@@ -43,71 +54,6 @@ _TABLES = (
     *("theory", "size", "annealing", "flow", "prior", "block", "mixture", "chains", "ensemble"),
     *("exchange", "training"),
 )
-# By position objectives take what the tables beside [training] describe; the rest are their keys.
-_OF_SAMPLERS = ("model", "action", "ensemble")
-_OF_EXCHANGE_FLOWS = ("flow", "ensemble_a", "ensemble_b")
-_OF_LOCAL_FLOWS = ("local_model", "ensemble")
-_KINDS = {"sampler": _OF_SAMPLERS, "exchange": _OF_EXCHANGE_FLOWS, "local": _OF_LOCAL_FLOWS}
-_OBJECTIVES = {"sampler": "reverse_kl", "exchange": "exchange_kl", "local": "local_kl"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Keys:
-    """Keys of [training] beside those of the loop and of the objective."""
-
-    precision: Literal[32, 64] = 64
-    evaluate_samples: int = 4096
-    start_from: str | None = None
-    couplings_per_batch: int | None = None
-    refined_steps: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Hmc:
-    """The HMC chains that configurations come from, as arguments of :class:`Ensemble`."""
-
-    thermalization: int = 200
-    refresh_every: int = 1
-    trajectory: float = 1.0
-    steps: int = 10
-    integrator: str = "omelyan2"
-    target_acceptance: float = 0.9
-    start: Literal["hot", "cold"] = "hot"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Chains(_Hmc):
-    """[chains]: chains of the target."""
-
-    count: int = 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Mixture:
-    """[mixture]: the symmetry that a sampler is averaged over."""
-
-    symmetry: Literal["sign_flip"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Annealing:
-    """[annealing]: couplings that the target begins at, and when it has arrived."""
-
-    start: dict[str, float]
-    steps: int
-
-    def __post_init__(self) -> None:
-        if not self.start:
-            raise ConfigError("[annealing]: start = {} names no coupling")
-        if self.steps < 1:
-            raise ConfigError(f"[annealing]: steps = {self.steps}: should be at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Exchange(_Hmc):
-    """[exchange], beside from and to: chains of either end."""
-
-    chains: int = 256
 
 
 @dataclass(frozen=True)
@@ -134,14 +80,14 @@ class Plan:
     ensemble: dict[str, Any] | None
     stored: StoredEnsemble | None
     settings: Settings
-    keys: _Keys
+    keys: Keys
     objective: Callable[..., Objective]
     options: dict[str, Any]
 
     @property
     def kind(self) -> str:
         """What is trained: "sampler", "exchange" or "local", as in a card."""
-        return _kind(self.tables)
+        return kind_of(self.tables)
 
     @property
     def mixture(self) -> str | None:
@@ -211,7 +157,7 @@ class Plan:
                 self._ensemble(action, name, device)
                 for action, name in zip(self.ends, ("from", "to"), strict=True)
             )
-            offered = dict(zip(_OF_EXCHANGE_FLOWS, (flow, *ensembles), strict=True))
+            offered = dict(zip(OF_EXCHANGE_FLOWS, (flow, *ensembles), strict=True))
         return self._annealed(self._over_couplings(self._objective(offered), flow))
 
     def _model(self, flow: Flow, action: Action, device: torch.device | str) -> FlowModel:
@@ -220,7 +166,7 @@ class Plan:
         return model.to(device=device, dtype=self.dtype)
 
     def _objective(self, offered: Mapping[str, Any]) -> Objective:
-        taken = [offered[name] for name in _positional(self.objective) if name in offered]
+        taken = [offered[name] for name in positional_of(self.objective) if name in offered]
         try:
             objective = self.objective(*taken, **self.options)
         except ConfigError:
@@ -242,7 +188,7 @@ class Plan:
             raise ConfigError(
                 "[annealing] is of a sampler of one theory, not of several and not of [exchange]"
             )
-        table = build(_Annealing, self.tables["annealing"], "[annealing]")
+        table = build(Annealing, self.tables["annealing"], "[annealing]")
         first = check_couplings(self.action, table.start, "[annealing] start")
         start = {key: first.parameters[key] for key in table.start}
         try:
@@ -366,7 +312,7 @@ def make_plan(tables: dict[str, Any], base: Path = Path()) -> Plan:
     if "mixture" in tables:
         if "exchange" in tables:
             raise ConfigError("[mixture] is of samplers, not of flows between two couplings")
-        build(_Mixture, tables["mixture"], "[mixture]")
+        build(Mixture, tables["mixture"], "[mixture]")
     action = build_action(tables["theory"])
     sizes = tuple(
         build_action({**tables["theory"], **table}, "[[size]]") for table in tables.get("size", [])
@@ -382,20 +328,20 @@ def make_plan(tables: dict[str, Any], base: Path = Path()) -> Plan:
     if "exchange" in tables:
         if "chains" in tables:
             raise ConfigError("[chains] would be ignored: the chains are those of [exchange]")
-        ends, ensemble = _read_exchange(tables["exchange"], action)
+        ends, ensemble = read_exchange(tables["exchange"], action)
     elif "chains" in tables:
-        ensemble = asdict(build(_Chains, tables["chains"], "[chains]"))
+        ensemble = asdict(build(Chains, tables["chains"], "[chains]"))
         ensemble["chains"] = ensemble.pop("count")
-        _check_ensemble(ensemble, action, "[chains]")
+        check_ensemble(ensemble, action, "[chains]")
     if "block" in tables and ensemble is None:
         raise ConfigError(
             "[block]: a local flow learns from HMC chains: add a table [chains], e.g. with "
             "count = 256"
         )
-    stored = _read_stored(tables, base)
-    settings, keys, objective, options = _read_training(
+    stored = read_stored(tables, base)
+    settings, keys, objective, options = read_training(
         tables["training"],
-        _kind(tables),
+        kind_of(tables),
         configurations=next((f"[{n}]" for n in ("chains", "ensemble") if n in tables), None),
     )
     plan = Plan(tables, action, sizes, ends, ensemble, stored, settings, keys, objective, options)
@@ -419,134 +365,3 @@ def _check_refinement(plan: Plan, objective: Objective) -> None:
             f"[training] refined_steps = {steps}: should be at least the {flow.steps} steps of "
             "[flow] that it is trained with"
         )
-
-
-def _read_stored(tables: dict[str, Any], base: Path) -> StoredEnsemble | None:
-    """Return the configurations of [ensemble]."""
-    if "ensemble" not in tables:
-        return None
-    for name in ("chains", "exchange"):
-        if name in tables:
-            raise ConfigError(
-                f"[ensemble] and [{name}]: configurations come from files or from HMC chains, not "
-                "from both"
-            )
-    table = EnsembleTable(**validate(EnsembleTable, tables["ensemble"], "[ensemble]"))
-    try:
-        return table.open(base)
-    except (FormatError, OSError) as error:
-        raise ConfigError(f"[ensemble]: {error}") from error
-
-
-def _kind(tables: Mapping[str, Any]) -> str:
-    if "exchange" in tables:
-        return "exchange"
-    return "local" if "block" in tables else "sampler"
-
-
-def _read_exchange(
-    table: dict[str, Any], action: Action
-) -> tuple[tuple[Action, Action], dict[str, Any]]:
-    options = dict(table)
-    ends = []
-    for key in ("from", "to"):
-        couplings = options.pop(key, None)
-        if not isinstance(couplings, dict) or not couplings:
-            example = next(iter(action.parameters), "beta")
-            raise ConfigError(
-                f"[exchange]: needs {key} = {{...}} with the couplings of that end, e.g. "
-                f"{key} = {{{example} = 1.0}}"
-            )
-        ends.append(check_couplings(action, couplings, f"[exchange] {key}"))
-    first, second = ends
-    if first.parameters == second.parameters:
-        raise ConfigError("[exchange]: from and to are the same theory: nothing to train")
-    known = {"from", "to", *parameters(_Exchange)}
-    for key in options:
-        if key not in known:
-            raise ConfigError(f"[exchange]: unknown key {key!r}{nearest(key, known)}")
-    ensemble = asdict(build(_Exchange, options, "[exchange]"))
-    assert set(ENSEMBLE_KEYS) <= set(ensemble)
-    _check_ensemble(ensemble, first, "[exchange]")
-    return (first, second), ensemble
-
-
-def _check_ensemble(options: dict[str, Any], action: Action, where: str) -> None:
-    try:
-        # The constructor holds the ranges; nothing is drawn before the first batch.
-        Ensemble(action, "check", 0, **options)
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
-
-
-def _read_training(
-    table: dict[str, Any], kind: str, *, configurations: str | None
-) -> tuple[Settings, _Keys, Callable[..., Objective], dict[str, Any]]:
-    where = "[training]"
-    name = table.get("objective", _OBJECTIVES[kind])
-    objective = _find_objective(name, kind, configurations=configurations)
-    own, common = parameters(objective), parameters(_Keys)
-    known = {"objective", *own, *common, *parameters(Settings)}
-    for key in table:
-        if key not in known:
-            raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, known)}")
-
-    def those(names: Any) -> dict[str, Any]:
-        return {key: table[key] for key in table if key in names}
-
-    options = validate(objective, those(own), where)
-    keys = build(_Keys, those(common), where)
-    if keys.evaluate_samples < 16:
-        raise ConfigError(f"{where}: evaluate_samples = {keys.evaluate_samples}: at least 16")
-    arguments = validate(Settings, those(parameters(Settings)), where)
-    try:
-        return Settings(**arguments), keys, objective, options
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
-
-
-def _find_objective(
-    name: Any, kind: str, *, configurations: str | None
-) -> Callable[..., Objective]:
-    """Return the class of an objective that can be had from the tables that there are."""
-    if not isinstance(name, str):
-        raise ConfigError(f"[training]: objective = {name!r}: should be a name")
-    where = f"[training]: objective = {name!r}"
-    try:
-        objective = resolve("objectives", name)
-    except ConfigError as error:
-        raise ConfigError(f"[training]: {error}") from error
-    asked = _positional(objective)
-    offered = _KINDS[kind]
-    foreign = [one for one in asked if one not in offered]
-    if foreign:
-        tables = {"sampler": "[prior]", "exchange": "[exchange]", "local": "[block]"}
-        able = [one for one, names in _KINDS.items() if set(names).issuperset(asked)]
-        if not able:
-            raise ConfigError(
-                f"{where}: takes {foreign[0]!r} by position, but a configuration can only supply "
-                + " or ".join(", ".join(names) for names in _KINDS.values())
-            )
-        raise ConfigError(
-            f"{where}: is for a configuration with {tables[able[0]]}, not with {tables[kind]}"
-        )
-    if kind != "sampler":
-        return objective
-    if configurations is not None and "ensemble" not in asked:
-        raise ConfigError(f"{configurations} would be ignored: {name} needs no configurations")
-    if configurations is None and asked.get("ensemble") is inspect.Parameter.empty:
-        raise ConfigError(
-            f"{where}: needs configurations of the target: add a table [chains], e.g. with "
-            "count = 256, or [ensemble] with files"
-        )
-    return objective
-
-
-def _positional(component: Callable[..., Any]) -> dict[str, Any]:
-    """Return the positional parameters of a component with their defaults."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return {
-        name: parameter.default
-        for name, parameter in inspect.signature(component).parameters.items()
-        if parameter.kind in kinds
-    }

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from flowmc.cli import main
-from flowmc.flows.files import load_flow, orient
+from flowmc.flows.files import load_flow
+from flowmc.flows.matching import orient
 from flowmc.run.config import load_config
 from flowmc.run.toml_text import toml_text
 

@@ -15,7 +15,8 @@ from flowmc.actions import FreeScalar, Phi4
 from flowmc.cli import main
 from flowmc.estimators.weights import effective_sample_size
 from flowmc.flows import BetweenCouplings, ConditionalContinuousFlow, ContinuousFlow
-from flowmc.flows.files import FlowFileError, check_flow_fits, load_flow, orient
+from flowmc.flows.files import FlowFileError, load_flow
+from flowmc.flows.matching import check_flow_fits, orient
 from flowmc.random import stream
 from flowmc.registry import ConfigError
 from flowmc.run.evaluate import evaluate

@@ -8,8 +8,10 @@ import torch
 from flowmc.actions import DefectWilson, Wilson
 from flowmc.flows import DefectFlow, link_jacobian, masked_links
 from flowmc.flows.base import check_equivariance, check_inverse, check_log_det
+from flowmc.flows.building import build_flow
 from flowmc.flows.defect_masks import defect_layers, link_shells, path_classes
-from flowmc.flows.files import FlowFileError, build_flow, load_flow, orient, save_flow
+from flowmc.flows.files import FlowFileError, load_flow, save_flow
+from flowmc.flows.matching import orient
 from flowmc.groups import U1
 from flowmc.lattice import shift
 

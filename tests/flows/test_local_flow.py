@@ -11,7 +11,8 @@ from flowmc.actions.base import Action
 from flowmc.flows import Block, BlockCouplingFlow, BlockGaussian, LocalFlowModel
 from flowmc.flows.base import Flow, check_inverse, check_log_det
 from flowmc.flows.blocks import Tiling
-from flowmc.flows.files import build_flow, build_local_model, load_flow, load_local_flow, save_flow
+from flowmc.flows.building import build_flow, build_local_model
+from flowmc.flows.files import load_flow, load_local_flow, save_flow
 from flowmc.flows.interval_splines import IntervalSpline
 from flowmc.flows.local import block_action_difference
 from flowmc.groups import Real

@@ -8,7 +8,8 @@ import torch
 
 from flowmc.actions.theory import build_action, describe_theory
 from flowmc.flows.base import FlowModel
-from flowmc.flows.files import build_flow, build_prior, save_flow
+from flowmc.flows.building import build_flow, build_prior
+from flowmc.flows.files import save_flow
 from flowmc.run.toml_text import toml_text
 
 PHI4 = {

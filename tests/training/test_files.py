@@ -12,18 +12,16 @@ from flowmc import zoo
 from flowmc.actions import Phi4, Wilson
 from flowmc.flows import AffineCouplingFlow, FlowModel, FreeFieldPrior, GaussianPrior
 from flowmc.flows.base import Inverse
+from flowmc.flows.building import build_flow, build_prior
 from flowmc.flows.files import (
     FlowFileError,
     atomic_save,
-    build_flow,
-    build_prior,
-    check_flow_fits,
     load_flow,
     load_local_flow,
-    orient,
     read_card,
     save_flow,
 )
+from flowmc.flows.matching import check_flow_fits, orient
 from flowmc.random import stream
 from flowmc.registry import ConfigError
 

@@ -12,7 +12,8 @@ import torch
 
 from flowmc.actions import Action, Phi4
 from flowmc.flows import FlowModel, GaussianPrior, SignMixture
-from flowmc.flows.files import build_model, load_flow, read_card
+from flowmc.flows.building import build_model
+from flowmc.flows.files import load_flow, read_card
 from flowmc.kernels import Independence
 from flowmc.random import stream
 from flowmc.registry import ConfigError

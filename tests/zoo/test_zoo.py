@@ -12,7 +12,8 @@ from flowmc.estimators.weights import (
     swap_rate,
 )
 from flowmc.flows import Identity
-from flowmc.flows.files import load_flow, load_local_flow, orient, read_card
+from flowmc.flows.files import load_flow, load_local_flow, read_card
+from flowmc.flows.matching import orient
 from flowmc.kernels import HMC
 from flowmc.random import stream
 from flowmc.run.evaluate_local import evaluate_local

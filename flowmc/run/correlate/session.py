@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from flowmc.actions.base import Action
 from flowmc.flows.base import Flow, Identity
-from flowmc.flows.files import load_flow, orient
+from flowmc.flows.files import load_flow
+from flowmc.flows.matching import orient
 from flowmc.parallel import Communicator
 from flowmc.parallel.devices import choose_device, choose_threads
 from flowmc.registry import ConfigError

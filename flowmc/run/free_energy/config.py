@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from flowmc.actions.base import Action
 from flowmc.actions.theory import build_action
-from flowmc.flows.files import build_flow, build_prior
+from flowmc.flows.building import build_flow, build_prior
 from flowmc.nonequilibrium import line_of_actions
 from flowmc.nonequilibrium.starts import can_be_drawn
 from flowmc.registry import ConfigError, nearest, validate

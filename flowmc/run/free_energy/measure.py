@@ -27,7 +27,9 @@ from flowmc.estimators.free_energy import (
     q_estimator,
 )
 from flowmc.flows.base import FlowModel, Prior
-from flowmc.flows.files import build_flow, build_prior, check_flow_fits, load_flow
+from flowmc.flows.building import build_flow, build_prior
+from flowmc.flows.files import load_flow
+from flowmc.flows.matching import check_flow_fits
 from flowmc.flows.priors import EnsemblePrior
 from flowmc.kernels import Kernel, Repeat
 from flowmc.nonequilibrium import Evolution, ExactStart, MarkovStart, Process, StochasticFlow
