@@ -451,9 +451,7 @@ def test_zoo_command(tmp_path, monkeypatch, capsys):
 def test_a_finished_flow_has_a_finer_integrator(tmp_path):
     begin = SAMPLER.index("[flow]")
     end = SAMPLER.index("\n[", begin) + 1
-    keys = (
-        "frequencies = 3\nsite_channels = 2\ntime_channels = 2\ntime_frequencies = 1\nsteps = 4\n"
-    )
+    keys = "frequencies = 3\nsite_channels = 2\ntime_channels = 2\ntime_frequencies = 1\n"
     text = f'{SAMPLER[:begin]}[flow]\nname = "continuous"\nsteps = 4\n{keys}\n{SAMPLER[end:]}'
     refined = text.replace("batch = 8", "batch = 8\nrefined_steps = 9")
     for name, source in (("a", text), ("b", refined)):
