@@ -92,16 +92,19 @@ def seconds_per_update(size: int, kind: str, updates: int) -> float:
     return (times[1] - times[0]) / updates / CHAINS
 
 
-def timings(size: int, output: Path, scale: float) -> dict[str, list[float]]:
-    """Return three times of every way of sampling a size, taken in turns, or what is stored."""
+def timings(size: int, output: Path) -> dict[str, list[float]]:
+    """Return three times of every way of sampling a size, taken in turns, or what is stored.
+
+    Enough updates for starting the program, some seconds that differ by one, not to matter.
+    """
     file = output / f"timings_{size}.json"
     if file.exists():
         return json.loads(file.read_text())
     found: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for _ in range(3):
         for kind in KINDS:
-            count = {"hmc": 3000, "flow": 60, "hmc + flow": 60}[kind] * (8 / size) ** 2
-            found[kind].append(seconds_per_update(size, kind, max(10, round(scale * count))))
+            count = {"hmc": 6000, "flow": 400, "hmc + flow": 200}[kind] * (8 / size) ** 2
+            found[kind].append(seconds_per_update(size, kind, round(count)))
     file.write_text(json.dumps(found) + "\n")
     return found
 
@@ -118,7 +121,7 @@ def measure(size: int, kind: str, output: Path, scale: float) -> Measured:
         flowmc(["report", str(folder), "--json"])
     report = json.loads(text.getvalue())
     magnetization, phi2 = (report["observables"][key] for key in ("magnetization", "phi2"))
-    times = timings(size, output, scale)[kind]
+    times = timings(size, output)[kind]
     kernel = report["kernels"]["hmc" if kind == "hmc" else "independence"]
     return Measured(
         size,
