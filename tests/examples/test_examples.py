@@ -221,3 +221,16 @@ def test_free_energies_script_runs():
     lines = result.stdout.splitlines()
     assert len(lines) == 12  # two of the head, ten estimators
     assert all(line.count("|") == 7 for line in lines)
+
+
+def test_kappa_line_script_runs():
+    """On 16x8, where it is fast; the references are of 64x8."""
+    command = [sys.executable, str(EXAMPLES / "phi4_kappa_line.py"), "--flow"]
+    done = subprocess.run(
+        [*command, "zoo:phi4_16x8_kappa", "--samples", "64"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| 0.2")]
+    assert len(rows) >= 3 and all(line.count("|") == 8 for line in rows)
