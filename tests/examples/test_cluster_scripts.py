@@ -58,7 +58,7 @@ def run_job(script, site, tmp_path):
         env=site,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
     )
     return done, submitted.read_text().splitlines() if submitted.exists() else []
 
