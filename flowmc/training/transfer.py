@@ -50,6 +50,7 @@ def start_from(flow: Flow | LocalFlowModel, action: Action, source: str | os.Pat
     if (
         isinstance(old, ContinuousFlow)
         and isinstance(flow, ContinuousFlow)
+        and not flow.transfers_to_other_lattices
         and (old.lattice, old.reach) != (flow.lattice, flow.reach)
     ):
         try:

@@ -132,6 +132,19 @@ def test_training_on_a_mix_of_sizes(tmp_path):
         assert trained > 0.9 and 1 - trained < 0.5 * (1 - before)
 
 
+def test_a_training_goes_on_on_a_larger_lattice(tmp_path):
+    small = {key: table for key, table in TABLES.items() if key != "size"}
+    small["training"] = {**TABLES["training"], "steps": 2}
+    train(make_plan(small), tmp_path / "small.safetensors")
+    large = {**small, "theory": {"action": "free", "lattice": [9, 9], "m2": 1 / 9}}
+    large["training"] = {**small["training"], "start_from": str(tmp_path / "small.safetensors")}
+    flow, old = make_plan(large).build("cpu").module.flow, load_flow(tmp_path / "small.safetensors")
+    assert flow.lattice == (9, 9)
+    given = old.flow.state_dict()
+    assert given["far"].any()
+    assert all(torch.equal(value, given[key]) for key, value in flow.state_dict().items())
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
