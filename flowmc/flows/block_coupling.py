@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmc.flows.blocks import Block
-from flowmc.flows.convolution import LatticeConvolution
+from flowmc.flows.convolution import LatticeConvolution, neighbour_table
 from flowmc.flows.interval_splines import IntervalSpline
 from flowmc.flows.local import ConditionalFlow
 from flowmc.lattice import coordinates, sum_over_rows
@@ -78,7 +78,7 @@ class BlockCouplingFlow(ConditionalFlow):
         rows = torch.cat([block.inside[order], block.collar])
         position = torch.full((math.prod(block.patch) + 1,), len(rows))
         position[rows] = torch.arange(len(rows))
-        neighbours = position[_patch_table(block.patch, kernel_size)]
+        neighbours = position[neighbour_table(block.patch, kernel_size, periodic=False)]
         outside = torch.full_like(neighbours[:1], len(rows))
         self.register_buffer("_order", order, persistent=False)
         self.register_buffer("_position", torch.argsort(order), persistent=False)
@@ -185,24 +185,3 @@ class _Network(nn.Module):
         itself, rows = self.get_buffer("_itself"), (0, len(h))
         even = self.even(h.square(), itself, rows) + self.bias[..., None]
         return even, self.odd(h, itself, rows)
-
-
-def _patch_table(patch: Sequence[int], kernel_size: int) -> Tensor:
-    """Return the index of ``x + o`` for all sites and offsets, ``(sites, k^d)``; outside: the size.
-
-    Raises:
-        ValueError: if ``kernel_size`` is not odd and positive.
-    """
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(
-            f"kernel_size = {kernel_size}: a convolution centred on its site needs an odd size"
-        )
-    reach = kernel_size // 2
-    offsets = [grid.flatten() - reach for grid in coordinates([kernel_size] * len(patch))]
-    table = torch.zeros(math.prod(patch), kernel_size ** len(patch), dtype=torch.int64)
-    outside = torch.zeros_like(table, dtype=torch.bool)
-    for extent, site, offset in zip(patch, coordinates(patch), offsets, strict=True):
-        at = site.reshape(-1, 1) + offset
-        outside |= (at < 0) | (at >= extent)
-        table = table * extent + at % extent
-    return torch.where(outside, math.prod(patch), table)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from numpy.polynomial.chebyshev import chebvander
 from torch import Tensor, nn
 
 from flowmc.actions import Action
@@ -96,10 +97,6 @@ class ConditionalContinuousFlow(ContinuousFlow):
     def distinction(self) -> str:
         return repr(self.value)
 
-    def covers(self, action: Action) -> bool:
-        """Return whether the coupling of an action is in the range."""
-        return self.low <= action.parameters[self.coupling] <= self.high
-
     def start_from(self, other: ContinuousFlow) -> None:
         """Take the weights of a flow of one coupling for all of them.
 
@@ -121,7 +118,7 @@ class ConditionalContinuousFlow(ContinuousFlow):
 
     def _in_range(self, action: Action) -> float:
         value = action.parameters[self.coupling]
-        if not self.covers(action):
+        if not self.low <= value <= self.high:
             raise ValueError(
                 f"this flow was made for {self.coupling} = {self.low:g} ... {self.high:g}, not for "
                 f"{self.coupling} = {value:g}"
@@ -134,13 +131,8 @@ class ConditionalContinuousFlow(ContinuousFlow):
 
     def _spatial_kernels(self) -> Tensor:
         c = (2 * self.value - self.low - self.high) / (self.high - self.low)
-        polynomials = [1.0, c]
-        while len(polynomials) <= self.degree:
-            polynomials.append(2 * c * polynomials[-1] - polynomials[-2])
-        total = self.kernels[0]
-        for k in range(1, self.degree + 1):
-            total = torch.add(total, self.kernels[k], alpha=polynomials[k])
-        return total
+        polynomials = torch.from_numpy(chebvander(c, self.degree)[0]).to(self.kernels)
+        return torch.tensordot(polynomials, self.kernels, 1)
 
 
 class AtCoupling(Flow):

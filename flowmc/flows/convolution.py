@@ -20,11 +20,12 @@ from flowmc.lattice import coordinates
 __all__ = ["LatticeConvolution", "neighbour_table"]
 
 
-def neighbour_table(lattice: Sequence[int], kernel_size: int) -> Tensor:
+def neighbour_table(lattice: Sequence[int], kernel_size: int, *, periodic: bool = True) -> Tensor:
     """Return the site index of ``x + o`` for all sites x and kernel offsets o, ``(V, k^d)`` int64.
 
     Sites and offsets are in C order; offsets run over ``-(k - 1)/2 .. (k - 1)/2`` per direction,
-    so that reversing the order of a row negates its offsets.
+    so that reversing the order of a row negates its offsets.  Without periodic boundaries a
+    neighbour that is outside has the index V.
 
     Raises:
         ValueError: if ``kernel_size`` is not odd and positive.
@@ -36,9 +37,12 @@ def neighbour_table(lattice: Sequence[int], kernel_size: int) -> Tensor:
     reach = kernel_size // 2
     offsets = [grid.flatten() - reach for grid in coordinates([kernel_size] * len(lattice))]
     table = torch.zeros(math.prod(lattice), kernel_size ** len(lattice), dtype=torch.int64)
+    outside = torch.zeros_like(table, dtype=torch.bool)
     for extent, site, offset in zip(lattice, coordinates(lattice), offsets, strict=True):
-        table = table * extent + (site.reshape(-1, 1) + offset) % extent
-    return table
+        at = site.reshape(-1, 1) + offset
+        outside |= (at < 0) | (at >= extent)
+        table = table * extent + at % extent
+    return table if periodic else torch.where(outside, math.prod(lattice), table)
 
 
 class LatticeConvolution(nn.Module):

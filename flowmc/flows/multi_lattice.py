@@ -3,6 +3,7 @@ r"""The continuous flow with a kernel of distance: one model for lattices of any
 from __future__ import annotations
 
 import torch
+from numpy.polynomial.chebyshev import chebvander
 from torch import Tensor, nn
 
 from flowmc.actions import Action
@@ -102,11 +103,8 @@ class MultiLatticeFlow(ContinuousFlow):
         gaussians = (-0.5 * ((distance[:, None] - centres) / width).square()).exp()
         # In float64 and no buffers, which a change of precision would round.
         self._gaussians = spacing**dimensions * gaussians
-        c = 2 * spacing * self._coarsest - 1
-        polynomials = [1.0, c]
-        while len(polynomials) <= degree:
-            polynomials.append(2 * c * polynomials[-1] - polynomials[-2])
-        self._polynomials = torch.tensor(polynomials[: degree + 1], dtype=torch.float64)
+        polynomials = chebvander(2 * spacing * self._coarsest - 1, degree)[0]
+        self._polynomials = torch.from_numpy(polynomials)
         self.far = nn.Parameter(torch.zeros(distances, site_channels, time_channels))
         self.near = nn.Parameter(torch.zeros(degree + 1, len(number), site_channels, time_channels))
 
