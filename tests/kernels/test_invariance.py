@@ -317,7 +317,7 @@ def test_a_local_proposal_that_is_taken_for_symmetric_is_caught(rng):
 
     model = local_model(PHI4, [1, 1], rng, 0.3)
     kernel = LocalFlow(PHI4, Symmetric(model.block, model.prior, model.flow))
-    assert check(PHI4, kernel, rng) < THRESHOLD
+    assert check(PHI4, kernel, rng, steps=6) < THRESHOLD
 
 
 def test_blocks_without_frozen_sites_between_them_are_caught(rng):

@@ -23,7 +23,9 @@ def make(lattice, integrator="rk4", steps=6, dtype=torch.float32, size=0.5, reac
         steps=steps,
         reach=reach,
     ).to(dtype)
-    torch.nn.init.normal_(flow.kernels, std=size / int(flow.spectrum.multiplicity.sum()))
+    # A site alone, with all of the size to itself, would be driven as no trained flow drives it.
+    sites = max(9, int(flow.spectrum.multiplicity.sum()))
+    torch.nn.init.normal_(flow.kernels, std=size / sites)
     return flow
 
 
