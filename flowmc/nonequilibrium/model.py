@@ -36,6 +36,15 @@ class StochasticFlow(nn.Module):
         """All flow layers in order, without the updates between them."""
         return Chain(layer for layer in self.process.flows if isinstance(layer, Flow))
 
+    @property
+    def log_density_is_exact(self) -> bool:
+        """Whether the work is that of the discrete maps; see :class:`~flowmc.flows.Flow`."""
+        return self.flow.log_density_is_exact and self.prior.log_density_is_exact
+
+    def density_error(self, z: Tensor) -> Tensor:
+        """Return an estimate of the error of the work from ``z``, without updates, ``(n,)`` >= 0."""
+        return self.flow.density_error(z) + self.prior.density_error(z)
+
     def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw; return ``x (n, ...)`` and the log-density of its path ``(n,)`` float64."""
         evolution = self.evolve(n, rng)

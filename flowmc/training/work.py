@@ -54,4 +54,4 @@ class MeanWork(Objective):
     @torch.no_grad()
     def density_error(self, n: int, rng: torch.Generator) -> Tensor:
         x, _ = self.model.prior.sample(n, rng)
-        return self.model.flow.density_error(x)
+        return self.model.density_error(x)

@@ -120,7 +120,7 @@ class SamplerObjective(Objective):
     @torch.no_grad()
     def density_error(self, n: int, rng: torch.Generator) -> Tensor:
         z, _ = self.model.prior.sample(n, rng)
-        return self.model.flow.density_error(z)
+        return self.model.density_error(z)
 
 
 def nothing(rows: Tensor) -> Batch:
