@@ -42,7 +42,7 @@ class StochasticFlow(nn.Module):
         return self.flow.log_density_is_exact and self.prior.log_density_is_exact
 
     def density_error(self, z: Tensor) -> Tensor:
-        """Return an estimate of the error of the work from ``z``, without updates, ``(n,)`` >= 0."""
+        """Return an estimate of the error of the work of all flows on z, ``(n,)`` >= 0."""
         return self.flow.density_error(z) + self.prior.density_error(z)
 
     def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:

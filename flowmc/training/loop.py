@@ -1,4 +1,4 @@
-"""The training loop: Adam on an objective, with checkpoints that continue bit for bit.
+"""The training loop: an optimiser on an objective, with checkpoints that continue bit for bit.
 
 Every step draws from the stream of its own index and the learning rate is a function of the step,
 so weights, optimiser moments and the objective's ensembles are the whole state of a training.
@@ -27,6 +27,12 @@ from flowmc.parallel import Communicator
 from flowmc.random import stream
 from flowmc.registry import ConfigError
 from flowmc.training.objectives.base import Batch, Objective
+from flowmc.training.optimisers import (
+    OptimiserName,
+    load_state_tensors,
+    make_optimiser,
+    state_tensors,
+)
 from flowmc.training.schedules import learning_rate_factor
 
 __all__ = ["Progress", "Settings", "Trainer", "TrainingError"]
@@ -52,11 +58,12 @@ class Settings:
     Attributes:
         steps: number of steps.
         batch: samples per step.
-        learning_rate: of Adam, at its peak.
+        optimiser: "adam" or "soap" (:func:`~flowmc.training.optimisers.make_optimiser`).
+        learning_rate: at its peak.
         schedule: "constant", "cosine" or "exponential" (:mod:`flowmc.training.schedules`).
         warmup: steps of the linear rise of the learning rate.
         final_fraction: factor on the learning rate at the end of a decaying schedule.
-        beta1, beta2: Adam's decay rates of the first and second moment.
+        beta1, beta2: the optimiser's decay rates of the first and second moment.
         gradient_clip: largest norm of the gradient; 0 leaves gradients alone.  An untrained flow
             has a few samples of huge action, whose gradients would fill Adam's second moment and
             slow it down for thousands of steps.
@@ -66,6 +73,7 @@ class Settings:
 
     steps: int
     batch: int
+    optimiser: OptimiserName = "adam"
     learning_rate: float = 1e-3
     schedule: Literal["constant", "cosine", "exponential"] = "cosine"
     warmup: int = 0
@@ -162,8 +170,11 @@ class Trainer:
         if self.communicator.size > 1:
             objective.distribute(self.communicator)
         self.device = self.weights[0].device
-        self.optimiser = torch.optim.Adam(
-            self.weights, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2)
+        self.optimiser = make_optimiser(
+            settings.optimiser,
+            self.weights,
+            settings.learning_rate,
+            (settings.beta1, settings.beta2),
         )
         self.step = 0
         self.skipped = 0
@@ -317,23 +328,16 @@ class Trainer:
     def _learned(self) -> dict[str, Tensor]:
         """Return the weights and the moments of the optimiser."""
         tensors = {f"module/{key}": value for key, value in self.module.state_dict().items()}
-        for index, moments in self.optimiser.state_dict()["state"].items():
-            tensors.update({f"optimiser/{index}/{key}": value for key, value in moments.items()})
-        return tensors
+        moments = state_tensors(self.optimiser)
+        return tensors | {f"optimiser/{key}": value for key, value in moments.items()}
 
     def _set_learned(self, tensors: Mapping[str, Tensor]) -> None:
-        modules: dict[str, Tensor] = {}
-        moments: dict[int, dict[str, Tensor]] = {}
+        parts: dict[str, dict[str, Tensor]] = {"module": {}, "optimiser": {}}
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
-            if part == "module":
-                modules[name] = tensor
-            elif part == "optimiser":
-                index, _, name = name.partition("/")
-                moments.setdefault(int(index), {})[name] = tensor
-        self.module.load_state_dict(modules)
-        state = self.optimiser.state_dict()
-        self.optimiser.load_state_dict({**state, "state": moments})
+            parts.setdefault(part, {})[name] = tensor
+        self.module.load_state_dict(parts["module"])
+        load_state_tensors(self.optimiser, parts["optimiser"])
 
     def _make_equal(self) -> None:
         """Give all ranks what rank 0 has written, should they differ.
@@ -368,7 +372,7 @@ class Trainer:
             raise FlowFileError(f"{path} is not a training checkpoint; remove it or name another")
         try:
             self._set_learned(tensors)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise FlowFileError(f"{path} is a checkpoint of another flow: {error}") from error
         prefix = "objective/"
         self.objective.load_state_dict(

@@ -214,6 +214,16 @@ def test_training_step_benchmark_runs():
     assert result.stdout.count("| 4x4 |") == 6
 
 
+def test_optimisers_benchmark_runs():
+    script = EXAMPLES / "benchmarks" / "optimisers.py"
+    result = subprocess.run(
+        [sys.executable, str(script), "--quick"], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    rows = [line.split("|") for line in result.stdout.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) == 2 and all(0 < float(row[3].partition("(")[0]) <= 1 for row in rows)
+
+
 def test_free_energies_script_runs():
     command = [sys.executable, str(EXAMPLES / "free_energies.py"), "--quick", "--only", "su3"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

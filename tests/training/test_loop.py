@@ -21,6 +21,7 @@ from flowmc.training import (
     Trainer,
     TrainingError,
 )
+from flowmc.training.optimisers import make_optimiser
 from flowmc.training.schedules import SCHEDULES, learning_rate_factor
 
 
@@ -65,8 +66,17 @@ def matrix_exchange():
 @pytest.mark.parametrize(
     "make", [sampler, path_sampler, forward, log_variance, exchange, matrix_exchange]
 )
-def test_resumed_training_gives_the_same_bytes(make, tmp_path):
-    settings = Settings(steps=20, batch=8, learning_rate=1e-2, warmup=5, seed=3, gradient_clip=5.0)
+@pytest.mark.parametrize("optimiser", ["adam", "soap"])
+def test_resumed_training_gives_the_same_bytes(make, optimiser, tmp_path):
+    settings = Settings(
+        steps=20,
+        batch=8,
+        optimiser=optimiser,
+        learning_rate=1e-2,
+        warmup=5,
+        seed=3,
+        gradient_clip=5.0,
+    )
     whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
     assert Trainer(make(), settings, checkpoint=str(whole)).run()
     first = Trainer(make(), settings, checkpoint=str(half))
@@ -85,6 +95,39 @@ def test_resumed_training_gives_the_same_bytes(make, tmp_path):
     # The comparison can fail: ten steps are not twenty.
     half.write_bytes(at_ten)
     assert tensors(whole) != tensors(half)
+
+
+def test_checkpoint_of_another_optimiser_is_refused(tmp_path):
+    path = str(tmp_path / "checkpoint.safetensors")
+    for one, other in (("adam", "soap"), ("soap", "adam")):
+        Trainer(sampler(), Settings(steps=2, batch=4, optimiser=one), checkpoint=path).run()
+        trainer = Trainer(sampler(), Settings(steps=2, batch=4, optimiser=other), checkpoint=path)
+        with pytest.raises(FlowFileError, match="optimiser"):
+            trainer.load(path)
+
+
+def test_soap_follows_a_valley_across_the_axes():
+    """A quadratic whose axes are those of neither weights nor Adam, but of a product of bases."""
+    torch.manual_seed(4)
+    left, right = (torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64))[0] for _ in range(2))
+    curvature = torch.logspace(0, -3, 36, dtype=torch.float64).reshape(6, 6)
+    start = torch.randn(6, 6, dtype=torch.float64)
+    reached = {}
+    for name in ("adam", "soap"):
+        weight = torch.nn.Parameter(start.clone())
+        optimiser = make_optimiser(name, [weight], 0.03, (0.9, 0.99))
+        for _ in range(300):
+            optimiser.zero_grad()
+            loss = (curvature * (left.T @ weight @ right) ** 2).sum()
+            loss.backward()
+            optimiser.step()
+        reached[name] = float(loss.detach())
+    assert reached["soap"] < reached["adam"] / 10
+
+
+def test_a_weight_too_long_for_soap_is_told():
+    with pytest.raises(ConfigError, match="5000 entries"):
+        make_optimiser("soap", [torch.nn.Parameter(torch.zeros(2, 5000))], 0.1, (0.9, 0.99))
 
 
 def test_training_lowers_the_loss():
