@@ -1,11 +1,12 @@
-"""ln Z of phi^4 along a line of kappa from one conditional flow, beside thermodynamic integration.
+"""ln Z of phi^4 along a line of kappa from flows, beside thermodynamic integration.
 
-    python examples/phi4_kappa_line.py [--flow zoo:phi4_64x8_kappa] [--samples 4000] [--steps N]
+    python examples/phi4_kappa_line.py [--lattice 64x8] [--samples 4000] [--steps N] [--flows ...]
 
-draws from the flow at every kappa of the table for its lattice (lambda = 0.022; 16x8 or 64x8) and
-prints ln Z with its error.  The reference integrates <sum phi phi_mu> over kappa from the exact ln
-Z at kappa = 0, with 28 nodes of 32 Markov chains each.  A kappa at which the density error is not
-small against the spread of the log-weights is refused.
+draws from a flow at every kappa of the table (lambda = 0.022; 16x8 or 64x8) and prints ln Z with
+its error: up to kappa = 0.28 from one conditional flow, and in the broken phase at kappa = 0.3 from
+a flow of one well and its mirror image.  The reference integrates <sum phi phi_mu> over kappa from
+the exact ln Z at kappa = 0, with 28 nodes of 32 Markov chains each.  A kappa at which the density
+error is not small against the spread of the log-weights is refused.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import math
 
 from flowmc.estimators.autocorrelation import format_value
 from flowmc.flows.conditional import ConditionalContinuousFlow
-from flowmc.flows.files import load_flow
+from flowmc.flows.files import LoadedFlow, load_flow
 from flowmc.run.evaluate import DensityError, evaluate_sampler
 
 # Lattice: kappa: ln Z and its error by thermodynamic integration.
@@ -27,6 +28,7 @@ REFERENCE = {
         0.27: (91.4314, 0.0116),
         0.275: (94.8934, 0.0141),
         0.28: (100.0140, 0.0155),
+        0.3: (134.9389, 0.0210),
     },
     (64, 8): {
         0.2: (320.4130, 0.0108),
@@ -35,46 +37,65 @@ REFERENCE = {
         0.27: (365.0698, 0.0301),
         0.275: (377.9362, 0.0453),
         0.28: (398.0760, 0.0629),
+        0.3: (537.5686, 0.1005),
     },
 }
+
+
+def covers(loaded: LoadedFlow, kappa: float) -> bool:
+    """Say whether a flow was made for this kappa."""
+    if isinstance(loaded.flow, ConditionalContinuousFlow):
+        return loaded.flow.low <= kappa <= loaded.flow.high
+    return loaded.action.parameters["kappa"] == kappa
+
+
+def row(loaded: LoadedFlow, kappa: float, samples: int) -> tuple[str, list[str]]:
+    """Draw and return a line of the table, and warnings."""
+    reference, error = REFERENCE[loaded.action.lattice][kappa]
+    action = loaded.action.at(kappa=kappa)
+    found, warnings = evaluate_sampler(loaded.model.at(action), action, samples)
+    pull = (found["log_z"] - reference) / math.hypot(found["log_z_error"], error)
+    entries = (
+        f"{kappa}",
+        format_value(found["ess"], found["ess_error"]),
+        format_value(found["log_z"], found["log_z_error"]),
+        format_value(reference, error),
+        f"{pull:+.1f}",
+        f"{100 * found['max_weight_share']:.2f} %",
+        f"{found['density_error']:.4f}",
+    )
+    return f"| {' | '.join(entries)} |", warnings
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--flow", default="zoo:phi4_64x8_kappa", help="a flow file")
+    parser.add_argument("--lattice", choices=["16x8", "64x8"], default="64x8", help="of zoo flows")
+    parser.add_argument("--flows", nargs="+", metavar="FLOW", help="flow files in their place")
     parser.add_argument("--samples", type=int, default=4000, help="per kappa")
-    parser.add_argument("--steps", type=int, help="of the integrator; the flow's own by default")
+    parser.add_argument("--steps", type=int, help="of the integrators; the flows' own by default")
     arguments = parser.parse_args()
-    loaded = load_flow(arguments.flow)
-    references = REFERENCE.get(loaded.action.lattice)
-    if loaded.model is None or references is None:
-        parser.error(f"{arguments.flow}: needs a sampler on 16x8 or 64x8")
-    assert isinstance(loaded.flow, ConditionalContinuousFlow)
-    loaded.flow.steps = arguments.steps or loaded.flow.steps
+    names = arguments.flows or [f"zoo:phi4_{arguments.lattice}_{end}" for end in ("kappa", "k0.3")]
+    flows = [load_flow(name) for name in names]
+    for name, loaded in zip(names, flows, strict=True):
+        if loaded.model is None or loaded.action.lattice not in REFERENCE:
+            parser.error(f"{name}: needs a sampler on 16x8 or 64x8")
+        loaded.flow.steps = arguments.steps or loaded.flow.steps
     print("| kappa | ESS | ln Z, flow | ln Z, reference | pull | largest weight | density error |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    for kappa, (reference, error) in references.items():
-        action = loaded.action.at(kappa=kappa)
-        try:
-            found, warnings = evaluate_sampler(loaded.model.at(action), action, arguments.samples)
-        except DensityError as error:
-            print(f"  kappa = {kappa}: {error}")
-            continue
-        pull = (found["log_z"] - reference) / math.hypot(found["log_z_error"], error)
-        entries = (
-            f"{kappa}",
-            format_value(found["ess"], found["ess_error"]),
-            format_value(found["log_z"], found["log_z_error"]),
-            format_value(reference, error),
-            f"{pull:+.1f}",
-            f"{100 * found['max_weight_share']:.2f} %",
-            f"{found['density_error']:.4f}",
-        )
-        print(f"| {' | '.join(entries)} |", flush=True)
-        for warning in warnings:
-            print(f"  {warning}")
+    for loaded in flows:
+        for kappa in REFERENCE[loaded.action.lattice]:
+            if not covers(loaded, kappa):
+                continue
+            try:
+                line, warnings = row(loaded, kappa, arguments.samples)
+            except DensityError as error:
+                print(f"  kappa = {kappa}: {error}")
+                continue
+            print(line, flush=True)
+            for warning in warnings:
+                print(f"  {warning}")
 
 
 if __name__ == "__main__":

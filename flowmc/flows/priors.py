@@ -109,7 +109,7 @@ class FreeFieldPrior(ScalarPrior):
     :math:`\langle|\tilde\phi_p|^2\rangle = V / (2(\hat p^2 + m^2))` and
     :math:`\ln Z = \tfrac12 \sum_p \ln[\pi / (\hat p^2 + m^2)]`, times a scale s: for targets whose
     kinetic term is :math:`\kappa \sum_\mu (\Delta_\mu\phi)^2` it should be about
-    :math:`\kappa^{-1/2}`.
+    :math:`\kappa^{-1/2}`; and around a mean: for one well of a broken phase.
 
     Args:
         action: the theory; gives the lattice.
@@ -117,6 +117,10 @@ class FreeFieldPrior(ScalarPrior):
         mass_extent: the mass in units of the inverse extent of axis 0, instead:
             :math:`m^2 = (\mathtt{mass\_extent} / L_0)^2`, on any lattice of the same box.
         scale: s > 0.
+        mean: <phi>, not scaled.
+
+    Raises:
+        ValueError: for values out of range, and unless one of m2 and mass_extent is given.
     """
 
     def __init__(
@@ -126,6 +130,7 @@ class FreeFieldPrior(ScalarPrior):
         m2: float | None = None,
         mass_extent: float | None = None,
         scale: float = 1.0,
+        mean: float = 0.0,
     ) -> None:
         super().__init__(action)
         if mass_extent is not None and m2 is None:
@@ -134,21 +139,24 @@ class FreeFieldPrior(ScalarPrior):
             raise ValueError("the free-field prior needs one of m2 and mass_extent")
         if not (scale > 0 and math.isfinite(scale)):
             raise ValueError(f"the free-field prior needs a finite scale > 0, got {scale}")
+        if not math.isfinite(mean):
+            raise ValueError(f"the mean of the free-field prior must be finite, got {mean}")
         self.free = FreeScalar(action.lattice, m2=m2)
-        self.scale = float(scale)
+        self.scale, self.mean = float(scale), float(mean)
         self._log_norm = self.free.log_partition() + action.volume * math.log(self.scale)
 
     def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        x = (self.scale * self.free.sample(n, rng)).to(self.dtype)
+        x = (self.mean + self.scale * self.free.sample(n, rng)).to(self.dtype)
         return x, self.log_prob(x)
 
     def log_prob(self, x: Tensor) -> Tensor:
         self._check(x)
-        return -self.free(x.to(torch.float64) / self.scale) - self._log_norm
+        return -self.free((x.to(torch.float64) - self.mean) / self.scale) - self._log_norm
 
     def __repr__(self) -> str:
         scale = "" if self.scale == 1 else f", scale={self.scale!r}"
-        return f"FreeFieldPrior({self._size}, m2={self.free.m2!r}{scale})"
+        mean = "" if self.mean == 0 else f", mean={self.mean!r}"
+        return f"FreeFieldPrior({self._size}, m2={self.free.m2!r}{scale}{mean})"
 
 
 class HaarPrior(_FieldPrior):

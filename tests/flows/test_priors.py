@@ -37,6 +37,7 @@ def ensemble():
 PRIORS = {
     "gaussian": lambda: GaussianPrior(SCALAR, scale=0.7),
     "free": lambda: FreeFieldPrior(SCALAR, m2=0.3),
+    "free, one well": lambda: FreeFieldPrior(SCALAR, m2=0.3, scale=2.0, mean=1.7),
     "haar SU(3)": lambda: HaarPrior(LINKS),
     "haar U(1)": lambda: HaarPrior(ANGLES),
     "ensemble": ensemble,
@@ -85,18 +86,28 @@ def test_gaussian_density_against_torch():
     assert_mean(many.square().flatten(1).mean(1), 0.49)
 
 
+def normal_variance(action):
+    """<phi_x^2> of the free field."""
+    return float(action.propagator().flatten()[0])
+
+
+@pytest.mark.parametrize("scale, mean", [(1.0, 0.0), (0.4, 0.0), (2.0, -1.3)])
 @pytest.mark.parametrize("lattice", [[5], [4, 6], [2, 3, 4]])
-def test_free_field_density_against_the_dense_gaussian(lattice):
+def test_free_field_density_against_the_dense_gaussian(lattice, scale, mean):
     action = FreeScalar(lattice, m2=0.3)
-    prior = FreeFieldPrior(action, m2=0.3).to(torch.float64)
+    prior = FreeFieldPrior(action, m2=0.3, scale=scale, mean=mean).to(torch.float64)
     x, log_density = prior.sample(4, stream())
     # S = x^T A x is exact from the action itself, column by column; the covariance is (2A)^-1.
     unit = torch.eye(action.volume, dtype=torch.float64).reshape(-1, *lattice)
     gradient = torch.stack([action.force(one[None])[0].flatten() for one in unit])
     normal = MultivariateNormal(
-        torch.zeros(action.volume, dtype=torch.float64), precision_matrix=gradient
+        torch.full((action.volume,), mean, dtype=torch.float64),
+        precision_matrix=gradient / scale**2,
     )
     assert torch.allclose(log_density, normal.log_prob(x.flatten(1)), rtol=1e-12)
+    many, _ = prior.sample(4000, stream(3))
+    assert_mean(many, torch.full(tuple(lattice), mean, dtype=torch.float64))
+    assert_mean((many - mean).square().flatten(1).mean(1), scale**2 * normal_variance(action))
 
 
 def test_free_field_draws_have_the_exact_propagator():
@@ -146,6 +157,7 @@ def test_fingerprint_depends_on_the_prior():
         GaussianPrior(SCALAR, scale=1.0 + 1e-12),
         FreeFieldPrior(SCALAR, m2=1.0),
         FreeFieldPrior(SCALAR, m2=1.0 + 1e-12),
+        FreeFieldPrior(SCALAR, m2=1.0, mean=1e-12),
         HaarPrior(LINKS),
         HaarPrior(ANGLES),
         ensemble(),
@@ -162,6 +174,8 @@ def test_fingerprint_depends_on_the_prior():
         (lambda: HaarPrior(SCALAR), "is for links"),
         (lambda: GaussianPrior(SCALAR, scale=0.0), "scale > 0"),
         (lambda: FreeFieldPrior(SCALAR, m2=0.0), "m2 > 0"),
+        (lambda: FreeFieldPrior(SCALAR, m2=1.0, scale=0.0), "scale > 0"),
+        (lambda: FreeFieldPrior(SCALAR, m2=1.0, mean=math.nan), "finite"),
         (lambda: EnsemblePrior(torch.zeros(0, 4, 6), SCALAR), "at least one"),
         (lambda: EnsemblePrior(torch.zeros(2, 6, 4), SCALAR), "does not fit"),
         (lambda: GaussianPrior(SCALAR).log_prob(torch.zeros(2, 6, 4)), "does not fit"),

@@ -91,6 +91,7 @@ CASES = {
     "uneven": (sampler, 7),
     "fewer samples than ranks": (sampler, 2),
     "path": (lambda: sampler("path"), 8),
+    "soap": (sampler, 32),
     "path, fewer samples than ranks": (lambda: sampler("path"), 2),
     # Batches, chains or groups that do not suffice for three ranks.
     "reinforce": (lambda: Reinforce(sampler().model, sampler().action), 2),
@@ -114,7 +115,14 @@ def train(case, ranks, checkpoint, *, resume=False, wrong=False):
     """Train to the middle, or from there to the end; return losses and weights."""
     make, batch = CASES[case]
     objective = make()
-    settings = Settings(steps=STEPS, batch=batch, learning_rate=1e-2, seed=3, gradient_clip=2.0)
+    settings = Settings(
+        steps=STEPS,
+        batch=batch,
+        optimiser="soap" if case == "soap" else "adam",
+        learning_rate=1e-2,
+        seed=3,
+        gradient_clip=2.0,
+    )
     losses = []
     trainer = Trainer(
         objective,
