@@ -19,6 +19,7 @@ round-off for a chain returns NaN as that chain's density; kernels reject such m
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
@@ -40,6 +41,9 @@ __all__ = [
     "check_inverse",
     "check_log_det",
 ]
+
+# Gradients that a check of a Jacobian takes at a time: one chain each.
+_JACOBIAN_ROWS = 128
 
 
 class Flow(nn.Module, ABC):
@@ -266,28 +270,31 @@ def check_log_det(flow: Flow, x: Tensor, group: Group, *, inverse: bool = False)
         inverse: check :meth:`Flow.inverse` instead.
     """
     apply = flow.inverse if inverse else flow.forward
-    zero = torch.zeros(1, dtype=torch.float64, device=x.device)
     worst = 0.0
     for field in x:
         field = field[None]
-
-        def displaced(coordinates: Tensor, field: Tensor = field) -> Tensor:
-            y, _ = apply(group.move(field, group.coordinates_to_algebra(coordinates)), zero)
-            return torch.view_as_real(y) if y.is_complex() else y
-
-        elements = field.shape[: field.dim() - len(group.element_shape)]
-        origin = torch.zeros(*elements, group.algebra_dimension, dtype=torch.float64)
-        columns = torch.autograd.functional.jacobian(displaced, origin, vectorize=False)
-        y, change = apply(field, zero)
-        dofs = origin.numel()
-        columns = columns.reshape(*displaced(origin).shape, dofs)
-        if y.is_complex():
-            derivative = torch.complex(columns[..., 0, :], columns[..., 1, :]).movedim(-1, 0)
-            algebra = derivative @ y.mH
-        else:
-            algebra = columns.movedim(-1, 0)
-        jacobian = group.algebra_to_coordinates(algebra).reshape(dofs, dofs)
-        expected = -torch.linalg.slogdet(jacobian)[1]
+        with torch.no_grad():
+            y, change = apply(field, torch.zeros(1, dtype=torch.float64, device=x.device))
+        elements = field.shape[1 : field.dim() - len(group.element_shape)]
+        shape = (*elements, group.algebra_dimension)
+        dofs = math.prod(shape)
+        # Chains do not see each other: chain i gives the gradient of the i-th coordinate, so one
+        # pass back over many chains gives as many rows of the Jacobian.
+        rows = []
+        for some in torch.arange(dofs, device=x.device).split(_JACOBIAN_ROWS):
+            origin = torch.zeros(
+                (len(some), *shape), dtype=torch.float64, device=x.device, requires_grad=True
+            )
+            moved = group.move(
+                field.expand(len(some), *field.shape[1:]), group.coordinates_to_algebra(origin)
+            )
+            image, _ = apply(moved, torch.zeros(len(some), dtype=torch.float64, device=x.device))
+            # Linear in the image: its derivative at the origin is that of the algebra element.
+            algebra = image @ y.mH if y.is_complex() else image
+            coordinates = group.algebra_to_coordinates(algebra).reshape(len(some), dofs)
+            own = coordinates.gather(1, some[:, None]).sum()
+            rows.append(torch.autograd.grad(own, origin)[0].reshape(len(some), dofs))
+        expected = -torch.linalg.slogdet(torch.cat(rows))[1]
         worst = max(worst, float((change[0] - expected).detach().abs()))
     return worst
 
