@@ -23,11 +23,13 @@ TABLES = {
     "prior": {"name": "free_field", "mass_extent": 5.0},
     "flow": {"name": "multi_lattice", "coarsest": 3, "reach": 1, **SMALL, "steps": 8},
     "training": {
-        "steps": 120,
+        "steps": 150,
         "batch": 96,
-        "learning_rate": 5e-3,
+        "optimiser": "soap",
+        "learning_rate": 1e-2,
         "gradient": "path",
         "precision": 32,
+        "refined_steps": 16,
         "evaluate_samples": 256,
     },
 }
