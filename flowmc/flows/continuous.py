@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchdiffeq import odeint, odeint_adjoint
 
 from flowmc.actions import Action
 from flowmc.flows.base import Flow
@@ -282,6 +281,8 @@ class ContinuousFlow(Flow):
                 rows, force, self.spectrum, tableau, step, self.steps, keep, *tensors
             )
         times = torch.tensor([start, stop], dtype=rows.dtype, device=rows.device)
+        from torchdiffeq import odeint, odeint_adjoint  # takes a second to import
+
         solve = odeint_adjoint if self.adjoint and not frozen else odeint
         none = torch.zeros(rows.shape[1], dtype=rows.dtype, device=rows.device)
         fields, totals = solve(

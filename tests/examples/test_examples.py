@@ -31,6 +31,12 @@ TRAININGS = sorted(
     for p in EXAMPLES.rglob("*.toml")
     if "[training]" in p.read_text() and "[free_energy]" not in p.read_text()
 )
+# Of a family of trainings that differ in couplings and sizes, one runs every time.
+MOSTLY_SLOW = [
+    *(f"zoo/su3_4d_{step}.toml" for step in ("b5.70_b5.85", "b5.85_b6.00")),
+    *(f"zoo/su3_4d_b6.00_defect2_{c}.toml" for c in ("0.31_0.00", "0.55_0.31", "0.77_0.55")),
+    *("zoo/phi4_32x32_l4.572.toml", "zoo/phi4_64x64_l4.398.toml"),
+]
 FREE_ENERGIES = sorted(p.name for p in EXAMPLES.glob("*.toml") if "[free_energy]" in p.read_text())
 CAMPAIGNS = sorted(p.name for p in EXAMPLES.glob("campaigns/*.toml") if "[run]" in p.read_text())
 # Real 4^3 x 8 SU(3) files of four codes: they fit the main example as they are.
@@ -99,7 +105,7 @@ def test_correlate_example(name, tmp_path, capsys):
     path = shortened(name, tmp_path)
     table = tomllib.loads(path.read_text())
     # Enough configurations for the coefficients of all vector fields.
-    updates = {"su3": 18, "phi4_conditional": 10}.get(name.partition("_correlate")[0], 30)
+    updates = {"su3": 18, "phi4_conditional": 4}.get(name.partition("_correlate")[0], 30)
     table["run"] |= {"updates": updates, "measure_every": 1}
     table["run"].pop("save_every", None)
     path.write_text(toml_text(table))
@@ -130,7 +136,10 @@ def test_combine_example(name, tmp_path, capsys):
     assert (output / "report.html").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("name", TRAININGS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in MOSTLY_SLOW else n for n in TRAININGS],
+)
 def test_training_example(name, tmp_path, capsys):
     config = shortened(name, tmp_path)
     output = tmp_path / "flow.safetensors"

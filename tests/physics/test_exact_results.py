@@ -83,6 +83,7 @@ def test_u1_by_exchange_with_flows(rng):
     assert_agrees(series["charge_squared"], 1.239299)
 
 
+@pytest.mark.slow
 def test_exchange_mixes_the_topology_of_the_cold_replica(rng):
     """At beta = 4 HMC alone hardly tunnels; the ladder reproduces <Q^2> = 0.482016 there."""
     betas = [4.0, 3.0, 2.0]
@@ -180,6 +181,7 @@ def test_errors_are_honest(jitter):
     assert abs(pulls.mean()) < SIGMAS / 200**0.5 * 1.2
 
 
+@pytest.mark.slow
 def test_plain_and_flow_exchange_agree_in_four_dimensions(rng):
     """SU(3) on 4^4: both marginals of a two-replica ladder against separate HMC."""
     betas = [6.0, 5.7]

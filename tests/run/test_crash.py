@@ -62,7 +62,7 @@ def kill_at_instants(tmp_path, tables, count, seed):
 
 
 def test_killed_at_an_instant_and_resumed(tmp_path):
-    kill_at_instants(tmp_path, PLAIN, 8, seed=1)
+    kill_at_instants(tmp_path, PLAIN, 6, seed=1)
 
 
 def test_a_ladder_killed_at_an_instant_and_resumed(tmp_path):
@@ -127,7 +127,7 @@ def test_sigterm_stops_cleanly(tmp_path):
 
 
 def test_a_full_disk_stops_the_run_and_damages_nothing(tmp_path):
-    tables = PLAIN | {"run": PLAIN["run"] | {"updates": 100, "checkpoint_every": 2}}
+    tables = PLAIN | {"run": PLAIN["run"] | {"updates": 60, "checkpoint_every": 2}}
     path = write(tmp_path / "a.toml", tables)
     assert drive("reference", path, tmp_path) == 0
     statuses = []
