@@ -39,6 +39,10 @@ FLOWS = {
     64: "phi4_64x64_l4.398",
 }
 LEAPFROG_STEPS = {8: 10, 12: 10, 20: 11, 32: 14, 64: 18}
+# Twenty times tau(m) of HMC or more.
+HMC_THERMALIZATION = {8: 200, 12: 500, 20: 1500, 32: 3000, 64: 12000}
+# Dear where a flow is, and tau(m) hardly more than a half.
+FLOW_UPDATES = {8: 1500, 12: 600, 20: 300, 32: 150, 64: 60}
 KINDS = ("hmc", "flow", "hmc + flow")
 CHAINS = 32
 
@@ -72,11 +76,16 @@ def configuration(size: int, kind: str, updates: int) -> dict[str, Any]:
         "integrator": "leapfrog",
     }
     flow = {"kernel": "independence", "flow": f"zoo:{FLOWS[size]}", "proposals": 1}
+    start = "hot" if kind == "hmc" else "flow"
+    thermalization = HMC_THERMALIZATION[size] if kind == "hmc" else 10
     return {
         "theory": {"action": "phi4", "lattice": [size, size], **theory["couplings"]},
-        "chains": {"count": CHAINS, "block": CHAINS, "seed": size, "precision": 32},
+        "chains": {
+            **{"count": CHAINS, "block": CHAINS, "seed": size},
+            **{"precision": 32, "start": start},
+        },
         "update": {"hmc": [hmc], "flow": [flow], "hmc + flow": [hmc, flow]}[kind],
-        "run": {"thermalization": 200, "updates": updates, "report": False},
+        "run": {"thermalization": thermalization, "updates": updates, "report": False},
         "measure": {"observables": ["magnetization", "phi2"]},
     }
 
@@ -84,7 +93,8 @@ def configuration(size: int, kind: str, updates: int) -> dict[str, Any]:
 def seconds_per_update(size: int, kind: str, updates: int) -> float:
     """Return the processor time of an update of one chain, without measurements."""
     times = []
-    for count in (10, 10 + updates):
+    base = max(1, updates // 10)
+    for count in (base, base + updates):
         table = configuration(size, kind, count)
         table["run"] |= {"thermalization": 0, "measure_every": count}
         with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +105,7 @@ def seconds_per_update(size: int, kind: str, updates: int) -> float:
 def timings(size: int, output: Path) -> dict[str, list[float]]:
     """Return three times of every way of sampling a size, taken in turns, or what is stored.
 
-    Enough updates for starting the program, some seconds that differ by one, not to matter.
+    Enough updates for starting the program, some seconds that differ by one, to matter little.
     """
     file = output / f"timings_{size}.json"
     if file.exists():
@@ -103,7 +113,7 @@ def timings(size: int, output: Path) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for _ in range(3):
         for kind in KINDS:
-            count = {"hmc": 6000, "flow": 400, "hmc + flow": 200}[kind] * (8 / size) ** 2
+            count = {"hmc": 6000, "flow": 200, "hmc + flow": 200}[kind] * (8 / size) ** 2
             found[kind].append(seconds_per_update(size, kind, round(count)))
     file.write_text(json.dumps(found) + "\n")
     return found
@@ -111,7 +121,7 @@ def timings(size: int, output: Path) -> dict[str, list[float]]:
 
 def measure(size: int, kind: str, output: Path, scale: float) -> Measured:
     """Run, or go on with, one way of sampling."""
-    updates = {"hmc": 20000, "flow": 1500, "hmc + flow": 1500}[kind]
+    updates = 20000 if kind == "hmc" else FLOW_UPDATES[size]
     updates = max(30, round(scale * updates))
     folder = output / f"{size}_{kind.replace(' + ', '_')}"
     print(folder.name, file=sys.stderr, flush=True)
