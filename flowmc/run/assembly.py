@@ -36,6 +36,7 @@ class Assembly:
         cards: the flows' cards likewise.
         dtype: of the real components of fields.
         device: where fields live.
+        remarks: what users should know of this choice of flows, precision and device.
     """
 
     actions: list[Action]
@@ -46,6 +47,7 @@ class Assembly:
     cards: Mapping[str, Mapping[str, Any]]
     dtype: torch.dtype
     device: torch.device
+    remarks: tuple[str, ...] = ()
 
     @property
     def is_ladder(self) -> bool:
@@ -125,6 +127,7 @@ def assemble(config: RunConfig, communicator: Communicator | None = None) -> Ass
         flows.cards,
         dtype,
         device,
+        tuple(flows.remarks),
     )
 
 
@@ -136,6 +139,7 @@ class _Flows:
         self.first_model: FlowModel | None = None
         self.fingerprints: dict[str, str] = {}
         self.cards: dict[str, Mapping[str, Any]] = {}
+        self.remarks: list[str] = []
         self._models: dict[str, tuple[dict[str, Any], FlowModel | LocalFlowModel]] = {}
 
     def _load(self, written: str) -> Any:
@@ -158,6 +162,7 @@ class _Flows:
             check_flow_fits(loaded.card, self.config.action, same_couplings=False)
             model = loaded.model.to(self.dtype)
             self.first_model = self.first_model or model
+            self._remark_on(written, model)
             return loaded.card, model
         source = written if written.startswith("zoo:") else self.config.path(written)
         local = load_local_flow(source, device=self.device)
@@ -203,7 +208,23 @@ class _Flows:
         except ConfigError as error:
             raise ConfigError(f"[ladder]: flows: {written!r}: {error}") from error
         self.fingerprints[written] = fingerprint_of(flow)
+        self._remark_on(written, flow)
         return flow
+
+    def _remark_on(self, written: str, flow: torch.nn.Module) -> None:
+        from flowmc.flows.continuous import ContinuousFlow
+        from flowmc.native import has_continuous_map
+
+        lattice = self.config.action.lattice
+        single, own = (
+            has_continuous_map(lattice, torch.empty(1, 1, dtype=dtype, device=self.device))
+            for dtype in (torch.float32, self.dtype)
+        )
+        if single and not own and any(isinstance(m, ContinuousFlow) for m in flow.modules()):
+            self.remarks.append(
+                f"{written}: continuous flows are compiled for fields of 32 bit only; this one is "
+                "several times faster with precision = 32 in [chains]"
+            )
 
 
 def _kernel(entry: UpdateEntry, config: RunConfig, flows: _Flows) -> Kernel:

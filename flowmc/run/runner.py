@@ -143,11 +143,12 @@ class Runner:
         return self.config.run.thermalization + self.config.run.updates
 
     def remarks(self) -> list[str]:
-        """Return what users of several ranks should know, on rank 0; collective."""
+        """Return what users should know before a run, on rank 0; collective."""
         communicator = self.communicator
+        texts = list(self.assembly.remarks)
         if communicator.size == 1:
-            return []
-        texts = [describe(communicator, self.assembly.device)]
+            return texts
+        texts.append(describe(communicator, self.assembly.device))
         if self.distribution.idle:
             draws = self.proposals is not None and self.proposals.has_work
             texts.append(_about_idle(self.distribution, draws, self.config, self.assembly))

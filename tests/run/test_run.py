@@ -220,6 +220,20 @@ def test_single_precision_and_mixture(tmp_path):
     assert abs(tried[0] - 225) < 5 * math.sqrt(100 * (4 + 1) * 3 / 16)
 
 
+@pytest.mark.parametrize("precision", [32, 64])
+def test_a_slow_choice_of_precision_is_remarked(precision, tmp_path, capsys):
+    theory = {"action": "phi4", "lattice": [8, 8], "m2": -4.0, "lambda": 6.008}
+    tables = config(
+        chains={"count": 1, "precision": precision},
+        update=[{"kernel": "independence", "flow": "zoo:phi4_8x8_l6.008", "proposals": 1}],
+        run={"updates": 1, "thermalization": 0, "measure_every": 1},
+    )
+    tables["theory"] = theory
+    assert run(tmp_path, tables) == 0
+    said = "zoo:phi4_8x8_l6.008: continuous flows are compiled for fields of 32 bit only"
+    assert (said in capsys.readouterr().err) == (precision == 64)
+
+
 NAN_KERNEL = """
 import torch
 from flowmc.kernels import Info, Kernel, State
