@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.fft import irfft, next_fast_len, rfft
-from scipy.stats import chi2
+from scipy.special import chdtrc
 
 __all__ = [
     "Estimate",
@@ -308,7 +308,7 @@ def compare_chain_means(estimate: Estimate, means: NDArray, lengths: NDArray) ->
     freedom = chains - 1
     expected = 2 * estimate.tau_int * estimate.variance
     ratio = float(np.sum(lengths * means**2)) / freedom / expected
-    if ratio < DISAGREEMENT_RATIO or chi2.sf(ratio * freedom, freedom) > DISAGREEMENT:
+    if ratio < DISAGREEMENT_RATIO or chdtrc(freedom, ratio * freedom) > DISAGREEMENT:
         return estimate
     tau = estimate.tau_int * ratio
     return replace(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtr
 
 from flowmc.estimators.history import Result
 from flowmc.registry import ConfigError
@@ -53,7 +53,7 @@ class Comparison:
         short ensembles the error, and above all tau_int in it, is not well known."""
         tau, tau_error = self.difference.tau_int, self.difference.tau_int_error
         relative = (tau_error / (2 * tau)) ** 2 + tau / self.difference.estimate.samples
-        return 2 * float(student.sf(self.deviation, 1 / (2 * relative)))
+        return 2 * float(stdtr(1 / (2 * relative), -self.deviation))
 
 
 def combined_sections(combination: Combination) -> list[Section]:
