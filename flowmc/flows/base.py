@@ -278,8 +278,9 @@ def check_log_det(flow: Flow, x: Tensor, group: Group, *, inverse: bool = False)
         elements = field.shape[1 : field.dim() - len(group.element_shape)]
         shape = (*elements, group.algebra_dimension)
         dofs = math.prod(shape)
-        # Chains do not see each other: chain i gives the gradient of the i-th coordinate, so one
-        # pass back over many chains gives as many rows of the Jacobian.
+        # Chains do not see each other (those of an adaptive integrator share its steps, no more):
+        # chain i gives the gradient of the i-th coordinate, and one pass back over many chains as
+        # many rows of the Jacobian.
         rows = []
         for some in torch.arange(dofs, device=x.device).split(_JACOBIAN_ROWS):
             origin = torch.zeros(
