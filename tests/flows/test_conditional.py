@@ -179,7 +179,7 @@ def test_starts_from_a_flow_of_one_coupling(tmp_path):
 @pytest.mark.parametrize(
     "table, keys, message",
     [
-        ("training", {"couplings_per_batch": 3}, "cannot be shared evenly"),
+        ("training", {"couplings_per_batch": 5}, "cannot be shared evenly"),
         ("training", {"couplings_per_batch": 0}, "at least one"),
         ("training", {"objective": "forward_kl"}, "configurations"),
         ("flow", {"name": "continuous"}, "unknown key"),

@@ -168,6 +168,7 @@ def test_coupling_flows_learn_from_a_mix_too(tmp_path):
     tables["theory"] = {"action": "free", "lattice": [4, 4], "m2": 0.5}
     tables["size"] = [{"lattice": [2, 6]}]
     tables["training"] = {**TABLES["training"], "steps": 2, "batch": 8}
+    del tables["training"]["refined_steps"]
     train(make_plan(tables), tmp_path / "a.safetensors")
     moved = load_flow(tmp_path / "a.safetensors", lattice=[2, 6]).flow.state_dict()
     fresh = make_plan({**tables, "training": {**tables["training"], "steps": 1}})
