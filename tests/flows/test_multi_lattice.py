@@ -167,7 +167,7 @@ def test_coupling_flows_learn_from_a_mix_too(tmp_path):
     tables = {**TABLES, "flow": {"name": "affine_coupling", "layers": 2, "hidden": [2]}}
     tables["theory"] = {"action": "free", "lattice": [4, 4], "m2": 0.5}
     tables["size"] = [{"lattice": [2, 6]}]
-    tables["training"] = {**TABLES["training"], "steps": 2, "batch": 8}
+    tables["training"] = {**TABLES["training"], "steps": 2, "batch": 8, "optimiser": "adam"}
     del tables["training"]["refined_steps"]
     train(make_plan(tables), tmp_path / "a.safetensors")
     moved = load_flow(tmp_path / "a.safetensors", lattice=[2, 6]).flow.state_dict()
