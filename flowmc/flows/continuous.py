@@ -314,7 +314,8 @@ class ContinuousFlow(Flow):
         if not math.isfinite(largest_frequency):
             return None
         spacing = spacing_for(largest_frequency)
-        plan, times = make_plan(tableau, self.steps, step, self.spectrum.quadrant(), spacing)
+        orbit = self.spectrum.quadrant()
+        plan, times = make_plan(tableau, self.steps, step, orbit, spacing)
         times = start + step * times
         weights = [self.frequencies, self.site_mixing, self._kernels(times.to(self.frequencies))]
         if frozen:
@@ -322,10 +323,10 @@ class ContinuousFlow(Flow):
         fields = self._to_fields(rows, rows)
         own = None if force is None else self._to_fields(force, rows)
         for largest in _RANGES:
-            numbers = len(times) * (largest / spacing + 1) * 3 * self.spectrum.orbits
+            numbers = len(times) * (largest / spacing + 1) * 3 * orbit.numel()
             if numbers > _LARGEST_TABLES:
                 return None
-            tables = build_tables(weights[0], weights[1], weights[2], spacing, largest)
+            tables = build_tables(weights[0], weights[1], weights[2], orbit, spacing, largest)
             try:
                 y, total, pushed = TabulatedMap.apply(fields, own, tables, plan, keep)
             except OverflowError:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flowmc.flows.products import multiply
 from flowmc.flows.runge_kutta import Tableau
-from flowmc.native.continuous import Plan, map_back, map_fields, padding
+from flowmc.native.continuous import Plan, map_back, map_fields, row_length
 
 __all__ = ["TabulatedMap", "build_tables", "make_plan", "spacing_for"]
 
@@ -52,7 +52,7 @@ def make_plan(
     for row, entries in enumerate(tableau.stages):
         matrix[row, : len(entries)] = entries
     plan = Plan(
-        orbit=orbit.numpy(),
+        reach=(orbit.shape[0] - 1, orbit.shape[1] - 1),
         spacing=spacing,
         nodes=index.reshape(times.shape).astype(np.int64),
         stages=matrix,
@@ -63,7 +63,12 @@ def make_plan(
 
 
 def build_tables(
-    frequencies: Tensor, mixing: Tensor, kernels: Tensor, spacing: float, largest: float
+    frequencies: Tensor,
+    mixing: Tensor,
+    kernels: Tensor,
+    orbit: Tensor,
+    spacing: float,
+    largest: float,
 ) -> Tensor:
     """Return value, h times slope and h^2 times curvature of all G_o at 0, h, 2 h ... ``largest``.
 
@@ -71,11 +76,13 @@ def build_tables(
         frequencies: omega, ``(g,)``.
         mixing: C, ``(f, 1 + g)``, the linear feature first.
         kernels: kappa, ``(nodes, orbits, f)``.
+        orbit: of the folded offsets within reach, ``(R_0 + 1, R_1 + 1)``.
         spacing: h.
         largest: the last point, a multiple of h.
 
     Returns:
-        ``(nodes, points, 3, n)`` with n >= orbits as the kernels need it; the others are zero.
+        ``(nodes, points, 3, n)`` with a column for every folded offset, in rows of the length that
+        the native kernels ask for; what is beyond the reach is zero.
     """
     points = round(largest / spacing) + 1
     phi = spacing * torch.arange(points, dtype=torch.float64, device=kernels.device)
@@ -85,9 +92,12 @@ def build_tables(
     linear = torch.stack([phi, torch.full_like(phi, spacing), torch.zeros_like(phi)], 1)
     features = torch.stack([sine, slope * cosine, -slope.square() * sine], 1)
     features = torch.cat([linear.unsqueeze(2), features], 2).to(kernels.dtype)
-    kernels = torch.nn.functional.pad(
-        kernels, (0, 0, 0, -kernels.shape[1] % padding(kernels.dtype))
-    )
+    # One orbit more, which is nothing: that of the columns that fill up a row.
+    nothing = kernels.shape[1]
+    kernels = torch.nn.functional.pad(kernels, (0, 0, 0, 1))
+    filling = row_length(orbit.shape[1] - 1, kernels.dtype) - orbit.shape[1]
+    columns = torch.nn.functional.pad(orbit, (0, filling), value=nothing)
+    kernels = kernels.index_select(1, columns.flatten())
     mixed = multiply(mixing, features.flatten(0, 1).t().unsqueeze(0)).squeeze(0).t()
     tables = multiply(mixed, kernels.transpose(1, 2))
     return tables.view(len(kernels), points, 3, -1)

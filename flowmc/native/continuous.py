@@ -8,11 +8,12 @@ one odd function per orbit o of offsets and time.  They come as tables of value,
 on an even grid of :math:`|\phi|`, and between two points of it the quintic polynomial that matches
 these six numbers stands for the function: twice continuously differentiable, so that a divergence
 has a gradient, and with an error of :math:`(\omega h)^6 / 46080` for :math:`\sin \omega\phi` and
-points h apart.  A site costs six products per orbit instead of a sine and twenty products per
+points h apart.  A site costs six products per function instead of a sine and twenty products per
 frequency.
 
 Velocities are collected axis by axis: first over the offset along axis 0, with the folded offset
-along axis 1 kept, then over that one.
+along axis 1 kept, then over that one.  Tables have a column for every pair of folded offsets, in
+this order, though several are of one orbit: the products are cheap, and gathering them is not.
 """
 
 # numba calls intrinsics without their first parameter and types kernels itself.
@@ -31,7 +32,7 @@ from flowmc.native.compiled import compiled
 from flowmc.native.lanes import fma, lane_width, lanes, load, splat, store, traced
 from flowmc.native.schedule import run_slices
 
-__all__ = ["Plan", "map_back", "map_fields", "padding"]
+__all__ = ["Plan", "map_back", "map_fields", "row_length"]
 
 # Chains whose gradients are added up by themselves; fixed, as sums must not depend on threads.
 _GROUPS = 4
@@ -44,8 +45,7 @@ class Plan:
     """An integration over ``steps`` steps on a lattice of two axes.
 
     Attributes:
-        orbit: orbit of the offset by its folded coordinates, ``(R_0 + 1, R_1 + 1)``; the velocity
-            has no terms with larger ones, R = L // 2 at most.
+        reach: largest folded offsets R of the velocity along both axes, L // 2 at most.
         spacing: h of the tables.
         nodes: ``(steps, stages)`` which table a stage uses.
         stages: ``(stages, stages)`` Butcher matrix.
@@ -53,7 +53,7 @@ class Plan:
         step: step size, of either sign.
     """
 
-    orbit: np.ndarray
+    reach: tuple[int, int]
     spacing: float
     nodes: np.ndarray
     stages: np.ndarray
@@ -136,7 +136,7 @@ def _signed(sign, w):
 
 @_inlined
 def _at(w, table, below, tile, n):
-    """Interpolate one vector of orbits between two points of a table."""
+    """Interpolate one vector of functions between two points of a table."""
     return _interpolate(
         w[0],
         w[1],
@@ -155,7 +155,7 @@ def _at(w, table, below, tile, n):
 
 @_inlined
 def _first(w, table, below, n):
-    """Interpolate the first orbit between two points of a table, in float64."""
+    """Interpolate the first function between two points of a table, in float64."""
     return (
         w[0] * table[below]
         + w[1] * table[below + n]
@@ -167,10 +167,10 @@ def _first(w, table, below, n):
 
 
 @compiled
-def _velocity(phi, table, base, shape, inverse, orbit, offsets_0, offsets_1, scratch, velocity):
+def _velocity(phi, table, base, shape, inverse, offsets_0, offsets_1, scratch, velocity):
     """Write v of one field; return div v, NaN if a site is outside the table."""
-    (rows, columns), (points, n, width), (values, quadrant, spread) = phi.shape, shape, scratch
-    step = lanes(values)
+    (rows, columns), (points, n, width), (quadrant, spread) = phi.shape, shape, scratch
+    step = lanes(quadrant)
     spread[:] = 0
     divergence = 0.0
     for y in range(rows):
@@ -181,17 +181,13 @@ def _velocity(phi, table, base, shape, inverse, orbit, offsets_0, offsets_1, scr
             cell = int(position)
             u = position - cell
             below = base + cell * 3 * n
-            w = _six(values, _signed(1.0 if phi[y, z] >= 0 else -1.0, _values(u)))
+            w = _six(quadrant, _signed(1.0 if phi[y, z] >= 0 else -1.0, _values(u)))
             for tile in range(0, n, step):
-                store(values, tile, _at(w, table, below, tile, n))
+                store(quadrant, tile, _at(w, table, below, tile, n))
             divergence += _first(_slopes(u), table, below, n)
-            for e in range(orbit.shape[0]):
-                for f in range(orbit.shape[1]):
-                    quadrant[e * width + f] = values[orbit[e, f]]
-            for index in range(len(offsets_0)):
-                d, fold = offsets_0[index, 0], offsets_0[index, 1]
-                x = y + d if y + d < rows else y + d - rows
-                to, source = (x * columns + z) * width, fold * width
+            for index in range(offsets_0.shape[1]):
+                to = (offsets_0[y, index, 0] * columns + z) * width
+                source = offsets_0[y, index, 1] * width
                 for tile in range(0, width, step):
                     total = _add(load(spread, to + tile, 1), load(quadrant, source + tile, 1))
                     store(spread, to + tile, total)
@@ -200,68 +196,59 @@ def _velocity(phi, table, base, shape, inverse, orbit, offsets_0, offsets_1, scr
             velocity[x, y] = 0
         for z in range(columns):
             source = (x * columns + z) * width
-            for index in range(len(offsets_1)):
-                d, fold = offsets_1[index, 0], offsets_1[index, 1]
-                y = z + d if z + d < columns else z + d - columns
-                velocity[x, y] += spread[source + fold]
+            for index in range(offsets_1.shape[1]):
+                velocity[x, offsets_1[z, index, 0]] += spread[source + offsets_1[z, index, 1]]
     return divergence * inverse
 
 
 @compiled
 def _product(
-    phi, table, base, shape, inverse, orbit, offsets_0, offsets_1, gradient_v, gradient_div,
-    scratch, gradient, sums,
+    phi, table, base, shape, inverse, offsets_0, offsets_1, gradient_v, gradient_div, scratch,
+    gradient, sums,
 ):  # fmt: skip
     """Write the gradient with respect to phi, and add that with respect to the table to ``sums``.
 
     ``sums`` is empty if the latter is not asked for.
     """
-    (rows, columns), (_, n, width), (values, quadrant, spread) = phi.shape, shape, scratch
-    step = lanes(values)
+    (rows, columns), (_, n, width), (quadrant, spread) = phi.shape, shape, scratch
+    step = lanes(quadrant)
     learns = len(sums) > 0
     spread[:] = 0
     for x in range(rows):
         for z in range(columns):
             to = (x * columns + z) * width
-            for index in range(len(offsets_1)):
-                d, fold = offsets_1[index, 0], offsets_1[index, 1]
-                y = z + d if z + d < columns else z + d - columns
-                spread[to + fold] += gradient_v[x, y]
+            for index in range(offsets_1.shape[1]):
+                spread[to + offsets_1[z, index, 1]] += gradient_v[x, offsets_1[z, index, 0]]
     for y in range(rows):
         for z in range(columns):
             quadrant[:] = 0
-            for index in range(len(offsets_0)):
-                d, fold = offsets_0[index, 0], offsets_0[index, 1]
-                x = y + d if y + d < rows else y + d - rows
-                source, to = (x * columns + z) * width, fold * width
+            for index in range(offsets_0.shape[1]):
+                source = (offsets_0[y, index, 0] * columns + z) * width
+                to = offsets_0[y, index, 1] * width
                 for tile in range(0, width, step):
                     total = _add(load(quadrant, to + tile, 1), load(spread, source + tile, 1))
                     store(quadrant, to + tile, total)
-            for o in range(n):
-                values[o] = 0
-            for e in range(orbit.shape[0]):
-                for f in range(orbit.shape[1]):
-                    values[orbit[e, f]] += quadrant[e * width + f]
             position = abs(float(phi[y, z])) * inverse
             cell = int(position)
             u = position - cell
             sign = 1.0 if phi[y, z] >= 0 else -1.0
             below = base + cell * 3 * n
             slopes = _slopes(u)
-            d = _six(values, slopes)
-            slope = splat(values, 0.0, 1)
+            d = _six(quadrant, slopes)
+            slope = splat(quadrant, 0.0, 1)
             for tile in range(0, n, step):
-                slope = _multiply_add(load(values, tile, 1), _at(d, table, below, tile, n), slope)
-            store(values, n, slope)
+                at = _at(d, table, below, tile, n)
+                slope = _multiply_add(load(quadrant, tile, 1), at, slope)
+            store(quadrant, n, slope)
             total_slope = 0.0
             for lane in range(step):
-                total_slope += values[n + lane]
+                total_slope += quadrant[n + lane]
             curvature = _first(_curvatures(u), table, below, n)
             gradient[y, z] = (total_slope + sign * gradient_div * curvature * inverse) * inverse
             if learns:
-                w = _six(values, _signed(sign, _values(u)))
+                w = _six(quadrant, _signed(sign, _values(u)))
                 for tile in range(0, n, step):
-                    value, to = load(values, tile, 1), below + tile
+                    value, to = load(quadrant, tile, 1), below + tile
                     store(sums, to, _multiply_add(w[0], value, load(sums, to, 1)))
                     to += n
                     store(sums, to, _multiply_add(w[1], value, load(sums, to, 1)))
@@ -280,12 +267,11 @@ def _product(
 
 @compiled
 def _scratch(fields, shape):
-    """Return memory for the functions of one site, one quadrant of offsets, and all sources."""
+    """Return memory for one quadrant of offsets and one vector more, and for all sources."""
     (_, rows, columns), (_, n, width) = fields.shape, shape
     dtype = fields.dtype
     return (
         np.zeros(n + lanes(fields), dtype),
-        np.zeros((rows // 2 + 1) * width, dtype),
         np.zeros(rows * columns * width, dtype),
     )
 
@@ -309,8 +295,8 @@ def _stage(stage, start, slopes, matrix, step, i):
 
 @compiled
 def _forward(
-    fields, forces, table, shape, inverse, orbit, offsets_0, offsets_1, nodes, matrix, weights,
-    step, start, stop, totals, stages,
+    fields, forces, table, shape, inverse, offsets_0, offsets_1, nodes, matrix, weights, step,
+    start, stop, totals, stages,
 ):  # fmt: skip
     """Integrate the chains ``start`` to ``stop`` in place.
 
@@ -335,15 +321,15 @@ def _forward(
                 if len(stages):
                     stages[chain, index, i] = stage
                 total += (weights[i] * step) * _velocity(
-                    stage, table, nodes[index, i] * size, shape, inverse, orbit, offsets_0,
-                    offsets_1, scratch, slopes[i],
+                    stage, table, nodes[index, i] * size, shape, inverse, offsets_0, offsets_1,
+                    scratch, slopes[i],
                 )  # fmt: skip
                 if not np.isfinite(total):
                     break
                 if len(forces):
                     _stage(pushed, forces[chain], products, matrix, -step, i)
                     _product(
-                        stage, table, nodes[index, i] * size, shape, inverse, orbit, offsets_0,
+                        stage, table, nodes[index, i] * size, shape, inverse, offsets_0,
                         offsets_1, pushed, -1.0, scratch, products[i], none,
                     )  # fmt: skip
             if not np.isfinite(total):
@@ -358,8 +344,8 @@ def _forward(
 
 @compiled
 def _backward(
-    gradients, gradient_totals, stages, table, shape, inverse, orbit, offsets_0, offsets_1, nodes,
-    matrix, weights, step, start, stop, sums,
+    gradients, gradient_totals, stages, table, shape, inverse, offsets_0, offsets_1, nodes, matrix,
+    weights, step, start, stop, sums,
 ):  # fmt: skip
     """Turn gradients with respect to the final fields into those of the initial ones."""
     _, rows, columns = gradients.shape
@@ -378,7 +364,7 @@ def _backward(
                     if matrix[later, i] != 0:
                         _move(slope, own[later], matrix[later, i] * step)
                 _product(
-                    stages[chain, index, i], table, nodes[index, i] * size, shape, inverse, orbit,
+                    stages[chain, index, i], table, nodes[index, i] * size, shape, inverse,
                     offsets_0, offsets_1, slope, gradient_totals[chain] * (weights[i] * step),
                     scratch, own[i], sums,
                 )  # fmt: skip
@@ -398,8 +384,7 @@ def map_fields(
     Args:
         fields: ``(chains, *L)`` with two axes.
         tables: ``(nodes, points, 3, n)``: value, h times the slope, h^2 times the curvature at 0,
-            h, 2 h, ... of the function of every orbit; n is at least the number of orbits and a
-            multiple of :func:`padding`.
+            h, 2 h, ... of the functions of all folded offsets, ``n = (R_0 + 1) * row_length``.
         plan: of the integration.
         keep: whether the stages are wanted; they are empty otherwise.
         force: F before the integration, if that after it is wanted; like ``fields``.
@@ -461,22 +446,21 @@ def map_back(
     return gradient, sums.sum(0).view(tables.shape) if learns else None
 
 
-def padding(dtype: torch.dtype) -> int:
-    """Return what the number of functions in a table must be a multiple of."""
-    return lane_width(dtype.itemsize)
+def row_length(reach: int, dtype: torch.dtype) -> int:
+    """Return how many columns of a table the folded offsets 0 ... ``reach`` of axis 1 take."""
+    lanes = lane_width(dtype.itemsize)
+    return -(-(reach + 1) // lanes) * lanes
 
 
 def _constants(tables: Tensor, plan: Plan, like: Tensor) -> tuple:
     rows, columns = like.shape[1:]
     _, points, _, n = tables.shape
-    width = -(-plan.orbit.shape[1] // padding(like.dtype)) * padding(like.dtype)
     return (
         tables.detach().contiguous().view(-1).numpy(),
-        (points, n, width),
+        (points, n, row_length(plan.reach[1], like.dtype)),
         1 / plan.spacing,
-        plan.orbit,
-        _offsets(rows, plan.orbit.shape[0] - 1),
-        _offsets(columns, plan.orbit.shape[1] - 1),
+        _offsets(rows, plan.reach[0]),
+        _offsets(columns, plan.reach[1]),
         plan.nodes,
         plan.stages,
         plan.weights,
@@ -485,13 +469,14 @@ def _constants(tables: Tensor, plan: Plan, like: Tensor) -> tuple:
 
 
 def _offsets(extent: int, farthest: int) -> np.ndarray:
-    """Return the offsets in ``0 .. extent - 1`` within reach and the same folded, ``(n, 2)``."""
+    """Return the sites within reach of every site and their folded offsets, ``(extent, n, 2)``."""
     offset = np.arange(extent)
     folded = np.minimum(offset, extent - offset)
-    return np.stack([offset, folded], 1)[folded <= farthest]
+    offset, folded = offset[folded <= farthest], folded[folded <= farthest]
+    sites = (np.arange(extent)[:, None] + offset) % extent
+    return np.stack(np.broadcast_arrays(sites, folded), 2)
 
 
 def _nanoseconds(tables: Tensor, plan: Plan, like: Tensor) -> float:
     """Return about what a chain takes; it only decides when a thread pays."""
-    sites, offsets = like[0].numel(), min(like[0].numel(), 4 * plan.orbit.size)
-    return plan.nodes.size * sites * (50 + tables.shape[3] + 0.1 * offsets)
+    return plan.nodes.size * like[0].numel() * (50 + 1.5 * tables.shape[3])

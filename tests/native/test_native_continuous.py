@@ -9,6 +9,7 @@ from flowmc.actions import Phi4
 from flowmc.flows import ContinuousFlow
 from flowmc.flows.runge_kutta import TABLEAUS
 from flowmc.flows.site_tables import TabulatedMap, build_tables, make_plan, spacing_for
+from flowmc.native.continuous import row_length
 
 
 def make(lattice, integrator="rk4", steps=6, dtype=torch.float32, size=0.5, reach=None):
@@ -88,12 +89,10 @@ def test_forces_agree_with_torch(reach, integrator, monkeypatch):
 
 
 def tabulated(flow, x, spacing, largest=8.0):
-    step = 1 / flow.steps
-    plan, times = make_plan(
-        TABLEAUS[flow.integrator], flow.steps, step, flow.spectrum.quadrant(), spacing
-    )
+    step, orbit = 1 / flow.steps, flow.spectrum.quadrant()
+    plan, times = make_plan(TABLEAUS[flow.integrator], flow.steps, step, orbit, spacing)
     kernels = flow._kernels(step * times.to(flow.kernels))
-    tables = build_tables(flow.frequencies, flow.site_mixing, kernels, spacing, largest)
+    tables = build_tables(flow.frequencies, flow.site_mixing, kernels, orbit, spacing, largest)
     return TabulatedMap.apply(x, None, tables, plan, True)[:2]
 
 
@@ -114,7 +113,8 @@ def test_the_gradient_is_that_of_the_map():
     """By finite differences, with coarse tables: of fields and of every number in a table."""
     torch.manual_seed(7)
     plan, times = make_plan(TABLEAUS["midpoint"], 2, 0.5, make([3, 2]).spectrum.quadrant(), 0.5)
-    tables = 0.3 * torch.randn(len(times), 9, 3, 8, dtype=torch.float64)
+    functions = 2 * row_length(1, torch.float64)
+    tables = 0.3 * torch.randn(len(times), 9, 3, functions, dtype=torch.float64)
     tables[:, 0, ::2] = 0  # odd functions
     fields = torch.randn(2, 3, 2, dtype=torch.float64)
 
