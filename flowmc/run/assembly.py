@@ -221,10 +221,12 @@ class _Flows:
             for dtype in (torch.float32, self.dtype)
         )
         if single and not own and any(isinstance(m, ContinuousFlow) for m in flow.modules()):
-            self.remarks.append(
+            text = (
                 f"{written}: continuous flows are compiled for fields of 32 bit only; this one is "
                 "several times faster with precision = 32 in [chains]"
             )
+            if text not in self.remarks:  # one flow may serve many pairs of replicas
+                self.remarks.append(text)
 
 
 def _kernel(entry: UpdateEntry, config: RunConfig, flows: _Flows) -> Kernel:

@@ -37,6 +37,7 @@ MOSTLY_SLOW = [
     *(f"zoo/su3_4d_b6.00_defect2_{c}.toml" for c in ("0.31_0.00", "0.55_0.31", "0.77_0.55")),
     *("zoo/phi4_32x32_l4.572.toml", "zoo/phi4_64x64_l4.398.toml"),
 ]
+assert set(MOSTLY_SLOW) <= set(TRAININGS)
 FREE_ENERGIES = sorted(p.name for p in EXAMPLES.glob("*.toml") if "[free_energy]" in p.read_text())
 CAMPAIGNS = sorted(p.name for p in EXAMPLES.glob("campaigns/*.toml") if "[run]" in p.read_text())
 # Real 4^3 x 8 SU(3) files of four codes: they fit the main example as they are.

@@ -135,7 +135,7 @@ def test_one_training_serves_the_range(trained):
             x, log_q = model.at(target).sample(4000, stream(1, 0, f"test {m2}"))
         log_weights = -target(x) - log_q
         assert effective_sample_size(log_weights).value > 0.95
-        # The integrator's 12 steps shift ln Z by less than a tenth of this error.
+        # The integrator's 12 steps shift ln Z by less than a quarter of this error.
         weights = (log_weights - target.log_partition()).exp()
         error = float(weights.std()) / math.sqrt(len(weights))
         assert abs(float(weights.mean()) - 1) < 5 * error
