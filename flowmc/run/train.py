@@ -84,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
                 resume=args.resume,
                 device=device,
                 progress=show,
+                announce=lambda text: _say(ranks, text),
                 stop=lambda: bool(interrupts.number),
                 command=command,
                 communicator=ranks,
@@ -138,6 +139,7 @@ def train(
     resume: bool = False,
     device: torch.device | str = "cpu",
     progress: Callable[[Progress], None] | None = None,
+    announce: Callable[[str], None] = lambda text: None,
     stop: Callable[[], bool] = lambda: False,
     command: str = "",
     communicator: Communicator | None = None,
@@ -152,6 +154,7 @@ def train(
         resume: go on from the checkpoint if there is one.
         device: where to train.
         progress: called after every step.
+        announce: called with a sentence when something else than a step begins that may take long.
         stop: asked after every step; True stops with a checkpoint.
         command: recorded in the card.
         communicator: of all ranks.
@@ -192,6 +195,7 @@ def train(
         flow = module.flow if isinstance(module, FlowModel) else module
         assert isinstance(flow, ContinuousFlow)
         flow.steps = plan.keys.refined_steps
+    announce(f"measures the flow with {plan.keys.evaluate_samples} samples")
     measured = _measure(plan, objective, device, ranks)
     assert isinstance(module, (FlowModel, Flow, LocalFlowModel))
     card = _card(plan, trainer, measured, command)

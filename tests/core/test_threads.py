@@ -238,7 +238,12 @@ FLOWS = {
 
 
 @pytest.mark.parametrize(
-    ("dtype", "chains"), [(torch.float64, 1), (torch.float64, 3), (torch.float32, 1)]
+    ("dtype", "chains"),
+    [
+        (torch.float64, 1),
+        pytest.param(torch.float64, 3, marks=pytest.mark.slow),
+        pytest.param(torch.float32, 1, marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("name", FLOWS)
 def test_flows(name, dtype, chains):

@@ -158,7 +158,7 @@ def test_wilson_loops_of_su2(families):
 
 
 def test_plaquette_of_su3():
-    action = Wilson("SU(3)", [4, 4], beta=5.0)
+    action = Wilson("SU(3)", [4, 4], beta=3.0)
     field = sample_wilson_2d(action, 150, rng())
     found, _ = measure(action, "beta", [LoopFields(action)], field, lambda u: plaquette(u, action))
     assert abs(found[0].value - exact_slope(action)) < 5 * found[0].error < 0.1

@@ -78,7 +78,7 @@ def test_u1_by_exchange_with_flows(rng):
     )
     start = [action.hot(48, rng) for action in actions]
     observables = [plaquette, charge_squared]
-    series = measure(actions[0], kernel, start, observables, 800, 200, rng)
+    series = measure(actions[0], kernel, start, observables, 300, 100, rng)
     assert_agrees(series["plaquette"], 0.69777466)
     assert_agrees(series["charge_squared"], 1.239299)
 
@@ -119,7 +119,7 @@ def test_exchange_mixes_the_topology_of_the_cold_replica(rng):
         ("SU(3)", 6.0, 0.42253174),
     ],
 )
-@pytest.mark.parametrize("start", ["cold", "hot"])
+@pytest.mark.parametrize("start", ["cold", pytest.param("hot", marks=pytest.mark.slow)])
 def test_su_n_in_two_dimensions(group, beta, exact, start, rng):
     # The exact plaquettes are those of 16x16; at 8x8 they are the same to 1e-8.
     action = Wilson(group, [8, 8], beta=beta)

@@ -106,7 +106,7 @@ def test_train_and_evaluate_a_sampler(config, tmp_path, capsys):
     assert set(card["measured"]) == KEYS - {"flow", "action", "seconds_per_sample"}
     log = [json.loads(line) for line in (output.parent / "flow.log.jsonl").open()]
     assert [entry["step"] for entry in log] == [10]
-    capsys.readouterr()
+    assert re.search("measures the flow with [0-9]+ samples", capsys.readouterr().err)
     assert call(evaluate, output, "--samples", 200, "--batch", 64, "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert set(result) == KEYS and result["samples"] == 200
