@@ -3,11 +3,13 @@
     python examples/benchmarks/training_step.py [--quick] [--threads 2] [--clock cpu] ...
 
 A step is a batch of draws, the loss and the gradient with respect to all weights; the optimiser,
-the same for all, is left out.  The flow is that of arXiv:2207.00283 with its sizes (49 frequencies,
-20 site and 20 time channels, kernels of the size of the lattice, fourth-order Runge-Kutta), from a
-Gaussian prior, in float32.  bijx (pip install bijx) has the same flow; its gradient comes from the
-adjoint equation, solved backwards.  JAX uses all the cores it may: for one thread start this as
-``taskset -c 0 python ... --threads 1``.  Weights are random: speeds do not depend on them.
+the same for all, is left out.  The forward divergence draws from as many HMC chains, one trajectory
+each; alpha = 2 anneals in four trajectories of four leapfrog steps.  The flow is that of
+arXiv:2207.00283 with its sizes (49 frequencies, 20 site and 20 time channels, kernels of the size
+of the lattice, fourth-order Runge-Kutta), from a Gaussian prior, in float32.  bijx (pip install
+bijx) has the same flow; its gradient comes from the adjoint equation, solved backwards.  JAX uses
+all the cores it may: for one thread start this as ``taskset -c 0 python ... --threads 1``.  Weights
+are random: speeds do not depend on them.
 """
 
 import argparse
@@ -20,9 +22,15 @@ from machine import CLOCKS, interleaved, native, print_header, print_row, proces
 from flowmc.actions import Phi4
 from flowmc.flows import ContinuousFlow, FlowModel, GaussianPrior
 from flowmc.training import ReverseKL
-from flowmc.training.objectives import LogVariance, Reinforce
+from flowmc.training.ensemble import Ensemble
+from flowmc.training.objectives import AlphaTwo, ForwardKL, LogVariance, Reinforce
 
 M2, LAMBDA = -4.0, 6.0
+
+
+def forward_kl(model, action, batch, gradient):
+    ensemble = Ensemble(action, "target", 1, chains=batch, thermalization=20, dtype=torch.float32)
+    return ForwardKL(model, ensemble, gradient=gradient)
 
 
 def ours(extent, batch, steps, objective, is_native=True):
@@ -110,6 +118,13 @@ def main() -> None:
             "reverse KL, path gradient": ours(*size, partial(ReverseKL, gradient="path")),
             "reverse KL, score (REINFORCE)": ours(*size, Reinforce),
             "variance of log-weights": ours(*size, LogVariance),
+            "forward KL, path gradient": ours(
+                *size, partial(forward_kl, batch=batch, gradient="path")
+            ),
+            "forward KL, maximum likelihood": ours(
+                *size, partial(forward_kl, batch=batch, gradient="score")
+            ),
+            "alpha = 2, annealed": ours(*size, AlphaTwo),
             "draws only": draws(*size),
             "reverse KL, torch": ours(*size, ReverseKL, False),
         }

@@ -113,7 +113,7 @@ def timings(size: int, output: Path) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for _ in range(3):
         for kind in KINDS:
-            count = {"hmc": 6000, "flow": 200, "hmc + flow": 200}[kind] * (8 / size) ** 2
+            count = 200 * (8 / size) ** 2 if kind != "hmc" else 6000 * min(1, (32 / size) ** 2)
             found[kind].append(seconds_per_update(size, kind, round(count)))
     file.write_text(json.dumps(found) + "\n")
     return found

@@ -36,6 +36,7 @@ MOSTLY_SLOW = [
     *(f"zoo/su3_4d_{step}.toml" for step in ("b5.70_b5.85", "b5.85_b6.00")),
     *(f"zoo/su3_4d_b6.00_defect2_{c}.toml" for c in ("0.31_0.00", "0.55_0.31", "0.77_0.55")),
     *("zoo/phi4_32x32_l4.572.toml", "zoo/phi4_64x64_l4.398.toml"),
+    *(f"zoo/phi4_{volume}_k{k}.toml" for volume in ("16x8", "64x8") for k in (0.275, 0.28)),
 ]
 assert set(MOSTLY_SLOW) <= set(TRAININGS)
 FREE_ENERGIES = sorted(p.name for p in EXAMPLES.glob("*.toml") if "[free_energy]" in p.read_text())
@@ -221,7 +222,7 @@ def test_training_step_benchmark_runs():
         [sys.executable, str(script), "--quick"], capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("| 4x4 |") == 6
+    assert result.stdout.count("| 4x4 |") == 9
 
 
 def test_optimisers_benchmark_runs():
@@ -232,6 +233,17 @@ def test_optimisers_benchmark_runs():
     assert result.returncode == 0, result.stderr
     rows = [line.split("|") for line in result.stdout.splitlines() if line.startswith("| ")][2:]
     assert len(rows) == 2 and all(0 < float(row[3].partition("(")[0]) <= 1 for row in rows)
+
+
+def test_time_to_ess_benchmark_runs():
+    script = EXAMPLES / "benchmarks" / "time_to_ess.py"
+    result = subprocess.run(
+        [sys.executable, str(script), "--quick"], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    rows = [line.split("|") for line in result.stdout.splitlines() if line.startswith("| ")][2:]
+    assert [row[4].strip() for row in rows] == ["11", "11"]
+    assert float(rows[1][6].partition("(")[0]) > 0.5  # begins with what the zoo's flow knows
 
 
 def test_free_energies_script_runs():
