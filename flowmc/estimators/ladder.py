@@ -21,7 +21,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.interpolate import PchipInterpolator
 from scipy.special import erfc, erfinv
 
 __all__ = [
@@ -275,6 +274,8 @@ def equalised(couplings: Sequence[float], rejection: Sequence[float]) -> list[fl
     length = np.maximum(length, DISTANCE_FLOOR * length.mean())
     # In units of the first step the data rise whatever the direction of the ladder.
     barrier = np.concatenate([[0.0], np.cumsum(length)])
+    from scipy.interpolate import PchipInterpolator  # takes half a second to import
+
     curve = PchipInterpolator(barrier, np.abs(old - old[0]))
     new = old[0] + np.sign(steps[0]) * curve(np.linspace(0, barrier[-1], old.size))
     new[[0, -1]] = old[[0, -1]]
