@@ -14,6 +14,7 @@ are random: speeds do not depend on them.
 
 import argparse
 import importlib.util
+import math
 from functools import partial
 
 import torch
@@ -31,6 +32,13 @@ M2, LAMBDA = -4.0, 6.0
 def forward_kl(model, action, batch, gradient):
     ensemble = Ensemble(action, "target", 1, chains=batch, thermalization=20, dtype=torch.float32)
     return ForwardKL(model, ensemble, gradient=gradient)
+
+
+def alpha_two(model, action):
+    """Return the objective with leapfrog steps that even an untrained flow does not throw off."""
+    objective = AlphaTwo(model, action)
+    objective.load_state_dict({"log_step_size": torch.tensor([math.log(0.01)])})
+    return objective
 
 
 def ours(extent, batch, steps, objective, is_native=True):
@@ -124,7 +132,7 @@ def main() -> None:
             "forward KL, maximum likelihood": ours(
                 *size, partial(forward_kl, batch=batch, gradient="score")
             ),
-            "alpha = 2, annealed": ours(*size, AlphaTwo),
+            "alpha = 2, annealed": ours(*size, alpha_two),
             "draws only": draws(*size),
             "reverse KL, torch": ours(*size, ReverseKL, False),
         }
