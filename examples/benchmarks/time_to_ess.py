@@ -31,13 +31,13 @@ TRAINING = {
 
 
 def measured(model, action, samples):
-    """Return ESS and error of a flow in 48 integrator steps, zero if its density is too wrong."""
+    """Return ESS and error of a flow in 48 integrator steps, None if its density is wrong."""
     steps, model.flow.steps = model.flow.steps, 48
     try:
         found, _ = evaluate_sampler(model, action, samples)
         return found["ess"], found["ess_error"]
     except DensityError:
-        return 0.0, 0.0
+        return None
     finally:
         model.flow.steps = steps
 
@@ -53,7 +53,7 @@ def time_to(goal, extent, prior, start_from, steps, samples):
     tables["flow"]["steps"] = 32
     plan = make_plan(tables)
     trainer = Trainer(plan.build("cpu"), plan.settings)
-    found, checks = (0.0, 0.0), 0.0
+    found, checks = None, 0.0
 
     def reached():
         nonlocal found, checks
@@ -62,7 +62,7 @@ def time_to(goal, extent, prior, start_from, steps, samples):
         begin = time.perf_counter()
         found = measured(trainer.module, plan.action, samples)
         checks += time.perf_counter() - begin
-        return found[0] >= goal
+        return found is not None and found[0] >= goal
 
     begin = time.perf_counter()
     trainer.run(reached)
@@ -82,7 +82,7 @@ def main() -> None:
     print(f"{processor()}, {args.threads} threads\n")
     print_header(["lattice", "prior", "kernels of", "steps", "seconds", "ESS"])
     for extent, prior, start_from in CONTENDERS[1::2] if args.quick else CONTENDERS:
-        step, seconds, (ess, error) = time_to(args.goal, extent, prior, start_from, steps, samples)
+        step, seconds, found = time_to(args.goal, extent, prior, start_from, steps, samples)
         print_row(
             [
                 f"{extent}x{extent}",
@@ -90,7 +90,7 @@ def main() -> None:
                 start_from or "none",
                 step,
                 f"{seconds:.0f}",
-                f"{ess:.3f}({error:.3f})",
+                "{:.3f}({:.3f})".format(*found) if found else "not measured: density error",
             ]
         )
 
