@@ -1,6 +1,6 @@
 """phi^4 along the line m_p L = 4: HMC, proposals of the zoo's flows, and both in turns.
 
-    python examples/campaigns/phi4_line.py [--sizes 8 12 20] [--scale 1] [--output runs/phi4_line]
+    python examples/campaigns/phi4_line.py [--sizes 8 12 20] [--kinds hmc flow] [--scale 1] ...
 
 runs the three ways of sampling at every size and prints, for one core: the integrated
 autocorrelation time of the magnetization in updates, processor time per update, the cost of an
@@ -21,6 +21,7 @@ import math
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,25 +103,30 @@ def seconds_per_update(size: int, kind: str, updates: int) -> float:
     return (times[1] - times[0]) / updates / CHAINS
 
 
-def timings(size: int, output: Path) -> dict[str, list[float]]:
-    """Return three times of every way of sampling a size, taken in turns, or what is stored.
+def timings(size: int, output: Path, kinds: Sequence[str] = KINDS) -> dict[str, list[float]]:
+    """Return three times of ways of sampling a size, taken in turns, or what is stored.
 
     Enough updates for starting the program, some seconds that differ by one, to matter little.
     """
     file = output / f"timings_{size}.json"
-    if file.exists():
-        return json.loads(file.read_text())
-    found: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    found: dict[str, list[float]] = json.loads(file.read_text()) if file.exists() else {}
+    missing = [kind for kind in kinds if kind not in found]
+    if not missing:
+        return found
+    times: dict[str, list[float]] = {kind: [] for kind in missing}
     for _ in range(3):
-        for kind in KINDS:
+        for kind in missing:
             count = 200 * (8 / size) ** 2 if kind != "hmc" else 6000 * min(1, (32 / size) ** 2)
-            found[kind].append(seconds_per_update(size, kind, round(count)))
+            times[kind].append(seconds_per_update(size, kind, round(count)))
+    found |= times
     file.write_text(json.dumps(found) + "\n")
     return found
 
 
-def measure(size: int, kind: str, output: Path, scale: float) -> Measured:
-    """Run, or go on with, one way of sampling."""
+def measure(
+    size: int, kind: str, output: Path, scale: float, kinds: Sequence[str] = KINDS
+) -> Measured:
+    """Run, or go on with, one way of sampling; the time is measured in turns with other kinds."""
     updates = 20000 if kind == "hmc" else FLOW_UPDATES[size]
     updates = max(30, round(scale * updates))
     folder = output / f"{size}_{kind.replace(' + ', '_')}"
@@ -131,7 +137,7 @@ def measure(size: int, kind: str, output: Path, scale: float) -> Measured:
         flowmc(["report", str(folder), "--json"])
     report = json.loads(text.getvalue())
     magnetization, phi2 = (report["observables"][key] for key in ("magnetization", "phi2"))
-    times = timings(size, output)[kind]
+    times = timings(size, output, kinds)[kind]
     kernel = report["kernels"]["hmc" if kind == "hmc" else "independence"]
     return Measured(
         size,
@@ -172,9 +178,13 @@ def main() -> None:
     )
     known = [size for size, name in FLOWS.items() if name in zoo.zoo_list()]
     parser.add_argument("--sizes", type=int, nargs="+", choices=known, default=known)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="hmc among them")
     parser.add_argument("--scale", type=float, default=1.0, help="this share of the statistics")
     parser.add_argument("--output", type=Path, default=Path("runs/phi4_line"))
     arguments = parser.parse_args()
+    if "hmc" not in arguments.kinds:
+        parser.error("--kinds: the others are compared with hmc")
+    kinds = [kind for kind in KINDS if kind in arguments.kinds]
     arguments.output.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, str]] = []
     for size in arguments.sizes:
@@ -184,7 +194,7 @@ def main() -> None:
             for other, name in FLOWS.items()
             if other <= size and name in zoo.zoo_list()
         )
-        found = [measure(size, kind, arguments.output, arguments.scale) for kind in KINDS]
+        found = [measure(size, kind, arguments.output, arguments.scale, kinds) for kind in kinds]
         rows += [row(measured, found[0], training) for measured in found]
     print(markdown(rows))
 
