@@ -22,10 +22,12 @@ class Interrupts:
 
     Attributes:
         number: of the signal that has come, or 0.
+        at_once: if True the first signal, too, ends the process; for work of which nothing is kept.
     """
 
     def __init__(self) -> None:
         self.number = 0
+        self.at_once = False
         self._came = 0.0
 
     def __enter__(self) -> Interrupts:
@@ -40,8 +42,8 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
-        if not self.number:
+        if not self.number and not self.at_once:
             self.number, self._came = number, time.monotonic()
-        elif time.monotonic() - self._came > _SAME_REQUEST:
+        elif self.at_once or time.monotonic() - self._came > _SAME_REQUEST:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

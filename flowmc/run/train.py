@@ -78,13 +78,19 @@ def run(args: argparse.Namespace) -> int:
                 _say(ranks, text)
         display = _display(plan.settings.steps) if ranks.rank == 0 else nullcontext(_nowhere)
         with Interrupts() as interrupts, display as show:
+
+            def announce(text: str) -> None:
+                _say(ranks, text)
+                # The checkpoint has all steps, and measuring begins anew whenever it is stopped.
+                interrupts.at_once = True
+
             finished = train(
                 plan,
                 args.output,
                 resume=args.resume,
                 device=device,
                 progress=show,
-                announce=lambda text: _say(ranks, text),
+                announce=announce,
                 stop=lambda: bool(interrupts.number),
                 command=command,
                 communicator=ranks,
@@ -144,7 +150,7 @@ def train(
     command: str = "",
     communicator: Communicator | None = None,
 ) -> bool:
-    """Train, measure and write a flow; return whether the training reached its end.
+    """Train, measure and write a flow; return whether all that was done.
 
     Over ranks every one calls this; rank 0 alone reads and writes files and reports progress.
 
@@ -154,7 +160,7 @@ def train(
         resume: go on from the checkpoint if there is one.
         device: where to train.
         progress: called after every step.
-        announce: called with a sentence when something else than a step begins that may take long.
+        announce: called with a sentence when all steps are done and saved, and measuring begins.
         stop: asked after every step; True stops with a checkpoint.
         command: recorded in the card.
         communicator: of all ranks.
@@ -188,8 +194,10 @@ def train(
                 progress(event)
 
         trainer.progress = report
-        if not trainer.run(stop):
-            return False
+        finished = trainer.run(stop)
+    # Over ranks, a request to stop need not have come everywhere.
+    if not finished or bool(ranks.maximum(np.array([float(stop())]))[0]):
+        return False
     module = objective.module
     if plan.keys.refined_steps is not None:
         flow = module.flow if isinstance(module, FlowModel) else module

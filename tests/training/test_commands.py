@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import re
 import signal
 import tomllib
@@ -15,7 +16,7 @@ from flowmc.actions import FreeScalar, Phi4
 from flowmc.flows import AffineCouplingFlow, Flow, FlowModel, FreeFieldPrior, Identity
 from flowmc.flows.files import load_flow, read_card, save_flow
 from flowmc.registry import ConfigError
-from flowmc.run import evaluate, train, zoo
+from flowmc.run import evaluate, interrupts, train, zoo
 from flowmc.run.evaluate import DensityError, evaluate_exchange, evaluate_sampler
 from flowmc.run.training_plan import make_plan
 from flowmc.training import Reinforce
@@ -230,6 +231,21 @@ def test_signals_leave_a_checkpoint(number, config, tmp_path, monkeypatch, capsy
     monkeypatch.undo()
     assert call(train, config, "--output", tmp_path / "f.safetensors", "--resume") == 0
     assert (tmp_path / "f.safetensors").exists()
+
+
+def test_a_signal_while_measuring_ends_at_once(config, tmp_path, monkeypatch, capsys):
+    """All steps are in the checkpoint by then."""
+    ends = []
+    monkeypatch.setattr(interrupts.os, "kill", lambda *arguments: ends.append(arguments))
+    monkeypatch.setattr(train, "_measure", lambda *_: signal.raise_signal(signal.SIGTERM) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        call(train, config, "--output", tmp_path / "f.safetensors")
+    assert ends == [(os.getpid(), signal.SIGTERM)]
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert call(train, config, "--output", tmp_path / "f.safetensors", "--resume") == 0
+    assert "step" not in capsys.readouterr().err
+    assert read_card(tmp_path / "f.safetensors")["training"]["steps"] == 12
 
 
 @pytest.mark.parametrize(
