@@ -6,8 +6,8 @@ draws from a flow at every kappa of the table (lambda = 0.022; 16x8 or 64x8) and
 its error: up to kappa = 0.27 from one conditional flow, near the transition (0.275, 0.28) from
 flows of their own, and in the broken phase at kappa = 0.3 from a flow of one well and its mirror
 image.  The reference integrates <sum phi phi_mu> over kappa from the exact ln Z at kappa = 0, with
-28 nodes of 32 Markov chains each.  A kappa at which the density
-error is not small against the spread of the log-weights is refused.
+28 nodes of 32 Markov chains each.  A kappa at which the density error is not small against the
+spread of the log-weights is refused.
 """
 
 from __future__ import annotations

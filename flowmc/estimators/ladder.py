@@ -268,14 +268,14 @@ def equalised(couplings: Sequence[float], rejection: Sequence[float]) -> list[fl
         )
     if not ((rates >= 0) & (rates <= 1)).all():
         raise ValueError(f"rejection rates lie between 0 and 1, got {rates.tolist()}")
+    from scipy.interpolate import PchipInterpolator  # takes half a second to import
+
     length = erfinv(np.minimum(rates, MAXIMAL_REJECTION))
     if old.size == 2 or length.sum() == 0:
         return old.tolist()
     length = np.maximum(length, DISTANCE_FLOOR * length.mean())
     # In units of the first step the data rise whatever the direction of the ladder.
     barrier = np.concatenate([[0.0], np.cumsum(length)])
-    from scipy.interpolate import PchipInterpolator  # takes half a second to import
-
     curve = PchipInterpolator(barrier, np.abs(old - old[0]))
     new = old[0] + np.sign(steps[0]) * curve(np.linspace(0, barrier[-1], old.size))
     new[[0, -1]] = old[[0, -1]]
