@@ -308,8 +308,13 @@ class ContinuousFlow(Flow):
         """Return the result of the compiled kernels, or None if there are none for this case."""
         if not has_continuous_map(self.lattice, rows):
             return None
-        from flowmc.flows.site_tables import TabulatedMap, build_tables, make_plan, spacing_for
-        from flowmc.native.continuous import row_length
+        from flowmc.flows.site_tables import (
+            TabulatedMap,
+            build_tables,
+            make_plan,
+            spacing_for,
+            tables_shape,
+        )
 
         largest_frequency = float(self.frequencies.detach().abs().max())
         if not math.isfinite(largest_frequency):
@@ -321,12 +326,11 @@ class ContinuousFlow(Flow):
         weights = [self.frequencies, self.site_mixing, self._kernels(times.to(self.frequencies))]
         if frozen:
             weights = [weight.detach() for weight in weights]
-        columns = orbit.shape[0] * row_length(orbit.shape[1] - 1, rows.dtype)
         fields = self._to_fields(rows, rows)
         own = None if force is None else self._to_fields(force, rows)
         for largest in _RANGES:
-            numbers = len(times) * (largest / spacing + 1) * 3 * columns
-            if numbers > _LARGEST_TABLES:
+            shape = tables_shape(len(times), orbit, rows.dtype, spacing, largest)
+            if math.prod(shape) > _LARGEST_TABLES:
                 return None
             tables = build_tables(weights[0], weights[1], weights[2], orbit, spacing, largest)
             try:

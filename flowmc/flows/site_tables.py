@@ -21,7 +21,7 @@ from flowmc.flows.products import multiply
 from flowmc.flows.runge_kutta import Tableau
 from flowmc.native.continuous import Plan, map_back, map_fields, row_length
 
-__all__ = ["TabulatedMap", "build_tables", "make_plan", "spacing_for"]
+__all__ = ["TabulatedMap", "build_tables", "make_plan", "spacing_for", "tables_shape"]
 
 # In float32 the error of the interpolation, (omega h)^6 / 46080, is that of rounding.
 _PHASE_PER_POINT = 0.4
@@ -62,6 +62,14 @@ def make_plan(
     return plan, torch.from_numpy(distinct)
 
 
+def tables_shape(
+    nodes: int, orbit: Tensor, dtype: torch.dtype, spacing: float, largest: float
+) -> tuple[int, int, int, int]:
+    """Return the shape of :func:`build_tables`, ``(nodes, points, 3, n)``."""
+    columns = orbit.shape[0] * row_length(orbit.shape[1] - 1, dtype)
+    return nodes, round(largest / spacing) + 1, 3, columns
+
+
 def build_tables(
     frequencies: Tensor,
     mixing: Tensor,
@@ -84,8 +92,8 @@ def build_tables(
         ``(nodes, points, 3, n)`` with a column for every folded offset, in rows of the length that
         the native kernels ask for; what is beyond the reach is zero.
     """
-    points = round(largest / spacing) + 1
-    phi = spacing * torch.arange(points, dtype=torch.float64, device=kernels.device)
+    shape = tables_shape(len(kernels), orbit, kernels.dtype, spacing, largest)
+    phi = spacing * torch.arange(shape[1], dtype=torch.float64, device=kernels.device)
     slope = frequencies.to(torch.float64) * spacing
     phase = torch.outer(phi, frequencies.to(torch.float64))
     sine, cosine = phase.sin(), phase.cos()
@@ -95,12 +103,12 @@ def build_tables(
     # One orbit more, which is nothing: that of the columns that fill up a row.
     nothing = kernels.shape[1]
     kernels = torch.nn.functional.pad(kernels, (0, 0, 0, 1))
-    filling = row_length(orbit.shape[1] - 1, kernels.dtype) - orbit.shape[1]
+    filling = shape[3] // orbit.shape[0] - orbit.shape[1]
     columns = torch.nn.functional.pad(orbit, (0, filling), value=nothing)
     kernels = kernels.index_select(1, columns.flatten())
     mixed = multiply(mixing, features.flatten(0, 1).t().unsqueeze(0)).squeeze(0).t()
     tables = multiply(mixed, kernels.transpose(1, 2))
-    return tables.view(len(kernels), points, 3, -1)
+    return tables.view(shape)
 
 
 class TabulatedMap(torch.autograd.Function):

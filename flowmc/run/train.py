@@ -161,7 +161,7 @@ def train(
         device: where to train.
         progress: called after every step.
         announce: called with a sentence when all steps are done and saved, and measuring begins.
-        stop: asked after every step; True stops with a checkpoint.
+        stop: asked after every step and before measuring; True stops with a checkpoint.
         command: recorded in the card.
         communicator: of all ranks.
 

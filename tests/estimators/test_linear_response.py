@@ -161,7 +161,7 @@ def test_plaquette_of_su3():
     action = Wilson("SU(3)", [4, 4], beta=3.0)
     field = sample_wilson_2d(action, 150, rng())
     found, _ = measure(action, "beta", [LoopFields(action)], field, lambda u: plaquette(u, action))
-    assert abs(found[0].value - exact_slope(action)) < 5 * found[0].error < 0.1
+    assert abs(found[0].value - exact_slope(action)) < 5 * found[0].error < 0.01
 
 
 def test_quartic_coupling_of_phi4():

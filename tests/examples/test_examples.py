@@ -216,32 +216,32 @@ def test_file_benchmark_runs():
     assert "16x16x16x16" in result.stdout
 
 
-def test_training_step_benchmark_runs():
-    script = EXAMPLES / "benchmarks" / "training_step.py"
+def quick_benchmark(name):
+    """Run a benchmark with --quick; return what it prints."""
+    script = EXAMPLES / "benchmarks" / f"{name}.py"
     result = subprocess.run(
         [sys.executable, str(script), "--quick"], capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("| 4x4 |") == 9
+    return result.stdout
+
+
+def rows_of(table):
+    """Return the cells of the rows of a printed table, without its head."""
+    return [line.split("|") for line in table.splitlines() if line.startswith("| ")][2:]
+
+
+def test_training_step_benchmark_runs():
+    assert quick_benchmark("training_step").count("| 4x4 |") == 9
 
 
 def test_optimisers_benchmark_runs():
-    script = EXAMPLES / "benchmarks" / "optimisers.py"
-    result = subprocess.run(
-        [sys.executable, str(script), "--quick"], capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stderr
-    rows = [line.split("|") for line in result.stdout.splitlines() if line.startswith("| ")][2:]
+    rows = rows_of(quick_benchmark("optimisers"))
     assert len(rows) == 2 and all(0 < float(row[3].partition("(")[0]) <= 1 for row in rows)
 
 
 def test_time_to_ess_benchmark_runs():
-    script = EXAMPLES / "benchmarks" / "time_to_ess.py"
-    result = subprocess.run(
-        [sys.executable, str(script), "--quick"], capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stderr
-    rows = [line.split("|") for line in result.stdout.splitlines() if line.startswith("| ")][2:]
+    rows = rows_of(quick_benchmark("time_to_ess"))
     assert [row[4].strip() for row in rows] == ["11", "11"]
     assert float(rows[1][6].partition("(")[0]) > 0.5  # begins with what the zoo's flow knows
 
