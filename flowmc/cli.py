@@ -12,49 +12,33 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from flowmc import __version__
+from flowmc import __version__, arguments
 from flowmc.launcher import launched_processes
+from flowmc.registry import nearest
+from flowmc.run.keys import check_keys
 
 __all__ = ["main"]
 
-# Sub-command: module, its functions that declare arguments and run, and a line of help.
+# Sub-command: module whose `run` does it, and a line of help.
 _COMMANDS = {
-    "run": ("flowmc.run.command", "add_arguments", "run", "a chain, or many, from a configuration"),
-    "step": ("flowmc.run.step", "add_arguments", "run", "one cycle of updates on one file"),
-    "train": ("flowmc.run.train", "add_arguments", "run", "train a flow"),
-    "evaluate": ("flowmc.run.evaluate", "add_arguments", "run", "how good a flow is"),
+    "run": ("flowmc.run.command", "a chain, or many, from a configuration"),
+    "step": ("flowmc.run.step", "one cycle of updates on one file"),
+    "train": ("flowmc.run.train", "train a flow"),
+    "evaluate": ("flowmc.run.evaluate", "how good a flow is"),
     "correlate": (
         "flowmc.run.correlate.command",
-        "add_arguments",
-        "run",
         "what an ensemble says about theories nearby: reweighting and derivatives",
     ),
-    "free-energy": (
-        "flowmc.run.free_energy.command",
-        "add_arguments",
-        "run",
-        "ln Z of a theory, with its error",
-    ),
-    "status": ("flowmc.run.status", "add_arguments", "run", "how far runs are"),
-    "report": ("flowmc.run.report", "add_arguments", "run", "numbers and plots of a run"),
-    "inspect": (
-        "flowmc_adapters.cli",
-        "add_inspect_arguments",
-        "run_inspect",
-        "what a configuration file holds, and whether it is sound",
-    ),
-    "convert": (
-        "flowmc_adapters.cli",
-        "add_convert_arguments",
-        "run_convert",
-        "write a configuration file in another format",
-    ),
-    "zoo": ("flowmc.run.zoo", "add_arguments", "run", "the trained flows that come with flowmc"),
+    "free-energy": ("flowmc.run.free_energy.command", "ln Z of a theory, with its error"),
+    "status": ("flowmc.run.status", "how far runs are"),
+    "report": ("flowmc.run.report", "numbers and plots of a run"),
+    "inspect": ("flowmc_adapters.cli", "what a configuration file holds, and whether it is sound"),
+    "convert": ("flowmc_adapters.cli", "write a configuration file in another format"),
+    "zoo": ("flowmc.run.zoo", "the trained flows that come with flowmc"),
 }
-
 
 # Those that several processes can share.
 _ON_RANKS = ("run", "train", "inspect", "convert")
@@ -71,19 +55,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"flowmc {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, (module, declare, run, text) in _COMMANDS.items():
+    for name, (module, text) in _COMMANDS.items():
         sub = commands.add_parser(name, help=text, description=text)
-        if name in words[:1]:
-            imported = importlib.import_module(module)
-            getattr(imported, declare)(sub)
-            sub.set_defaults(run=getattr(imported, run))
+        if name not in words[:1]:
+            continue
+        if module == "flowmc_adapters.cli":
+            adapters = importlib.import_module(module)
+            getattr(adapters, f"add_{name}_arguments")(sub)
+            sub.set_defaults(run=getattr(adapters, f"run_{name}"))
+        else:
+            getattr(arguments, name.replace("-", "_"))(sub)
+    if words and not words[0].startswith("-") and words[0] not in _COMMANDS:
+        parser.error(f"unknown command {words[0]!r}{nearest(words[0], _COMMANDS)}")
     args = parser.parse_args(words)
     if words[0] not in _ON_RANKS and (launched_processes() or 1) > 1:
         text = f"flowmc {words[0]} works in one process: start it without mpirun or srun"
         print(f"flowmc: error: {text}", file=sys.stderr)
         return 2
     try:
-        return int(args.run(args))
+        return int(_function(words[0], args)(args))
     except BrokenPipeError:
         # The reader of a pipe went away, as in `flowmc zoo | head`; nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -93,6 +83,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:
         return _failed(error)
+
+
+def _function(command: str, args: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
+    """Return what does a command; imported only after all that can be said without it."""
+    if hasattr(args, "run"):
+        return args.run
+    if getattr(args, "config", None) is not None:
+        # Last in the path: a user's module stands beside the configuration, and hides no other.
+        sys.path.append(os.path.dirname(os.path.abspath(args.config)))
+        if launched_processes() in (None, 1):
+            check_keys(command, args.config)
+    return importlib.import_module(_COMMANDS[command][0]).run
 
 
 def _failed(error: Exception) -> int:

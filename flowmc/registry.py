@@ -13,12 +13,18 @@ import importlib
 import inspect
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import entry_points
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-
-__all__ = ["BUILTIN", "ConfigError", "build", "nearest", "parameters", "resolve"]
+__all__ = [
+    "BUILTIN",
+    "ConfigError",
+    "build",
+    "nearest",
+    "parameters",
+    "resolve",
+    "validate",
+    "written_key",
+]
 
 BUILTIN: dict[str, dict[str, str]] = {
     "actions": {
@@ -113,6 +119,9 @@ def resolve(kind: str, name: str) -> Callable[..., Any]:
     Raises:
         ConfigError: for an unknown name (with the nearest known one) or a failing import.
     """
+    # Imported late, like pydantic below: what is misspelt is said within a fraction of a second.
+    from importlib.metadata import entry_points
+
     table = BUILTIN[kind]
     target = table.get(name)
     if target is None and ":" in name:
@@ -129,7 +138,12 @@ def resolve(kind: str, name: str) -> Callable[..., Any]:
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"cannot load {kind.removesuffix('s')} {name!r}: {error}") from error
+        where = ""
+        if isinstance(error, ModuleNotFoundError):
+            where = "; its folder is that of the configuration file, or is named in PYTHONPATH"
+        raise ConfigError(
+            f"cannot load {kind.removesuffix('s')} {name!r}: {error}{where}"
+        ) from error
 
 
 def parameters(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -160,8 +174,10 @@ def build(
 
 def validate(component: Callable[..., Any], table: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return ``table`` as keyword arguments of ``component``, types checked; see :func:`build`."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
     known = parameters(component)
-    written = {_written(key): key for key in known}
+    written = {written_key(key): key for key in known}
     function = component.__init__ if inspect.isclass(component) else component
     hints = typing.get_type_hints(function)
     arguments: dict[str, Any] = {}
@@ -179,9 +195,10 @@ def validate(component: Callable[..., Any], table: Mapping[str, Any], where: str
             raise ConfigError(f"{where}: {key} = {value!r}: {reason}") from error
     for name, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and name not in arguments:
-            raise ConfigError(f"{where}: missing key {_written(name)!r}")
+            raise ConfigError(f"{where}: missing key {written_key(name)!r}")
     return arguments
 
 
-def _written(parameter: str) -> str:
+def written_key(parameter: str) -> str:
+    """Return the configuration key of a parameter: itself, but for Python's keywords."""
     return {name: alias for alias, name in _ALIASES.items()}.get(parameter, parameter)

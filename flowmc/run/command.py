@@ -18,20 +18,7 @@ from flowmc.run.opening import open_run
 from flowmc.run.tables import seconds_of
 from flowmc.run.toml_text import toml_text
 
-__all__ = ["add_arguments", "run"]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of ``flowmc run``."""
-    parser.add_argument("config", metavar="CONFIG.toml", help="what to run")
-    parser.add_argument(
-        "--output", metavar="DIR", help="run directory (default: runs/<name of the file>)"
-    )
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue from the last checkpoint; start if there is none",
-    )
+__all__ = ["run"]
 
 
 def run(args: argparse.Namespace) -> int:

@@ -36,7 +36,6 @@ from flowmc.training.ensemble import Ensemble
 
 __all__ = [
     "DensityError",
-    "add_arguments",
     "check_density",
     "evaluate",
     "evaluate_exchange",
@@ -60,17 +59,6 @@ DENSITY_SAMPLES = 64
 
 class DensityError(RuntimeError):
     """The log-density of a continuous flow is not that of its map: no number can be believed."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command line of ``flowmc evaluate``."""
-    parser.add_argument("flow", metavar="FLOW", help="a flow file, or zoo:NAME")
-    parser.add_argument("--samples", type=int, default=8192, help="how many (default: 8192)")
-    parser.add_argument("--batch", type=int, default=1024, help="samples at a time (default: 1024)")
-    parser.add_argument("--config", metavar="CONFIG.toml", help="take [theory] from this file")
-    parser.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
-    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
-    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
 
 
 def run(args: argparse.Namespace) -> int:

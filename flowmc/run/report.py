@@ -16,22 +16,7 @@ from flowmc.run.recorded import RecordedRun
 from flowmc.run.report_text import comparison_text, report_text
 from flowmc.run.summary import Analysis, analyse_run
 
-__all__ = ["add_arguments", "compare", "run", "strict_json", "summarise", "write_report"]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``flowmc report`` to a parser."""
-    parser.add_argument(
-        "directories",
-        metavar="DIR",
-        nargs="+",
-        help="run directory; several are compared by their cost per independent sample",
-    )
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="print one JSON document on standard output and write no report.html",
-    )
+__all__ = ["compare", "run", "strict_json", "summarise", "write_report"]
 
 
 def run(args: argparse.Namespace) -> int:

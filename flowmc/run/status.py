@@ -12,13 +12,7 @@ import h5py
 
 from flowmc.registry import ConfigError
 
-__all__ = ["add_arguments", "run", "status_of"]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of ``flowmc status``."""
-    parser.add_argument("directories", metavar="DIR", nargs="+", help="run directory")
-    parser.add_argument("--json", action="store_true", help="print one JSON document, a list")
+__all__ = ["run", "status_of"]
 
 
 def run(args: argparse.Namespace) -> int:

@@ -29,21 +29,7 @@ from flowmc.run.ensemble import CARRIED, field_metadata
 from flowmc.run.rehearsal import kernel_names, measure, observable_shapes
 from flowmc.run.start import first_state
 
-__all__ = ["add_arguments", "run"]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of ``flowmc step``."""
-    parser.add_argument("source", metavar="IN", help="configuration file of any format")
-    parser.add_argument("destination", metavar="OUT", help="file to write; may be IN")
-    parser.add_argument("--config", required=True, metavar="CONFIG.toml", help="theory and updates")
-    parser.add_argument(
-        "--number",
-        type=int,
-        help="number of the configuration that is written (default: the one at the end of OUT, "
-        "else that of IN plus 1); it selects the random numbers",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+__all__ = ["run"]
 
 
 def run(args: argparse.Namespace) -> int:

@@ -43,22 +43,10 @@ from flowmc.run.training_plan import Plan, read_plan
 from flowmc.training.loop import Progress, Trainer, TrainingError
 from flowmc.training.objectives import Objective
 
-__all__ = ["add_arguments", "run", "train"]
+__all__ = ["run", "train"]
 
 _LOG_EVERY = 10
 _LINE_EVERY_SECONDS = 60.0
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command line of ``flowmc train``."""
-    parser.add_argument("config", metavar="CONFIG.toml", help="theory, flow and training")
-    parser.add_argument("--output", required=True, metavar="FLOW.safetensors", help="flow file")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    parser.add_argument(
-        "--device",
-        default="cpu",
-        help="cpu, cuda (a GPU for each rank), cuda:N, or auto (default: cpu)",
-    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,13 +10,7 @@ from typing import Any
 from flowmc import zoo
 from flowmc.registry import ConfigError
 
-__all__ = ["add_arguments", "run"]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command line of ``flowmc zoo``."""
-    parser.add_argument("name", metavar="NAME", nargs="?", help="print the card of this flow")
-    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+__all__ = ["run"]
 
 
 def run(args: argparse.Namespace) -> int:

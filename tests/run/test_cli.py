@@ -1,5 +1,6 @@
 """The command line: quick where it can be, one sentence where it fails."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -8,7 +9,10 @@ from pathlib import Path
 import pytest
 
 import flowmc
-from flowmc.cli import main
+from flowmc.cli import _COMMANDS, main
+from flowmc.registry import BUILTIN, parameters, resolve, written_key
+from flowmc.run.keys import written_parameters
+from flowmc.run.tables import Chains, Ensemble, Parallel, RunTable
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,11 +48,79 @@ print("torch" in sys.modules, status)
         (["inspect", "/no/such/file"], 2),
         (["convert", "/no/such/file", "/tmp/x", "--format", "nersc"], 2),
         (["frobnicate"], 2),
+        ([], 2),
+        *(([name, "--help"], 0) for name in _COMMANDS),
     ],
 )
 def test_light_commands_do_not_import_torch(arguments, status):
     done = python(LIGHT, *arguments)
     assert done.stdout.splitlines()[-1] == f"False {status}", done.stderr
+
+
+KEYS = [
+    ("run", "trajectory", "trajectroy", "[[update]] 1 (hmc): unknown key 'trajectroy'; did you"),
+    ("run", "updates", "update", "[run]: unknown key 'update'; did you mean 'updates'?"),
+    ("step", "[chains]", "[chain]", "unknown table [chain]; did you mean 'chains'?"),
+    ("train", "kappa", "kapa", "[theory]: unknown key 'kapa'; did you mean 'kappa'?"),
+]
+CONFIG = """
+[theory]
+action = "phi4"
+lattice = [4, 4]
+kappa = 0.2
+lambda = 0.022
+[chains]
+seed = 1
+[[update]]
+kernel = "hmc"
+trajectory = 1.0
+[run]
+updates = 2
+"""
+
+
+@pytest.mark.parametrize(("command", "right", "wrong", "message"), KEYS)
+def test_misspelt_keys_are_found_before_torch_is_imported(command, right, wrong, message, tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text(CONFIG.replace(right, wrong))
+    more = {"step": ["in", "out", "--config"], "train": ["--output", "x"]}.get(command, [])
+    done = python(LIGHT, command, *more, str(path))
+    assert done.stdout.splitlines()[-1] == "False 2", done.stderr
+    assert message in done.stderr
+
+
+def test_misspelt_commands_get_a_hint(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["reprot"])
+    assert stopped.value.code == 2
+    assert "unknown command 'reprot'; did you mean 'report'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in ("actions", "kernels") for name in BUILTIN[kind]]
+)
+def test_keys_read_from_the_source_are_those_of_the_signature(kind, name):
+    found = written_parameters(BUILTIN[kind][name])
+    assert found == {written_key(key) for key in parameters(resolve(kind, name))}
+
+
+@pytest.mark.parametrize("kind", [Chains, RunTable, Ensemble, Parallel])
+def test_keys_of_tables_are_the_fields_of_their_dataclass(kind):
+    found = written_parameters(f"{kind.__module__}:{kind.__name__}")
+    assert found == {field.name for field in dataclasses.fields(kind)}
+
+
+def test_a_module_beside_the_configuration_is_found(tmp_path):
+    (tmp_path / "my_theory.py").write_text(
+        "from flowmc.actions import Phi4\nclass Mine(Phi4):\n    name = 'mine'\n"
+    )
+    path = tmp_path / "a.toml"
+    path.write_text(CONFIG.replace('"phi4"', '"my_theory:Mine"'))
+    done = python(LIGHT, "run", str(path), "--output", str(tmp_path / "out"))
+    assert done.stdout.splitlines()[-1] == "True 0", done.stderr
+    path.write_text(CONFIG.replace('"phi4"', '"your_theory:Mine"'))
+    done = python(LIGHT, "run", str(path), "--output", str(tmp_path / "none"))
+    assert "folder is that of the configuration file, or is named in PYTHONPATH" in done.stderr
 
 
 def test_version(capsys):

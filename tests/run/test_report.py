@@ -13,9 +13,10 @@ import pytest
 from scipy.signal import lfilter
 from scipy.special import erfc
 
+from flowmc import arguments
 from flowmc.registry import ConfigError
 from flowmc.run import report
-from flowmc.run.report import add_arguments, summarise
+from flowmc.run.report import summarise
 
 CONFIG = """
 [theory]
@@ -198,10 +199,10 @@ def make_run(
     return path
 
 
-def invoke(*arguments):
+def invoke(*words):
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return report.run(parser.parse_args([str(argument) for argument in arguments]))
+    arguments.report(parser)
+    return report.run(parser.parse_args([str(word) for word in words]))
 
 
 def refuse(constant):

@@ -12,6 +12,7 @@ import tomllib
 import pytest
 import torch
 
+from flowmc import arguments
 from flowmc.actions import FreeScalar, Phi4
 from flowmc.flows import AffineCouplingFlow, Flow, FlowModel, FreeFieldPrior, Identity
 from flowmc.flows.files import load_flow, read_card, save_flow
@@ -79,10 +80,10 @@ evaluate_samples = 32
 """
 
 
-def call(module, *arguments):
+def call(module, *words):
     parser = argparse.ArgumentParser()
-    module.add_arguments(parser)
-    return module.run(parser.parse_args([str(argument) for argument in arguments]))
+    getattr(arguments, module.__name__.rpartition(".")[2])(parser)
+    return module.run(parser.parse_args([str(word) for word in words]))
 
 
 @pytest.fixture

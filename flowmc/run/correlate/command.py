@@ -27,25 +27,7 @@ from flowmc.run.correlate.quantities import Derived
 from flowmc.run.correlate.session import Session
 from flowmc.run.tables import read_tables
 
-__all__ = ["add_arguments", "run"]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of ``flowmc correlate``."""
-    parser.add_argument("config", metavar="CONFIG.toml", help="ensemble, targets and derivatives")
-    parser.add_argument(
-        "--output",
-        metavar="DIR",
-        help="directory of the results (default: runs/<name of the file>)",
-    )
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="measure only what has not been measured yet; start if nothing has",
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON document on standard output"
-    )
+__all__ = ["run"]
 
 
 def run(args: argparse.Namespace) -> int:

@@ -23,20 +23,7 @@ from flowmc.run.free_energy.output import document, results_text, write_results
 from flowmc.run.toml_text import toml_text
 from flowmc.training.loop import TrainingError
 
-__all__ = ["add_arguments", "run"]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of ``flowmc free-energy``."""
-    parser.add_argument("config", metavar="CONFIG.toml", help="theory, method and samples")
-    parser.add_argument(
-        "--output",
-        metavar="DIR",
-        help="directory of the results (default: runs/<name of the file>)",
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON document on standard output"
-    )
+__all__ = ["run"]
 
 
 def run(args: argparse.Namespace) -> int:

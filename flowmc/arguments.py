@@ -1,0 +1,116 @@
+"""The arguments of every ``flowmc`` command, without what the commands themselves import.
+
+``flowmc run --help`` and a misspelt option are answered before torch is imported.  Those of
+``inspect`` and ``convert`` stand in :mod:`flowmc_adapters`.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+
+__all__ = [
+    "correlate",
+    "evaluate",
+    "free_energy",
+    "report",
+    "run",
+    "status",
+    "step",
+    "train",
+    "zoo",
+]
+
+_JSON = "print one JSON document on standard output"
+_RESULTS = "directory of the results (default: runs/<name of the file>)"
+
+
+def run(parser: ArgumentParser) -> None:
+    """Declare the arguments of ``flowmc run``."""
+    parser.add_argument("config", metavar="CONFIG.toml", help="what to run")
+    parser.add_argument(
+        "--output", metavar="DIR", help="run directory (default: runs/<name of the file>)"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue from the last checkpoint; start if there is none",
+    )
+
+
+def step(parser: ArgumentParser) -> None:
+    """Declare the arguments of ``flowmc step``."""
+    parser.add_argument("source", metavar="IN", help="configuration file of any format")
+    parser.add_argument("destination", metavar="OUT", help="file to write; may be IN")
+    parser.add_argument("--config", required=True, metavar="CONFIG.toml", help="theory and updates")
+    parser.add_argument(
+        "--number",
+        type=int,
+        help="number of the configuration that is written (default: the one at the end of OUT, "
+        "else that of IN plus 1); it selects the random numbers",
+    )
+    parser.add_argument("--json", action="store_true", help=_JSON)
+
+
+def train(parser: ArgumentParser) -> None:
+    """Declare the arguments of ``flowmc train``."""
+    parser.add_argument("config", metavar="CONFIG.toml", help="theory, flow and training")
+    parser.add_argument("--output", required=True, metavar="FLOW.safetensors", help="flow file")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help="cpu, cuda (a GPU for each rank), cuda:N, or auto (default: cpu)",
+    )
+
+
+def evaluate(parser: ArgumentParser) -> None:
+    """Declare the arguments of ``flowmc evaluate``."""
+    parser.add_argument("flow", metavar="FLOW", help="a flow file, or zoo:NAME")
+    parser.add_argument("--samples", type=int, default=8192, help="how many (default: 8192)")
+    parser.add_argument("--batch", type=int, default=1024, help="samples at a time (default: 1024)")
+    parser.add_argument("--config", metavar="CONFIG.toml", help="take [theory] from this file")
+    parser.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
+    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    parser.add_argument("--json", action="store_true", help=_JSON)
+
+
+def correlate(parser: ArgumentParser) -> None:
+    """Declare the arguments of ``flowmc correlate``."""
+    parser.add_argument("config", metavar="CONFIG.toml", help="ensemble, targets and derivatives")
+    parser.add_argument("--output", metavar="DIR", help=_RESULTS)
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="measure only what has not been measured yet; start if nothing has",
+    )
+    parser.add_argument("--json", action="store_true", help=_JSON)
+
+
+def free_energy(parser: ArgumentParser) -> None:
+    """Declare the arguments of ``flowmc free-energy``."""
+    parser.add_argument("config", metavar="CONFIG.toml", help="theory, method and samples")
+    parser.add_argument("--output", metavar="DIR", help=_RESULTS)
+    parser.add_argument("--json", action="store_true", help=_JSON)
+
+
+def status(parser: ArgumentParser) -> None:
+    """Declare the arguments of ``flowmc status``."""
+    parser.add_argument("directories", metavar="DIR", nargs="+", help="run directory")
+    parser.add_argument("--json", action="store_true", help=f"{_JSON}, a list")
+
+
+def report(parser: ArgumentParser) -> None:
+    """Declare the arguments of ``flowmc report``."""
+    parser.add_argument(
+        "directories",
+        metavar="DIR",
+        nargs="+",
+        help="run directory; several are compared by their cost per independent sample",
+    )
+    parser.add_argument("--json", action="store_true", help=f"{_JSON} and write no report.html")
+
+
+def zoo(parser: ArgumentParser) -> None:
+    """Declare the arguments of ``flowmc zoo``."""
+    parser.add_argument("name", metavar="NAME", nargs="?", help="print the card of this flow")
+    parser.add_argument("--json", action="store_true", help=_JSON)
