@@ -17,6 +17,7 @@ from typing import Any
 
 from flowmc import __version__, arguments
 from flowmc.launcher import launched_processes
+from flowmc.messages import is_output_lost, open_standard_streams, say, settle_standard_streams
 from flowmc.registry import nearest
 from flowmc.run.keys import check_keys
 
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: fine; 1: a check failed or the run had to stop; 2: unusable input.
     """
+    open_standard_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog="flowmc", description="Exact Markov kernels with normalizing flows, on lattices."
@@ -70,19 +72,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(words)
     if words[0] not in _ON_RANKS and (launched_processes() or 1) > 1:
         text = f"flowmc {words[0]} works in one process: start it without mpirun or srun"
-        print(f"flowmc: error: {text}", file=sys.stderr)
+        say(text, prefix="flowmc: error: ")
         return 2
+    return _settled(_run(words[0], args))
+
+
+def _run(command: str, args: argparse.Namespace) -> int:
+    """Run the command; return the exit status."""
     try:
-        return int(_function(words[0], args)(args))
-    except BrokenPipeError:
-        # The reader of a pipe went away, as in `flowmc zoo | head`; nothing is left to say.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return int(_function(command, args)(args))
     except KeyboardInterrupt:
-        print("flowmc: interrupted", file=sys.stderr)
+        say("interrupted")
         return 130
     except Exception as error:
-        return _failed(error)
+        return _unwritten(error) if is_output_lost(error) else _failed(error)
+
+
+def _settled(status: int) -> int:
+    """Return the status of a command, or another if standard output does not take its words."""
+    failure = settle_standard_streams()
+    return status if failure is None else status or _unwritten(failure)
+
+
+def _unwritten(error: Exception) -> int:
+    """Say that standard output cannot be written; return the exit status."""
+    if isinstance(error, BrokenPipeError):
+        # Its reader went away, as in `flowmc zoo | head`; nothing is left to say.
+        return 0
+    say(_sentence(error), prefix="flowmc: error: standard output: ")
+    settle_standard_streams()
+    return 2
 
 
 def _function(command: str, args: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
@@ -113,11 +132,9 @@ def _failed(error: Exception) -> int:
     is_common = bool(getattr(error, "kinds", ()))
     where = f" on rank {ranks.rank} of {ranks.size}" if several and not is_common else ""
     if not is_common or not several or ranks.rank == 0:
-        # Standard error may be a file on the very disk that is full.
-        with contextlib.suppress(OSError):
-            if status is None:
-                traceback.print_exception(error)
-            print(f"flowmc: error{where}: {_sentence(error)}", file=sys.stderr, flush=True)
+        if status is None:
+            say("".join(traceback.format_exception(error)).rstrip(), prefix="")
+        say(_sentence(error), prefix=f"flowmc: error{where}: ")
     if several and not is_common:
         # The other ranks do not know; they would wait for this one.
         ranks.abort(1 if status is None else status)

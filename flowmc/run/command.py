@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import sys
 import time
 import tomllib
 from pathlib import Path
 
+from flowmc.messages import say
 from flowmc.parallel import Communicator, world
 from flowmc.registry import ConfigError
 from flowmc.run.config import changed_keys, load_config
@@ -69,7 +69,7 @@ def _check_same(path: str, own: str, of_root: str) -> None:
 
 def _say(communicator: Communicator, text: str) -> None:
     if communicator.rank == 0:
-        print(f"flowmc: {text}", file=sys.stderr, flush=True)
+        say(text)
 
 
 def _report(path: Path) -> None:
@@ -77,7 +77,7 @@ def _report(path: Path) -> None:
     from flowmc.run.report import write_report
 
     try:
-        print(f"flowmc: wrote {write_report(path)}", file=sys.stderr)
+        say(f"wrote {write_report(path)}")
     except (ValueError, OSError) as error:
         # The run itself is complete and stays so.
-        print(f"flowmc: the run is complete, but its report failed: {error}", file=sys.stderr)
+        say(f"the run is complete, but its report failed: {error}")

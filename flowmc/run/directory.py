@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import hashlib
 import json
-import os
 import platform
 import shlex
 import sys
@@ -24,9 +22,15 @@ from flowmc import __version__
 from flowmc.registry import ConfigError
 from flowmc.run.assembly import Assembly
 from flowmc.run.config import RunConfig, changed_keys
+from flowmc.run.lock import Lock
 from flowmc.run.toml_text import toml_text
 
 __all__ = ["RunDirectory", "environment"]
+
+# What commands write that take no lock.
+_UNLOCKED = ("report.html", "results.json.gz")
+# A file being written by a process that nothing keeps out is written to all the time.
+_ABANDONED = 3600.0
 
 # Keys that may differ when a run is resumed; run.updates may only grow.
 _FREE_KEYS = ("run.time_limit", "run.checkpoint_every", "run.report", "run.updates")
@@ -47,7 +51,8 @@ class RunDirectory:
         self.checkpoint = path / "checkpoint.h5"
         self.log = path / "log.jsonl"
         self.ensemble = path / "ensemble"
-        self._lock: int | None = None
+        self._lock = Lock(path / ".lock")
+        self._made: list[Path] = []
 
     @property
     def holds_a_run(self) -> bool:
@@ -56,32 +61,49 @@ class RunDirectory:
         return any(path.exists() for path in own)
 
     def claim(self) -> None:
-        """Make the directory and keep other processes out until this one ends.
+        """Make the directory and keep other processes out until :meth:`release`.
 
         Raises:
             ConfigError: another process is running here.
             OSError: the directory cannot be made.
         """
+        missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"another flowmc process is running in {self.path}: wait for it, or choose another "
-                "--output"
-            ) from error
-        except OSError:
-            pass  # a file system without locks
-        # What a kill left of files that were being written.
-        for leftover in self.path.rglob(".*.partial"):
-            leftover.unlink(missing_ok=True)
+        self._made = missing
+        self._lock.acquire(
+            f"another flowmc process is running in {self.path}: wait for it, or choose another "
+            "--output"
+        )
+        self._remove_leftovers()
+
+    @property
+    def lock_works(self) -> bool:
+        """Whether the file system keeps a second process out of the claimed directory."""
+        return self._lock.works
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the claimed directory is still where it was."""
+        return self._lock.is_in_place
 
     def release(self) -> None:
-        """Let other processes in."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        """Let other processes in; remove what :meth:`claim` has made if nothing came into it."""
+        if not self._lock.is_in_place or self.holds_a_run:
+            self._lock.release()
+            return
+        self._lock.release(remove=True)
+        with contextlib.suppress(OSError):
+            for path in self._made:
+                path.rmdir()
+
+    def _remove_leftovers(self) -> None:
+        """Remove what a kill has left of files that were being written, and no other process's."""
+        now = self._lock.path.stat().st_mtime
+        for leftover in self.path.rglob(".*.partial"):
+            with contextlib.suppress(OSError):
+                ours = self._lock.works and not leftover.name[1:].startswith(_UNLOCKED)
+                if ours or now - leftover.stat().st_mtime > _ABANDONED:
+                    leftover.unlink()
 
     def write_config(self, config: RunConfig) -> None:
         """Write the resolved configuration."""

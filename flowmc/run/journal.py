@@ -10,7 +10,9 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
+
+from flowmc.messages import Unfailing, say
 
 __all__ = ["Display", "Journal"]
 
@@ -74,11 +76,12 @@ class Display:
         self.total, self.begin = total, done
         self.started = self.last = time.monotonic()
         self._live: Any = None
-        if sys.stderr.isatty():
+        if sys.stderr is not None and sys.stderr.isatty():
             from rich.console import Console
             from rich.live import Live
 
-            self._live = Live(console=Console(stderr=True), refresh_per_second=4, transient=True)
+            console = Console(file=cast(TextIO, Unfailing(sys.stderr)))
+            self._live = Live(console=console, refresh_per_second=4, transient=True)
             self._live.start()
 
     def is_due(self) -> bool:
@@ -119,9 +122,7 @@ class Display:
     def say(self, text: str) -> None:
         """Write one line to stderr."""
         if self._live is None:
-            # Standard error may be a file on a full disk: a chain that can go on goes on.
-            with contextlib.suppress(OSError):
-                print(text, file=sys.stderr, flush=True)
+            say(text, prefix="")
         else:
             self._live.console.print(text, highlight=False, markup=False)
 

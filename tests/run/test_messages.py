@@ -1,0 +1,61 @@
+"""What is said never decides what is done: full, closed and broken standard streams."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.run.small_runs import config, digests, write
+
+ROOT = Path(__file__).parents[2]
+
+
+def shell(line, cwd, **more):
+    """Run a command line of a shell, in which ``flowmc`` is the command."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "adapters")])
+    return subprocess.run(
+        ["sh", "-c", f'flowmc() {{ "{sys.executable}" -m flowmc.cli "$@"; }}\n{line}'],
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "PYTHONUNBUFFERED": ""}
+        | more,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("messages")
+    write(folder / "a.toml", config())
+    done = shell("flowmc run a.toml --output reference", folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.endswith("finished 25 updates in reference\n")
+    return folder
+
+
+@pytest.mark.parametrize("stderr", ["/dev/full", "&-"])
+def test_a_run_goes_on_without_standard_error(reference, stderr):
+    name = "full" if stderr == "/dev/full" else "closed"
+    done = shell(f"flowmc run a.toml --output {name} 2>{stderr}", reference)
+    assert done.returncode == 0
+    assert digests(reference / name) == digests(reference / "reference")
+
+
+def test_standard_output_that_is_full_or_closed_is_one_sentence(reference):
+    for unbuffered in ("", "1"):
+        done = shell("flowmc zoo --json >/dev/full", reference, PYTHONUNBUFFERED=unbuffered)
+        assert done.returncode == 2
+        assert done.stderr == "flowmc: error: standard output: No space left on device\n"
+    done = shell("flowmc status reference >&-", reference)
+    assert done.returncode == 0 and done.stderr == ""
+    done = shell("flowmc status reference >/dev/full 2>/dev/full", reference)
+    assert done.returncode == 2
+
+
+def test_a_reader_that_goes_away_is_no_error(reference):
+    done = shell("{ flowmc zoo --json; echo $? >&2; } | true", reference)
+    assert done.stderr == "0\n"
