@@ -18,6 +18,7 @@ import flowmc_adapters
 import numpy as np
 import torch
 from flowmc_adapters import FormatError
+from flowmc_adapters.boundaries import has_fixed_start, has_open_end
 from flowmc_adapters.naming import number_in_name
 from torch import Tensor
 
@@ -97,7 +98,8 @@ def load_field(
 
     Raises:
         FormatError: an unreadable or damaged file (its child CheckError: checksum, plaquette, or
-            numbers that are not finite), another lattice or group, or links outside the group.
+            numbers that are not finite), another lattice or group, boundary conditions other than
+            periodic (open, Schroedinger functional, G-parity), or links outside the group.
         OSError: the file cannot be opened.
     """
     configuration: flowmc_adapters.Configuration | flowmc_adapters.FieldConfiguration
@@ -106,6 +108,7 @@ def load_field(
         configuration = flowmc_adapters.read(path)
         array = configuration.links
         _require(path, action, configuration.dims, f"SU({configuration.nc})")
+        _require_periodic(path, array, configuration.metadata)
     else:
         configuration = _read_real_field(path, action, number)
         array = configuration.values
@@ -239,6 +242,34 @@ def _require(
             f"holds a {stored} lattice, but [theory] has lattice = {wanted} (x first): correct one "
             "of them",
         )
+
+
+def _require_periodic(
+    path: str | os.PathLike[str], array: np.ndarray, metadata: Mapping[str, str]
+) -> None:
+    """Raise FormatError for links with other boundary conditions than a theory here can have.
+
+    Taken as periodic, zero links never let a proposal be accepted, and fixed ones are updated.
+    """
+    conjugated = [
+        key
+        for key in (f"BOUNDARY_{i}" for i in range(1, array.ndim - 2))
+        if metadata.get(key, "").upper() in ("GPARITY", "CONJUGATE", "CSTAR")
+    ]
+    if has_open_end(array):
+        found = "open boundaries in time (the time links of the last slice are zero)"
+    elif has_fixed_start(array):
+        found = "the boundary of a Schroedinger functional on its first time slice"
+    elif conjugated:
+        found = f"charge-conjugated boundaries ({conjugated[0]} = {metadata[conjugated[0]]})"
+    else:
+        return
+    raise FormatError(
+        path,
+        None,
+        f"the field has {found}, but the lattices of all theories here are periodic: go on with "
+        "the code that wrote it",
+    )
 
 
 def _onto_group(

@@ -58,6 +58,8 @@ class Header:
         writer: the code that wrote the file, as far as the file tells, or "".
         checksum: with `computed` None, or None if the format has no checksum.
         plaquette: the stored mean plaquette, normalised to 1, or None.
+        boundary: boundary conditions other than periodic that the file shows: "schroedinger"
+            (functional), "charge conjugation" (G-parity or C*), else "".
         open_weights: whether `plaquette` of a field with open boundaries in time is the weighted
             mean, see `Measurements.weighted_plaquette`.
         link_trace: the stored mean link trace, normalised to 1, or None.
@@ -79,6 +81,7 @@ class Header:
     warnings: list[str] = field(default_factory=list)
     failed_checks: dict[str, str] = field(default_factory=dict)
     open_weights: bool = False
+    boundary: str = ""
 
 
 @dataclass

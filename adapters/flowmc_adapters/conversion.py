@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from .boundaries import has_open_end, require_open_end_allowed
 from .changes import Reunitarize, StripSigns, chain
 from .configuration import Header, PathLike, number_of
 from .fields.files import is_field, read_field, write_field
@@ -56,6 +57,7 @@ def convert(
     number: int | None = None,
     strip_signs: bool = False,
     reunitarize: bool = False,
+    open_boundaries: bool = False,
     metadata: Mapping[str, str] | None = None,
     options: Mapping[str, str] | None = None,
     progress: Progress | None = None,
@@ -79,6 +81,8 @@ def convert(
         number: which configuration of an HDF5 file of scalar or U(1) fields.
         strip_signs: as in `read`.
         reunitarize: as in `read`.
+        open_boundaries: write a field with open boundaries in time also in a format whose readers
+            take every field for a periodic one.
         metadata: entries that replace those of the source.
         options: of the format written, see its `options`.
         progress: told about the slabs done and of all slabs.
@@ -108,6 +112,10 @@ def convert(
             reunitarize=reunitarize,
         )
         configuration.metadata |= metadata or {}
+        if has_open_end(configuration.links):
+            configuration.warnings += require_open_end_allowed(
+                destination, writer, asked=open_boundaries
+            )
         lost = writer.write(destination, configuration, precision=precision, **(options or {}))
         return Conversion(
             configuration.format,
@@ -134,6 +142,10 @@ def convert(
         def accept(sums: Sums) -> None:
             verdict = verdict_of(links, header, checksum, sums)
             warnings.extend(require_sound(source, verdict, check_checksum))
+            if verdict.measurements.group.open_boundary:
+                warnings.extend(
+                    require_open_end_allowed(destination, writer, asked=open_boundaries)
+                )
             if reunitarize:
                 group = verdict.measurements.group
                 warnings.append(require_projectable(source, group, stripped=strip_signs))

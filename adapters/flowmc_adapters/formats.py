@@ -28,6 +28,8 @@ class Format(ABC):
             asked for when the file itself leaves it open.
         suffix: of the files that `convert` makes of an ensemble; "" for that of the name.
         writable: whether `write` is there; old formats are only read.
+        open_boundaries: whether its readers know fields with open boundaries in time, whose time
+            links on the last slice are zero.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Format(ABC):
     layouts: tuple[str, ...] = ()
     suffix: str = ""
     writable: bool = True
+    open_boundaries: bool = False
 
     @abstractmethod
     def detect(self, head: bytes, path: PathLike) -> bool:

@@ -48,7 +48,9 @@ def inspect(
         `path`, `format`, `writer` (the code that wrote it, if the file tells), `kind` ("gauge",
         "scalar", "u1", "array"), `configurations` (how many a file of fields holds), `mean` (of the
         numbers of scalar and U(1) fields; their `plaquette` is the mean of cos theta_P), `dims`
-        [Lx, Ly, Lz, Lt], `nc`, `precision`, `number`, `plaquette`, `plaquette_space`,
+        [Lx, Ly, Lz, Lt], `nc`, `precision`, `number`, `boundary` ("open" for open boundaries in
+        time, "schroedinger", "charge conjugation"; None for periodic ones, and where the file does
+        not show it), `plaquette`, `plaquette_space`,
         `plaquette_time`, `link_trace` (normalised to 1), `unitarity_error`, `determinant_error`,
         `checksum` {kind, stored, computed, ok} or None, `warnings` (list of texts), `error` (text
         or None). What could not be found out is None. Everything in it can be written as JSON.
@@ -82,6 +84,7 @@ def examine(
         "precision": None,
         "number": None,
         "mean": None,
+        "boundary": None,
         "plaquette": None,
         "plaquette_space": None,
         "plaquette_time": None,
@@ -119,6 +122,7 @@ def examine(
         "nc": header.nc,
         "precision": header.precision,
         "number": number_of(header.metadata),
+        "boundary": "open" if measurements.group.open_boundary else header.boundary or None,
         "plaquette": _number(measurements.plaquettes.mean),
         "plaquette_space": _number(measurements.plaquettes.space),
         "plaquette_time": _number(measurements.plaquettes.time),

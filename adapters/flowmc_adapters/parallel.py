@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from .atomic import atomic_path
+from .boundaries import require_open_end_allowed
 from .changes import Change, Reunitarize, StripSigns, chain
 from .checks import Verdict
 from .checksums import ChecksumSum
@@ -154,6 +155,7 @@ def convert(
     layout: str | None = None,
     strip_signs: bool = False,
     reunitarize: bool = False,
+    open_boundaries: bool = False,
     metadata: Mapping[str, str] | None = None,
     options: Mapping[str, str] | None = None,
 ) -> Conversion:
@@ -180,6 +182,10 @@ def convert(
         def accept(checksum: ChecksumSum | None, sums: Sums) -> None:
             verdict = verdict_of(links, header, checksum, sums)
             warnings.extend(require_sound(source, verdict, check_checksum))
+            if verdict.measurements.group.open_boundary:
+                warnings.extend(
+                    require_open_end_allowed(destination, writer, asked=open_boundaries)
+                )
             if reunitarize:
                 group = verdict.measurements.group
                 warnings.append(require_projectable(source, group, stripped=strip_signs))

@@ -25,7 +25,7 @@ from flowmc_adapters.cli import main
 
 KEYS = {
     "path", "format", "writer", "kind", "configurations", "dims", "nc", "precision", "number",
-    "mean", "plaquette",
+    "mean", "boundary", "plaquette",
     "plaquette_space", "plaquette_time", "link_trace", "unitarity_error", "determinant_error",
     "checksum", "warnings", "error",
 }  # fmt: skip

@@ -115,6 +115,39 @@ def test_unusable_input(tmp_path, start, capsys):
         assert not (tmp_path / "lat.1001").exists()
 
 
+@pytest.mark.parametrize("form", ["openqcd", "hirep", "npy"])
+@pytest.mark.parametrize("boundary", ["open", "functional"])
+def test_other_boundaries_than_the_theorys_are_refused(tmp_path, start, form, boundary, capsys):
+    """As periodic, nothing of such a field is ever accepted, or its boundary is changed."""
+    field = start.clone()
+    if boundary == "open":
+        field[:, 3, ..., -1, :, :] = 0
+    else:
+        phases = torch.exp(1j * torch.tensor([0.1, 0.2, -0.3], dtype=torch.float64))
+        field[:, :3, ..., 0, :, :] = torch.diag(phases)
+    write_field(tmp_path / "run1n4", field, ACTION, format=form)
+    assert step(tmp_path, "run1n4", "run1n5") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("flowmc: error: ") and said.count("\n") == 1
+    assert ("open boundaries" if boundary == "open" else "Schroedinger functional") in said
+    assert not (tmp_path / "run1n5").exists()
+    tables = TABLES | {"chains": {"seed": 11, "file": "run1n4"}, "run": {"updates": 1}}
+    (tmp_path / "a.toml").write_text(toml_text(tables))
+    assert main(["run", str(tmp_path / "a.toml"), "--output", str(tmp_path / "out")]) == 2
+    assert "periodic" in capsys.readouterr().err
+
+
+def test_charge_conjugated_boundaries_are_refused(tmp_path, start, capsys):
+    metadata = {"SEQUENCE_NUMBER": "4", "BOUNDARY_1": "GPARITY", "BOUNDARY_4": "ANTIPERIODIC"}
+    write_field(tmp_path / "lat.4", start, ACTION, format="nersc", metadata=metadata)
+    assert step(tmp_path, "lat.4", "lat.5") == 2
+    assert "GPARITY" in capsys.readouterr().err
+    # Of the fermions, that is, and no matter for the gauge field
+    del metadata["BOUNDARY_1"]
+    write_field(tmp_path / "lat.4", start, ACTION, format="nersc", metadata=metadata)
+    assert step(tmp_path, "lat.4", "lat.5") == 0
+
+
 def test_a_configuration_of_run_serves_step(tmp_path, start):
     tables = TABLES | {
         "chains": {"seed": 11, "file": "lat.1000"},

@@ -64,6 +64,12 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         "--reunitarize", action="store_true", help="project links that were rounded onto SU(N)"
     )
     parser.add_argument(
+        "--open-boundaries",
+        action="store_true",
+        help="write fields with open boundaries in time also in formats whose readers take every "
+        "field for a periodic one",
+    )
+    parser.add_argument(
         "--option",
         action="append",
         default=[],
@@ -158,6 +164,7 @@ def _convert_one(
             number=arguments.number,
             strip_signs=arguments.strip_signs,
             reunitarize=arguments.reunitarize,
+            open_boundaries=arguments.open_boundaries,
             metadata=metadata | number,
             options=options,
             progress=progress.part,

@@ -20,6 +20,11 @@ from .common import (
 from .files import expand, number_gaps
 from .progress import ProgressLine
 
+_BOUNDARIES = {
+    "open": "open in time",
+    "schroedinger": "Schroedinger functional",
+    "charge conjugation": "charge conjugation (G-parity or C*)",
+}
 _VERDICTS = {FINE: "ok", CHECK_FAILED: "FAILED", UNUSABLE: "UNUSABLE"}
 
 
@@ -96,6 +101,8 @@ def _line(inspection: Inspection) -> str:
         words.append(f"number {report['number']}")
     if (report["configurations"] or 1) > 1:
         words.append(f"{report['configurations']} configurations")
+    if report["boundary"] is not None:
+        words.append(_BOUNDARIES[report["boundary"]])
     if report["plaquette"] is not None:
         words.append(f"plaquette {report['plaquette']:.12f}")
     checksum = report["checksum"]
@@ -168,6 +175,8 @@ def _table(inspection: Inspection) -> str:
     if report["precision"] is not None:
         add("precision", f"{report['precision']} bit")
     add("number", report["number"])
+    if report["boundary"] is not None:
+        add("boundaries", _BOUNDARIES[report["boundary"]])
     add("plaquette", report["plaquette"], ".12f")
     add("  space-space", report["plaquette_space"], ".12f")
     add("  space-time", report["plaquette_time"], ".12f")

@@ -131,6 +131,15 @@ def _parse_header(path: PathLike) -> tuple[Header, list[Layout]]:
     excess = size - match.end() - layouts[0].total_bytes
     if excess:
         warnings.append(f"{excess} bytes follow the links that the header announces")
+    plaquette, boundary = _stored_real(keys, "PLAQUETTE", warnings), ""
+    conjugated = [i for i in range(1, 5) if keys.get(f"BOUNDARY_{i}", "").upper() == "GPARITY"]
+    if conjugated:
+        names = ", ".join(f"BOUNDARY_{i}" for i in conjugated)
+        warnings.append(
+            f"{names} = GPARITY: the header's plaquette is that of these boundaries, which is not "
+            "computed here, and was not compared"
+        )
+        plaquette, boundary = None, "charge conjugation"
     header = Header(
         format=NerscFormat.name,
         dims=dims,
@@ -138,10 +147,11 @@ def _parse_header(path: PathLike) -> tuple[Header, list[Layout]]:
         precision=precision,
         writer=_writer(keys),
         checksum=_stored_checksum(keys, warnings),
-        plaquette=_stored_real(keys, "PLAQUETTE", warnings),
+        plaquette=plaquette,
         link_trace=_stored_real(keys, "LINK_TRACE", warnings),
         metadata=keys,
         warnings=warnings,
+        boundary=boundary,
     )
     return header, layouts
 

@@ -61,6 +61,7 @@ class OpenQcdFormat(LayoutFormat):
     name = "openqcd"
     description = "openQCD, openQ*D, DD-HMC: exported configuration (CERN format)"
     precisions = (64,)
+    open_boundaries = True
 
     def detect(self, head: bytes, path: PathLike) -> bool:
         """By a plausible header, whose plaquette may be wrong if the size of the file is right."""
@@ -104,13 +105,14 @@ class OpenQcdFormat(LayoutFormat):
                 f"{size - start.total_bytes} bytes follow the links that the header announces"
             )
         plaquette: float | None = start.plaquette / 3
+        boundary = ""
         if _has_fixed_start(path, place):
             warnings.append(
                 "the first time slice is the boundary of a Schroedinger functional: the header's "
                 f"plaquette {plaquette:.12g} counts plaquettes beyond the last slice, which are "
                 "not in the file, and was not compared"
             )
-            plaquette = None
+            plaquette, boundary = None, "schroedinger"
         return Header(
             format=self.name,
             dims=place.dims,
@@ -120,6 +122,7 @@ class OpenQcdFormat(LayoutFormat):
             writer="openQCD",
             plaquette=plaquette,
             warnings=warnings,
+            boundary=boundary,
         )
 
     @contextmanager

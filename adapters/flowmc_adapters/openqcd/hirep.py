@@ -42,6 +42,7 @@ class HirepFormat(LayoutFormat):
     name = "hirep"
     description = "HiRep, any number of colours"
     precisions = (64,)
+    open_boundaries = True
 
     def detect(self, head: bytes, path: PathLike) -> bool:
         """By a plausible header, whose plaquette may be wrong if the size of the file is right."""
