@@ -6,10 +6,13 @@ import os
 import re
 from pathlib import Path
 
-_SUFFIXES = frozenset(
+# Of configurations and of nothing else, of configurations or settings, and of anything
+_OF_CONFIGURATIONS = frozenset(
     {".lime", ".ildg", ".scidac", ".nersc", ".milc", ".openqcd", ".hirep", ".bmw", ".bridge"}
-    | {".h5", ".hdf5", ".npy", ".npz", ".cfg", ".conf", ".dat", ".bin", ".txt"}
+    | {".h5", ".hdf5", ".npy", ".npz"}
 )
+_OF_SETTINGS = frozenset({".cfg", ".conf"})
+_SUFFIXES = _OF_CONFIGURATIONS | _OF_SETTINGS | {".dat", ".bin", ".txt"}
 
 
 def number_in_name(path: str | os.PathLike[str]) -> int | None:
@@ -22,6 +25,25 @@ def number_in_name(path: str | os.PathLike[str]) -> int | None:
         name = stem
     found = re.search(r"(?:^|[._\-n])(\d+)$", name)
     return int(found[1]) if found else None
+
+
+def named_like_configuration(path: str | os.PathLike[str], head: bytes) -> bool:
+    """Whether the name of a file says that it is meant to be a configuration: by a number at the
+    end, or by its suffix, which for some must not be that of a text.
+
+    Args:
+        path: the file.
+        head: its first bytes.
+    """
+    suffix = Path(path).suffix.lower()
+    if number_in_name(path) is not None or suffix in _OF_CONFIGURATIONS:
+        return True
+    return suffix in _OF_SETTINGS and b"\0" in head
+
+
+def name_pattern(path: str | os.PathLike[str]) -> str:
+    """A file's name with every number in it replaced by "#"."""
+    return re.sub(r"\d+", "#", Path(path).name)
 
 
 def converted_name(path: str | os.PathLike[str], suffix: str) -> str:

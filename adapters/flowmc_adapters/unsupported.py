@@ -25,6 +25,11 @@ def refuse(path: PathLike, head: bytes) -> FormatError:
     return FormatError(path, 0, name)
 
 
+def is_configuration(head: bytes) -> bool:
+    """Whether a file that cannot be read is certainly a configuration."""
+    return _binary_name(head) is not None
+
+
 def _name(head: bytes) -> str | None:
     if not head:
         return "the file is empty"
@@ -37,12 +42,12 @@ def _name(head: bytes) -> str | None:
     for magic, compression in ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz")):
         if head.startswith(magic):
             return f"compressed with {compression}: decompress it first"
-    if len(head) >= 24:
-        return _binary_name(head)
-    return None
+    return _binary_name(head)
 
 
 def _binary_name(head: bytes) -> str | None:
+    if len(head) < 24:
+        return None
     for order in "<>":
         (magic,) = struct.unpack_from(f"{order}I", head)
         if magic == _MILC_1996:

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -193,6 +194,41 @@ def test_an_ensemble_at_a_glance(ensemble, capsys):
     assert lines[7] == "numbers 10 to 100 in steps of 10"
     assert lines[8] == "missing numbers: 30, 60, 70, 80, 90"
     assert len(lines) == 9
+
+
+def test_a_damaged_head_is_no_reason_to_leave_a_file_out(tmp_path, make_configuration, capsys):
+    """Named like a configuration by number, suffix, or the names of the others in its directory."""
+    folder = tmp_path / "ensemble"
+    folder.mkdir()
+    names = ["conf.lime", "lat.12", "cfg0100", "b6.0_0100_final", "run1_id2.cfg", "old.h5"]
+    for name in ("cfg0090", "b6.0_0090_final", *names):
+        write(folder / name, make_configuration((2, 2, 2, 2)), "nersc")
+    for name in names:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(bytes(16) + content[16:])
+    # What stands beside configurations and is none
+    for name in ("README.txt", "plaquette.dat", "run.cfg", "Makefile", "log", "start.sh"):
+        (folder / name).write_text("beta = 6.0\n")
+    (folder / "propagator.bin").write_bytes(bytes(100))
+    assert main(["inspect", str(folder)]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    unusable = {Path(line.split()[1]).name for line in lines if line.startswith("UNUSABLE")}
+    assert unusable == set(names)
+    assert "8 files: 2 ok, 0 FAILED, 6 UNUSABLE" in lines
+    assert main(["convert", str(folder), str(tmp_path / "new"), "--format", "ildg"]) == 2
+    captured = capsys.readouterr()
+    assert all(str(folder / name) in captured.err for name in names)
+    # And it says what it has left out
+    for name in ("README.txt", "plaquette.dat", "run.cfg", "propagator.bin"):
+        assert f"skipped {folder / name}: no configuration" in captured.err
+    assert "8 files: 2 converted, 6 failed" in captured.out
+
+
+def test_old_formats_in_a_directory_are_named(tmp_path, make_configuration, capsys):
+    write(tmp_path / "a.nersc", make_configuration((2, 2, 2, 2)), "nersc")
+    (tmp_path / "quenched").write_bytes(struct.pack(">5i", 19920410, 4, 4, 4, 4) + bytes(2000))
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "CP-PACS" in capsys.readouterr().out
 
 
 def test_patterns_work_where_the_shell_leaves_them_alone(ensemble, capsys):

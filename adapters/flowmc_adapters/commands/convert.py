@@ -216,6 +216,9 @@ def _pairs(arguments: argparse.Namespace) -> tuple[list[tuple[str, str]], bool]:
         ValueError: two files would get the same name, or files are there already.
     """
     chosen = expand(arguments.source)
+    if not arguments.json:
+        for path, reason in chosen.skipped:
+            print(f"skipped {path}: {reason}", file=sys.stderr)
     destination = arguments.destination
     several = chosen.many or len(chosen.files) > 1 or os.path.isdir(destination)
     if not chosen.files:

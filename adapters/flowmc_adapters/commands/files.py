@@ -11,8 +11,12 @@ from itertools import pairwise
 from pathlib import Path
 
 from ..errors import FormatError
-from ..naming import natural_key, number_in_name
+from ..heads import read_head
+from ..naming import name_pattern, named_like_configuration, natural_key
 from ..registry import detect
+from ..unsupported import is_configuration
+
+_UNKNOWN = "no configuration"
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,10 @@ def expand(arguments: Sequence[str]) -> FileList:
     """Files, directories and patterns (for shells that leave them alone) as a list of files.
 
     Of a directory, hidden files, `.info` companions, random-number states, directories and files
-    that no format knows are left out. A file that is named like a configuration, with a number at
-    the end, or is empty, stays: it may be what is left of one. A directory that a pattern stands
-    for counts like one that is named. Of several files, companions are left out as well.
+    that no format knows are left out. A file that is named like a configuration, by a number, a
+    suffix or as others in the directory that are some, or is empty, stays: it may be what is left
+    of one. A directory that a pattern stands for counts like one that is named. Of several files,
+    companions are left out as well.
     """
     files: list[str] = []
     skipped: list[tuple[str, str]] = []
@@ -50,15 +55,26 @@ def expand(arguments: Sequence[str]) -> FileList:
         for name in meant:
             if _is_folder(name):
                 many = True
-                for path in sorted(Path(name).iterdir(), key=natural_key):
-                    reason = _reason_to_skip(path)
-                    if reason is None:
-                        files.append(str(path))
-                    elif reason:
-                        skipped.append((str(path), reason))
+                found, left_out = _of_folder(Path(name))
+                files += found
+                skipped += left_out
             elif not (several and _is_companion(Path(name))):
                 files.append(name)
     return FileList(files, skipped, many)
+
+
+def _of_folder(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
+    """The configurations of a directory, and what was left out, with the reason."""
+    paths = sorted(folder.iterdir(), key=natural_key)
+    reasons = {path: _reason_to_skip(path) for path in paths}
+    patterns = {name_pattern(path) for path, reason in reasons.items() if reason is None}
+    for path, reason in reasons.items():
+        if reason == _UNKNOWN and name_pattern(path) in patterns:
+            reasons[path] = None
+    return (
+        [str(path) for path, reason in reasons.items() if reason is None],
+        [(str(path), reason) for path, reason in reasons.items() if reason],
+    )
 
 
 def _is_folder(path: str) -> bool:
@@ -106,16 +122,19 @@ def _reason_to_skip(path: Path) -> str | None:
     except FormatError as error:
         if "random-number state" in error.reason:
             return "a random-number state"
-        if _is_unknown(path) and path.stat().st_size and number_in_name(path) is None:
-            return "no configuration"
+        if _is_unknown(path):
+            return _UNKNOWN
     except OSError:
         pass
     return None
 
 
 def _is_unknown(path: Path) -> bool:
+    """Whether no format knows a file, and it is not even the remains of a configuration."""
     try:
         detect(path)
     except FormatError:
-        return True
+        head = read_head(path)
+        kept = not head or is_configuration(head) or named_like_configuration(path, head)
+        return not kept
     return False
