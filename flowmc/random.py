@@ -6,13 +6,18 @@ Chains come in fixed blocks.  Each block owns one stream per purpose, derived fr
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 import torch
 
 __all__ = ["Randomness", "Streams", "own_stream", "shared_stream", "stream"]
+
+# Of the Mersenne twister, and where torch keeps them among the bytes of a generator's state:
+# behind its seed (uint64) and two counters, one word in every eight bytes.
+_WORDS, _FIRST_BYTE = 624, 24
 
 
 def stream(
@@ -27,15 +32,42 @@ def stream(
             independent streams.
         device: where the numbers are drawn.
 
-    The triple is hashed by :class:`numpy.random.SeedSequence`, whose output words are
-    independent for distinct inputs (M.E. O'Neill, "Developing a seed_seq alternative", 2015).
+    The triple is hashed by SHAKE-256 (FIPS 202), which gives as many bits as are asked for.  On a
+    CPU they are all 19,937 of the generator's state: torch's own seeding would keep 32 of them, so
+    that among 100,000 streams two would be equal.  On a GPU they are the 63 bits of the key of
+    Philox, two of which coincide among 10^6 streams with a probability of 10^-7.
     """
-    # crc32 and not hash(): Python salts the hash of strings per process.
-    sequence = np.random.SeedSequence([seed, block, zlib.crc32(purpose.encode())])
+    name = f"{seed}, {block}, {purpose}".encode()
+    words = np.frombuffer(hashlib.shake_256(name).digest(4 * _WORDS), "<u4")
+    # 63 bits: the seed of a generator is a positive signed integer.
+    key = int(words[0]) | int(words[1] >> 1) << 32
     generator = torch.Generator(device=device)
-    # torch takes a 64-bit signed seed; 63 bits of the sequence keep it positive.
-    generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+    if generator.device.type != "cpu":
+        return generator.manual_seed(key)
+    state = _seeded_state().copy()
+    state[:8].view(np.uint64)[0] = key
+    state[_FIRST_BYTE : _FIRST_BYTE + 8 * _WORDS].view(np.uint64)[:] = words
+    generator.set_state(torch.from_numpy(state))
     return generator
+
+
+@cache
+def _seeded_state() -> np.ndarray:
+    """Return the bytes of the state of a CPU generator that has drawn nothing yet.
+
+    Raises:
+        RuntimeError: this version of torch has another generator.
+    """
+    seed = 5489
+    state = torch.Generator().manual_seed(seed).get_state().numpy().copy()
+    twister = np.random.RandomState(seed).get_state(legacy=False)["state"]["key"]
+    words = state[_FIRST_BYTE : _FIRST_BYTE + 8 * _WORDS]
+    if len(words) != 8 * _WORDS or not np.array_equal(words.view(np.uint64), twister):
+        raise RuntimeError(
+            f"torch {torch.__version__} keeps the state of its random numbers in another way than "
+            "flowmc knows: install another version of one of them"
+        )
+    return state
 
 
 class Streams:
@@ -43,14 +75,16 @@ class Streams:
 
     Every replica has a stream of its own, on the rank where it lives.  What several ranks must
     know, such as the threshold of an exchange, comes from *shared* streams, which any rank makes
-    by itself: they are derived from (seed, block, purpose, update, how often it was asked for).
+    by itself: they are derived from (seed, block, replica, purpose, update, how often it was asked
+    for).  What a kernel draws for one replica is counted for that replica alone, so that ranks that
+    do not have it count the same.
 
     Args:
         seed: of the run.
         block: index of the block of chains.
         update: number of the update, counted from 1.
         own: the streams of the replicas that live on this rank, by replica.
-        replica: whose stream :func:`own_stream` returns.
+        replica: on which a kernel acts; None for the ladder as a whole, or where there is none.
     """
 
     def __init__(
@@ -59,7 +93,7 @@ class Streams:
         block: int,
         update: int,
         own: Mapping[int, torch.Generator],
-        replica: int = 0,
+        replica: int | None = None,
     ) -> None:
         self.seed, self.block, self.update = seed, block, update
         self.own, self.replica = own, replica
@@ -73,6 +107,8 @@ class Streams:
 
     def shared(self, purpose: str) -> torch.Generator:
         """Return the next shared stream for a purpose, on the CPU."""
+        if self.replica is not None:
+            purpose = f"{purpose}, replica {self.replica}"
         count = self._asked.get(purpose, 0)
         self._asked[purpose] = count + 1
         return stream(self.seed, self.block, f"{purpose}, update {self.update}, {count}")
@@ -84,7 +120,7 @@ Randomness = torch.Generator | Streams
 
 def own_stream(rng: Randomness) -> torch.Generator:
     """Return the stream of the chains that a kernel moves."""
-    return rng if isinstance(rng, torch.Generator) else rng.own[rng.replica]
+    return rng if isinstance(rng, torch.Generator) else rng.own[rng.replica or 0]
 
 
 def shared_stream(rng: Randomness, purpose: str) -> torch.Generator:

@@ -33,7 +33,7 @@ class _Use:
 
     kernel: Independence
     times: int
-    replica: int
+    replica: int | None
 
 
 @dataclass(frozen=True)
@@ -153,10 +153,10 @@ class SharedProposals:
             use = self._uses.get(name)
             for _ in range(use.times if use else 0):
                 assert use is not None
-                key = use.kernel.key(rng)
+                key = use.kernel.key(rng if use.replica is None else rng.on(use.replica))
                 for share in self._shares(use.kernel, block, use.replica):
                     if share.rank == self._communicator.rank and share.batches:
-                        owner = self._distribution.owner(block, use.replica)
+                        owner = self._distribution.owner(block, use.replica or 0)
                         yield _Task(use.kernel, block, owner, key, share)
 
     def _draw(self, task: _Task) -> tuple[_Task, Proposals, Pending]:
@@ -176,10 +176,10 @@ class SharedProposals:
             fields = own.fields[wanted.to(own.fields.device)]
             communicator.send(fields, task.owner, tag + 1, "accepted proposals").wait()
 
-    def _shares(self, kernel: Independence, block: int, replica: int) -> list[_Share]:
+    def _shares(self, kernel: Independence, block: int, replica: int | None) -> list[_Share]:
         """Return who draws which batches of a step; the owner comes last."""
         sizes = kernel.batches(self._chains[block])
-        ranks = [*self._helpers[block], self._distribution.owner(block, replica)]
+        ranks = [*self._helpers[block], self._distribution.owner(block, replica or 0)]
         dealt = shares(len(sizes), len(ranks))
         found, start = [], 0
         for number, rank in enumerate(ranks):
@@ -260,7 +260,8 @@ def _draw(kernel: Independence, key: int, share: _Share, device: torch.device) -
 def _use(part: Kernel) -> _Use | None:
     """Find the independence kernel inside its wrappings (clock, repetition, replica)."""
     kernel: Any = part
-    times, replica = 1, 0
+    times: int = 1
+    replica: int | None = None
     while not isinstance(kernel, Independence):
         times *= getattr(kernel, "times", 1)
         replica = getattr(kernel, "replica", replica)

@@ -61,6 +61,18 @@ MODES = {
         update=[HMC, PROPOSALS, HMC | {"weight": 0.5}],
         run={"schedule": "mixture"},
     ),
+    # Samplers on different replicas, which ranks that have one of them must count alike.
+    "two_samplers": config(
+        chains={"count": 2, "block": 2},
+        update=[
+            PROPOSALS | {"flow": "g.safetensors", "repeat": 2},
+            HMC,
+            PROPOSALS,
+            {"kernel": "exchange"},
+        ],
+        ladder={"m2": [-1.0, -0.7, -0.5]},
+        run={"updates": 10},
+    ),
     "everything": config(
         chains={"count": 2, "block": 1},
         update=[HMC, PROPOSALS, {"kernel": "exchange"}],
@@ -88,6 +100,8 @@ def save_exchange_flow(path):
 def configs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("configs")
     save_untrained_flow(folder / "f.safetensors")
+    other = MODES["two_samplers"]["theory"] | {"m2": -0.5}
+    save_untrained_flow(folder / "g.safetensors", other, seed=2)
     save_exchange_flow(folder / "u.safetensors")
     torch.manual_seed(5)
     for name in ("a.3.npy", "b.8.npy"):
