@@ -5,9 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from .heads import kind_of_special
+
+# File systems take 255 bytes; what is put around a name are 26.
+_LONGEST_NAME = 200
+ENDING = ".partial"
 
 
 @contextlib.contextmanager
@@ -17,21 +24,26 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     It is a hidden file in the same directory (same file system, so that the rename is atomic),
     flushed to the disk before it gets the name. If anything is raised the hidden file is removed
     and `path` is as before. A kill leaves `path` as before, too. A symbolic link is followed: its
-    target is replaced, not the link.
+    target is replaced, not the link. A file that is replaced keeps its permissions and, as far as
+    the system allows it, its group and owner.
 
     Raises:
-        OSError: as from opening, flushing or renaming.
+        IsADirectoryError: `path` is a directory.
+        OSError: it is a pipe, a socket or a device; or as from opening, flushing or renaming.
     """
+    old = _replaced(path)
     target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise IsADirectoryError(f"{path}: is a directory, not a file to write")
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}.partial")
-    # Mode 0666 through the umask, as open() would create it; O_EXCL never follows a planted link.
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    temporary = target.with_name(f".{_shortened(target.name)}.{secrets.token_hex(8)}{ENDING}")
+    # Mode 0666 through the umask, as open() would create it, unless a private file is about to be
+    # replaced; O_EXCL never follows a planted link.
+    mode = 0o666 if old is None else 0o600
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
     try:
         yield temporary
         descriptor = os.open(temporary, os.O_RDWR)
         try:
+            if old is not None:
+                _take_over(descriptor, old)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -48,6 +60,50 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """As `atomic_path`, with the new file open for writing and reading."""
     with atomic_path(path) as temporary, open(temporary, "w+b") as file:
         yield file
+
+
+def _replaced(path: str | os.PathLike[str]) -> os.stat_result | None:
+    """What is there already, or None; raises for what is not a file, which a rename would remove.
+
+    Asked of the system, not of the resolved name: `/dev/stdout` leads to a pipe without one.
+    """
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(f"{path}: is a directory, not a file to write")
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(
+            f"{path}: {kind_of_special(found.st_mode) or 'no file'}, which would be replaced by a "
+            "file: give the name of a file"
+        )
+    return found
+
+
+def _shortened(name: str) -> str:
+    """A file name cut so that there is room for more; letters may have several bytes."""
+    while len(os.fsencode(name)) > _LONGEST_NAME:
+        name = name[:-1]
+    return name
+
+
+def _take_over(descriptor: int, old: os.stat_result) -> None:
+    """Give a new file owner, group and permissions of the one that it replaces."""
+    mode = stat.S_IMODE(old.st_mode)
+    new = os.fstat(descriptor)
+    if new.st_uid != old.st_uid:
+        with contextlib.suppress(OSError):  # root only
+            os.fchown(descriptor, old.st_uid, -1)
+    if new.st_gid != old.st_gid:
+        try:
+            os.fchown(descriptor, -1, old.st_gid)
+        except OSError:
+            # Another group: it gets no more than everybody
+            mode = mode & ~0o070 | (mode & 0o007) << 3
+    # Not on file systems that have none; private until then
+    with contextlib.suppress(OSError):
+        os.fchmod(descriptor, mode)
 
 
 def _flush_directory(directory: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .configuration import DIRECTIONS, Checksum, Header
+from .configuration import DIRECTIONS, Checksum, Header, PathLike
+from .errors import CheckError
 from .lime.text import parse_real, xlf_values
 from .observables import GroupErrors, Measurements
 
@@ -72,7 +73,7 @@ def judge(header: Header, computed: str | None, measurements: Measurements) -> V
                 f"the header's {name.replace('_', ' ')} is {stored:.12g}, that of the links "
                 f"{present:.12g}"
             )
-    group_error = _group_error(header, measurements.group)
+    group_error = _group_error(len(header.dims), header.nc, measurements.group)
     if list(failed) == ["plaquette"] and group_error is None:
         failed["plaquette"] += _OTHER_BOUNDARIES
     warnings = [*header.warnings, *_group_remarks(header, measurements.group)]
@@ -106,11 +107,33 @@ def _group_remarks(header: Header, group: GroupErrors) -> list[str]:
     return remarks
 
 
-def _group_error(header: Header, group: GroupErrors) -> str | None:
+def require_group(path: PathLike, dims: tuple[int, ...], nc: int, group: GroupErrors) -> None:
+    """Refuse to write links that `inspect` would fail: with a new checksum, damage looks sound.
+
+    Args:
+        path: the file they come from.
+        dims: extents (Lx, ..., Lt).
+        nc: number of colours N.
+        group: of the links as they would be written.
+
+    Raises:
+        CheckError: they are not in SU(N).
+    """
+    error = _group_error(len(dims), nc, group)
+    if error is not None:
+        raise CheckError(
+            path,
+            None,
+            f"{error}; nothing was written (check_group=False or --ignore-group writes them as "
+            "they are)",
+        )
+
+
+def _group_error(dimensions: int, nc: int, group: GroupErrors) -> str | None:
     """Why not all links are in SU(N), or None."""
     if group.antiperiodic:
         names = ", ".join(
-            DIRECTIONS[mu] if len(header.dims) == 4 else str(mu) for mu in group.antiperiodic
+            DIRECTIONS[mu] if dimensions == 4 else str(mu) for mu in group.antiperiodic
         )
         return (
             f"the links on the last slice in direction {names} have determinant -1: the fermions' "
@@ -125,7 +148,7 @@ def _group_error(header: Header, group: GroupErrors) -> str | None:
             if slices == [0]:
                 where += " (a Schroedinger functional?)"
         return (
-            f"links are not in SU({header.nc}): |U U^dagger - 1| up to {group.unitarity:.1e}, "
+            f"links are not in SU({nc}): |U U^dagger - 1| up to {group.unitarity:.1e}, "
             f"|det U - 1| up to {group.determinant:.1e}{where}"
         )
     if group.zeros and not group.open_boundary:

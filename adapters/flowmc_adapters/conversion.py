@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from .boundaries import has_open_end, require_open_end_allowed
 from .changes import Reunitarize, StripSigns, chain
+from .checks import require_group
 from .configuration import Header, PathLike, number_of
 from .fields.files import is_field, read_field, write_field
 from .layout_format import LayoutFormat, save, scan, verdict_of
 from .links import LinkSource
+from .observables import measure_links, summarize
 from .registry import (
     detect,
     format_named,
@@ -52,6 +54,7 @@ def convert(
     precision: int | None = None,
     *,
     check_checksum: bool = True,
+    check_group: bool = True,
     dims: tuple[int, ...] | None = None,
     layout: str | None = None,
     number: int | None = None,
@@ -76,6 +79,8 @@ def convert(
         format: name of the format to write.
         precision: 32 or 64; None keeps that of the source.
         check_checksum: as in `read`.
+        check_group: refuse to write links outside SU(N), by the tolerance of `inspect`, which with
+            a new checksum would look sound; if False they are written, with a warning.
         dims: as in `read`.
         layout: as in `read`.
         number: which configuration of an HDF5 file of scalar or U(1) fields.
@@ -88,6 +93,7 @@ def convert(
         progress: told about the slabs done and of all slabs.
 
     Raises:
+        CheckError: the links that would be written are not in SU(N), see `check_group`.
         As `read` and `write`.
     """
     if layout is None and not os.path.isdir(source) and is_field(source):
@@ -112,6 +118,9 @@ def convert(
             reunitarize=reunitarize,
         )
         configuration.metadata |= metadata or {}
+        if check_group:
+            group = measure_links(configuration.links).group
+            require_group(source, configuration.dims, configuration.nc, group)
         if has_open_end(configuration.links):
             configuration.warnings += require_open_end_allowed(
                 destination, writer, asked=open_boundaries
@@ -149,6 +158,9 @@ def convert(
             if reunitarize:
                 group = verdict.measurements.group
                 warnings.append(require_projectable(source, group, stripped=strip_signs))
+            if check_group:
+                written = summarize(links.dims, links.nc, sums.sink)
+                require_group(source, links.dims, links.nc, written.group)
 
         save(
             destination,

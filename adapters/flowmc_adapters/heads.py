@@ -31,9 +31,17 @@ def require_file(path: PathLike) -> None:
         FormatError: a pipe or a device, which has no size, and on which reading may never end.
         OSError: there is no such file.
     """
-    mode = os.stat(path).st_mode
-    for is_kind, kind in _KINDS:
-        if is_kind(mode):
-            raise FormatError(
-                path, None, f"{kind}, which cannot be read at several places: save it as a file"
-            )
+    kind = kind_of_special(os.stat(path).st_mode)
+    if kind is not None:
+        raise FormatError(
+            path, None, f"{kind}, which cannot be read at several places: save it as a file"
+        )
+
+
+def kind_of_special(mode: int) -> str | None:
+    """What something is that is neither a file nor a directory, else None.
+
+    Args:
+        mode: as in `os.stat_result.st_mode`.
+    """
+    return next((kind for is_kind, kind in _KINDS if is_kind(mode)), None)

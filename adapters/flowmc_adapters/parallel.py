@@ -27,7 +27,7 @@ import numpy as np
 from .atomic import atomic_path
 from .boundaries import require_open_end_allowed
 from .changes import Change, Reunitarize, StripSigns, chain
-from .checks import Verdict
+from .checks import Verdict, require_group
 from .checksums import ChecksumSum
 from .configuration import ComplexArray, Header, PathLike, number_of
 from .conversion import Conversion
@@ -35,6 +35,7 @@ from .errors import CheckError, FormatError
 from .layout_format import Frame, LayoutFormat, Written, verdict_of, write_companions, written_of
 from .links import ArraySink, ChecksumSink, LinkSink, LinkSource, Slab
 from .mpi_storage import MpiStorage
+from .observables import summarize
 from .registry import (
     detect,
     format_named,
@@ -151,6 +152,7 @@ def convert(
     precision: int | None = None,
     *,
     check_checksum: bool = True,
+    check_group: bool = True,
     dims: tuple[int, ...] | None = None,
     layout: str | None = None,
     strip_signs: bool = False,
@@ -189,6 +191,9 @@ def convert(
             if reunitarize:
                 group = verdict.measurements.group
                 warnings.append(require_projectable(source, group, stripped=strip_signs))
+            if check_group:
+                written = summarize(links.dims, links.nc, sums.sink)
+                require_group(source, links.dims, links.nc, written.group)
 
         fresh = links.new_checksum() if header.checksum is not None else None
         _save(comm, destination, links, frame, change, fresh, accept)

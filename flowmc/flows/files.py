@@ -30,7 +30,6 @@ from __future__ import annotations
 import json
 import os
 import struct
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +38,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+from flowmc_adapters import atomic_write
 from torch import Tensor
 
 from flowmc import __version__, zoo
@@ -286,20 +286,8 @@ def atomic_save(
     # One metadata key: with several, their order in the file would not be reproducible.
     text = json.dumps(metadata, ensure_ascii=False)
     data = safetensors.torch.save(plain, metadata={_KEY: text})
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files private; a flow file is as readable as the user's umask says.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with atomic_write(path) as file:
+        file.write(data)
 
 
 def _check_card(card: Mapping[str, Any], path: Path) -> None:

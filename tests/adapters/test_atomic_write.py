@@ -6,6 +6,8 @@ import errno
 import os
 import resource
 import signal
+import socket
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,8 @@ from pathlib import Path
 import flowmc_adapters
 import pytest
 from flowmc_adapters import Configuration, atomic_write, read, write
+from flowmc_adapters.atomic import atomic_path
+from flowmc_adapters.cli import main
 from flowmc_adapters.nersc.archive import NerscFormat
 
 
@@ -237,6 +241,109 @@ def test_links_are_followed(tmp_path):
         file.write(b"new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "target").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "link to a pipe", "loop"])
+def test_what_is_no_file_is_not_replaced(tmp_path, make_configuration, writable, kind):
+    """As root even /dev/null would become a file; here a device of the same kind, where allowed."""
+    place = path = tmp_path / "there"
+    if kind == "socket":
+        if len(str(path)) > 100:
+            pytest.skip("too long a name for a socket")
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(str(path))
+    elif kind == "device":
+        try:
+            os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+        except PermissionError:
+            pytest.skip("only root makes devices")
+    elif kind == "loop":
+        path.symlink_to("there")
+    else:
+        place = tmp_path / "pipe"
+        os.mkfifo(place)
+        if kind == "pipe":
+            path = place
+        else:
+            path.symlink_to(place)
+    write(tmp_path / "source", make_configuration((2, 2, 2, 2)), "npy")
+    names, mode = sorted(tmp_path.iterdir()), place.lstat().st_mode
+    convert = ["convert", str(tmp_path / "source"), str(path), "--format", writable]
+    assert main([*convert, "--precision", "32" if writable == "milc" else "64"]) == 2
+    with pytest.raises(OSError, match=r"there|pipe"), atomic_write(path):
+        pass
+    assert sorted(tmp_path.iterdir()) == names
+    assert place.lstat().st_mode == mode
+
+
+def test_a_pipe_behind_standard_output_is_not_replaced(tmp_path):
+    """`/dev/stdout` leads to a name that does not exist."""
+    program = "from flowmc_adapters import atomic_write\nwith atomic_write('/dev/stdout'): pass"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(Path(flowmc_adapters.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "/dev/stdout: a pipe, which would be replaced" in done.stderr
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o444, 0o755])
+def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path, mode):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    before = os.umask(0o022)
+    try:
+        with atomic_path(path) as temporary:
+            assert temporary.stat().st_mode & 0o777 & ~mode & 0o077 == 0  # not even meanwhile
+            temporary.write_bytes(b"new")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == mode
+    assert path.read_bytes() == b"new"
+
+
+def test_a_file_that_is_replaced_keeps_its_owner_or_loses_the_rights_of_a_group(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    path.chmod(0o664)
+    try:
+        os.chown(path, 1234, 5678)
+    except PermissionError:
+        pytest.skip("only root gives files away")
+    with atomic_write(path):
+        pass
+    found = path.stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (1234, 5678, 0o664)
+
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "fchown", refuse)
+    with atomic_write(path):
+        pass
+    found = path.stat()
+    assert (found.st_uid, found.st_mode & 0o777) == (os.getuid(), 0o644)
+
+
+LONG_NAMES = {
+    "two bytes": "ä" * 120,
+    "three bytes": "格" * 80,
+    "one byte": "x" * 250,
+    "no UTF-8": os.fsdecode(b"\xff\xfe" * 100),
+}
+
+
+@pytest.mark.parametrize("name", LONG_NAMES.values(), ids=LONG_NAMES)
+def test_names_of_many_bytes(tmp_path, name):
+    """All of them are allowed: at most 255 bytes."""
+    with atomic_write(tmp_path / name) as file:
+        file.write(b"new")
+    assert [os.fsencode(path.name) for path in tmp_path.iterdir()] == [os.fsencode(name)]
 
 
 def test_directories_are_not_replaced(tmp_path):

@@ -343,7 +343,10 @@ def test_signs_are_stripped_on_request_only(tmp_path, make_configuration, capsys
     configuration.links[-1, ..., 3, :, :] *= -1
     write(tmp_path / "signed", configuration, "npy")
     convert = ["convert", str(tmp_path / "signed"), str(tmp_path / "conf"), "--format", "ildg"]
-    assert main(convert) == 0
+    assert main(convert) == 1
+    assert "--strip-signs" in capsys.readouterr().err
+    assert not (tmp_path / "conf").exists()
+    assert main([*convert, "--ignore-group"]) == 0
     assert np.array_equal(read(tmp_path / "conf").links, configuration.links)
     assert "--strip-signs" in capsys.readouterr().err
     assert main([*convert, "--strip-signs"]) == 0
@@ -353,6 +356,47 @@ def test_signs_are_stripped_on_request_only(tmp_path, make_configuration, capsys
     assert main(["convert", str(tmp_path / "conf"), str(tmp_path / "c2"), "--format", "ildg",
                  "--strip-signs"]) == 0  # fmt: skip
     assert "nothing was stripped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["longer", "zero", "determinant"])
+@pytest.mark.parametrize("existing", [True, False])
+def test_links_that_inspect_fails_get_no_new_checksum(
+    tmp_path, make_configuration, writable, capsys, damage, existing
+):
+    """One link in a file without checksum; the default and every precision of the target."""
+    configuration = make_configuration((2, 4, 2, 4))
+    link = configuration.links[1, 0, 2, 1, 2]
+    link *= {"longer": 0.9, "zero": 0.0, "determinant": 1j}[damage]
+    source, target = tmp_path / "source.npy", tmp_path / "target"
+    write(source, configuration, "npy")
+    assert main(["inspect", str(source)]) == 1
+    if existing:
+        target.write_bytes(b"old")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    convert = ["convert", str(source), str(target), "--format", writable, "--precision"]
+    capsys.readouterr()
+    assert 1 in (codes := [main([*convert, bits]) for bits in ("32", "64")])
+    assert 0 not in codes
+    message = capsys.readouterr().err
+    assert "--ignore-group" in message
+    assert ("zero matrices" if damage == "zero" else "not in SU(3)") in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert not existing or target.read_bytes() == b"old"
+    asked = [main([*convert, bits, "--ignore-group"]) for bits in ("32", "64")]
+    assert 0 in asked
+    assert "warning" in capsys.readouterr().err
+    assert main(["inspect", str(target)]) == 1
+
+
+def test_links_that_are_projected_or_rounded_pass(tmp_path, make_configuration):
+    """What counts are the links that are written."""
+    configuration = make_configuration()
+    configuration.links[0, 0, 0, 0, 0] *= 1.001
+    write(tmp_path / "off", configuration, "npy")
+    convert = ["convert", str(tmp_path / "off"), str(tmp_path / "conf"), "--format", "nersc"]
+    assert main(convert) == 1
+    assert main([*convert, "--reunitarize"]) == 0
+    assert main(["inspect", str(tmp_path / "conf")]) == 0
 
 
 def test_options_are_checked_before_anything_is_read(conf, tmp_path, capsys):

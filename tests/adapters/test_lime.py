@@ -531,6 +531,22 @@ def test_global_records_are_no_fields(read_bytes, make_links, tag):
         )
 
 
+@pytest.mark.parametrize("kind", ["ildg-binary-data", "scidac-binary-data"])
+@pytest.mark.parametrize("datatype", ["QDP_D3_DiracPropagator", "QDP_D_ComplexMatrix", "x\x1b[2J"])
+def test_other_fields_of_the_same_size_are_no_links(read_bytes, make_links, kind, datatype):
+    """A propagator in double precision has as many bytes at a site as four links of SU(6)."""
+    data = payload(make_links(nc=6))
+    private = f"<scidacRecord><datatype>{datatype}</datatype><colors>6</colors></scidacRecord>"
+    with pytest.raises(FormatError, match="not colour matrices") as caught:
+        read_bytes(
+            record("scidac-private-file-xml", b"<dims>2 3 4 5</dims>")
+            + record("scidac-private-record-xml", private.encode())
+            + record(kind, data)
+            + record("scidac-checksum", checksum_xml(data))
+        )
+    assert "\x1b" not in str(caught.value)
+
+
 def test_records_may_come_in_any_order(read_bytes, make_links):
     links = make_links()
     data = payload(links)

@@ -70,6 +70,11 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         "field for a periodic one",
     )
     parser.add_argument(
+        "--ignore-group",
+        action="store_true",
+        help="write links outside SU(N) as they are, with a warning, instead of refusing them",
+    )
+    parser.add_argument(
         "--option",
         action="append",
         default=[],
@@ -161,6 +166,7 @@ def _convert_one(
             arguments.format,
             arguments.precision,
             check_checksum=not arguments.ignore_checksum,
+            check_group=not arguments.ignore_group,
             number=arguments.number,
             strip_signs=arguments.strip_signs,
             reunitarize=arguments.reunitarize,

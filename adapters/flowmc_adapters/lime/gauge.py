@@ -34,6 +34,9 @@ SCIDAC_PAYLOAD = "scidac-binary-data"
 _FILE_LEVEL = frozenset(
     {"scidac-private-file-xml", "scidac-file-xml", "xlf-info", "grid-format", EXTRA_RECORD}
 )
+# QDP_D3_ColorMatrix, USQCD_F3_ColorMatrix, GRID_D_LorentzVector4_ColourMatrix3 and
+# QUDA_DNc3_GaugeField; QDP++ of 2004 calls every field just so
+_GAUGE_DATATYPE = re.compile(r"\w*(Colou?rMatrix|GaugeField)\w*|Lattice")
 _RECORD_LEVEL = frozenset(
     {
         PRIVATE_RECORD,
@@ -257,6 +260,13 @@ def _check_claims(
     for tag in ("recordtype", "globaldata"):  # the latter in version 1.0
         if lime_text.tag_integer(record, tag) not in (None, 0):
             raise wrong(f"the SciDAC record is not a lattice field ({tag} is not 0)")
+    datatype = lime_text.tag_text(record, "datatype")
+    # Propagators and others may have as many bytes as links of some N
+    if datatype and not _GAUGE_DATATYPE.fullmatch(datatype):
+        raise wrong(
+            f"the SciDAC record holds a field of type {datatype[:80]!r}, not colour matrices: no "
+            "gauge field"
+        )
     size = lime_text.tag_integer(record, "typesize")
     count = lime_text.tag_integer(record, "datacount")
     if size is not None and count is not None and size * count != site_bytes:
