@@ -11,6 +11,7 @@ from argparse import ArgumentParser
 __all__ = [
     "correlate",
     "evaluate",
+    "example",
     "free_energy",
     "report",
     "run",
@@ -114,3 +115,11 @@ def zoo(parser: ArgumentParser) -> None:
     """Declare the arguments of ``flowmc zoo``."""
     parser.add_argument("name", metavar="NAME", nargs="?", help="print the card of this flow")
     parser.add_argument("--json", action="store_true", help=_JSON)
+
+
+def example(parser: ArgumentParser) -> None:
+    """Declare the arguments of ``flowmc example``."""
+    parser.add_argument("name", metavar="NAME", nargs="?", help="copy this one; all are listed")
+    parser.add_argument(
+        "--directory", metavar="DIR", default=".", help="where examples/ is made (default: here)"
+    )

@@ -39,6 +39,7 @@ _COMMANDS = {
     "inspect": ("flowmc_adapters.cli", "what a configuration file holds, and whether it is sound"),
     "convert": ("flowmc_adapters.cli", "write a configuration file in another format"),
     "zoo": ("flowmc.run.zoo", "the trained flows that come with flowmc"),
+    "example": ("flowmc.run.example", "the examples that come with flowmc, copied here"),
 }
 
 # Those that several processes can share.

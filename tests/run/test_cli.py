@@ -144,3 +144,31 @@ def test_unusable_input_is_one_sentence(tmp_path, capsys):
     (tmp_path / "a.toml").write_text("[theory\n")
     assert main(["run", str(tmp_path / "a.toml")]) == 2
     assert "not a TOML file" in capsys.readouterr().err
+
+
+def test_examples_are_listed_and_copied_with_what_they_need(tmp_path, capsys):
+    assert main(["example"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    there = [p for kind in ("toml", "py", "sh") for p in (ROOT / "examples").rglob(f"*.{kind}")]
+    assert sorted(listed) == sorted(p.relative_to(ROOT / "examples").as_posix() for p in there)
+    where = ["--directory", str(tmp_path)]
+    assert main(["example", "su3_hybrid", *where]) == 0
+    said = capsys.readouterr()
+    names = ["examples/su3_hybrid.toml", "examples/data/su3_4x4x4x8_b6.0.1000"]
+    assert said.out.split() == [str(tmp_path / name) for name in names]
+    assert "flowmc run examples/su3_hybrid.toml" in said.err
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (ROOT / name).read_bytes()
+    assert main(["example", "campaigns/u1_ladders.py", *where]) == 0
+    assert (tmp_path / "examples/campaigns/ladder_costs.py").exists()
+
+
+def test_examples_overwrite_nothing(tmp_path, capsys):
+    mine = tmp_path / "examples/phi4_hmc.toml"
+    mine.parent.mkdir()
+    mine.write_text("my own")
+    assert main(["example", "phi4_hmc.toml", "--directory", str(tmp_path)]) == 2
+    assert "another content" in capsys.readouterr().err
+    assert mine.read_text() == "my own"
+    assert main(["example", "phi4_hcm.toml"]) == 2
+    assert "did you mean 'phi4_hmc.toml'?" in capsys.readouterr().err

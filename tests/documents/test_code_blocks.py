@@ -1,0 +1,38 @@
+"""The Python of README and documents runs as it stands, a document's blocks one after the other."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# Those that take a minute or more of a core.
+SLOW = ("README.md", "docs/training.md", "docs/validation.md")
+DOCUMENTS = [
+    path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+]
+
+
+def blocks(name):
+    """Return line number and text of every Python block of a document."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for found in re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        yield text.count("\n", 0, found.start()) + 1, found[1]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+        for name in sorted(DOCUMENTS)
+        if any(blocks(name))
+    ],
+)
+def test_code_blocks_run(name, tmp_path, monkeypatch, capsys):
+    shutil.copy(ROOT / "examples/data/su3_4x4x4x8_b6.0.1000", tmp_path / "lat.1000")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for line, text in blocks(name):
+        # The lines of a traceback are those of the document.
+        exec(compile("\n" * line + text, name, "exec"), names)
