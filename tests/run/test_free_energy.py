@@ -74,6 +74,17 @@ def test_annealing_both_ways_and_its_files(tmp_path, capsys):
     assert main(["free-energy", str(tmp_path / "config.toml"), "--output", str(output)]) == 2
     again = measure(read_free_energy_config(with_tables(chains=CHAINS), tmp_path))
     assert again.best.estimate.value == result["log_z"]
+    # Its configurations are those of no other run.
+    (tmp_path / "other").mkdir()
+    tables = with_tables(chains=CHAINS)
+    tables["free_energy"]["seed"] = 4
+    _, other = run(tables, tmp_path / "other", capsys)
+    others = load_json_dict(str(other / "results.json.gz"), verbose=False)["bridge"]
+    assert not set(others.mc_names) & set(stored["bridge"].mc_names)
+    both = stored["bridge"] - others
+    both.gamma_method()
+    others.gamma_method()
+    assert both.dvalue == pytest.approx(np.hypot(stored["bridge"].dvalue, others.dvalue))
 
 
 def test_annealing_from_chains_of_the_start(tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import math
@@ -133,7 +134,8 @@ def write_results(directory: Path, config: FreeEnergyConfig, outcome: Outcome) -
     """
     with atomic_write(directory / "summary.json") as file:
         file.write((json.dumps(document(config, outcome), indent=2) + "\n").encode())
-    results = [result_from(named) for named in outcome.estimates]
+    run = _run_name(outcome)
+    results = [result_from(named, run) for named in outcome.estimates]
     write_pyerrors(directory / "results.json.gz", results, {"what": "flowmc free-energy"})
     write_csv(directory / "results.csv", results)
     data = io.BytesIO()
@@ -150,16 +152,30 @@ def write_results(directory: Path, config: FreeEnergyConfig, outcome: Outcome) -
     write_page(directory, config, outcome)
 
 
-def result_from(named: Named) -> Result:
+def _run_name(outcome: Outcome) -> str:
+    """Return a name that no other run has unless its works are the same numbers."""
+    digest = hashlib.sha256()
+    for name, works in sorted(outcome.works.items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(works).tobytes())
+    return digest.hexdigest()[:12]
+
+
+def result_from(named: Named, run: str) -> Result:
     """Return an estimate as a result with a ``pyerrors`` observable, for the exports.
 
     Value, error and warnings are the estimate's own; the observable carries the fluctuations.
+
+    Args:
+        named: the estimate.
+        run: part of the names of its ensembles: pyerrors takes equal names for the same
+            configurations, and the "forward" processes of two runs are not.
     """
     estimate = named.estimate
     observable: Any = 0.0
     for ensemble, fluctuations in named.parts.items():
         series = fluctuations if fluctuations.ndim == 2 else fluctuations[:, None]
-        history = History.regular(ensemble, *series.shape)
+        history = History.regular(f"{ensemble} {run}", *series.shape)
         flat = np.ascontiguousarray(series.T).reshape(-1)
         observable = observable + history.from_fluctuations(0.0, flat - flat.mean())
     observable = observable + estimate.value
