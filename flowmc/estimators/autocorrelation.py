@@ -19,10 +19,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.fft import irfft, next_fast_len, rfft
-from scipy.special import chdtrc
+from scipy.special import chdtrc, fdtrc
 
 __all__ = [
     "Estimate",
+    "Within",
     "analyse",
     "analyse_topological_charge",
     "compare_chain_means",
@@ -34,14 +35,18 @@ __all__ = [
 
 WINDOW_PARAMETER = 2.0  # S of hep-lat/0306017, section 3.3
 MINIMUM_LENGTH = 8  # measurements per chain below which no autocorrelation function is formed
-MINIMUM_RATIO = 50  # measurements per tau_int below which the estimate counts as a bound
+MINIMUM_RATIO = 100  # measurements per tau_int, and two of its errors, below which it is a bound
 NEAR_INTEGERS = 0.15  # mean distance to them beyond which a charge has no hops
 MINIMUM_HOPS = 20  # changes of the topological charge below which its tau_int counts as a bound
 PYERRORS_CHAINS = 64  # more chains than this go through one batched Fourier transform
 DECAY = 5  # tau_int after which an autocorrelation cut off by the chains' length has decayed
+TAIL = 6  # windows up to which rho is looked at
+TAIL_SIGMAS = 5.0  # standard deviations of that rest of tau_int, in one of 3.5 million sound series
+TAIL_SHARE = 0.1  # ... and its share in tau_int that it takes to matter
 CHAINS_FOR_SPREAD = 8  # chains from which the spread of chain means alone gives an error
-DISAGREEMENT = 1e-5  # probability of the chain means' chi^2 below which chains disagree
-DISAGREEMENT_RATIO = 1.5  # ... and the chi^2 per degree of freedom it takes to matter
+DISAGREEMENT = 1e-5  # probability of the chain means' variance ratio below which chains disagree
+DISAGREEMENT_RATIO = 1.5  # ... and the ratio it takes to matter
+LARGEST_LOSS = 0.5  # share of a chain's own long-run variance that its own mean may take away
 BLOCK = 2**22  # numbers per Fourier transform
 
 
@@ -87,9 +92,10 @@ def analyse(series: ArrayLike) -> Estimate:
     r"""Estimate the mean of a series with its error and integrated autocorrelation time.
 
     Up to 64 chains are handed to ``pyerrors``, more to a batched Fourier transform that gives the
-    same numbers.  Beyond the Gamma method, the chain means are compared with each other: where
-    they scatter more than the error allows (chains shorter than their autocorrelation time, or
-    stuck), error and tau_int are enlarged to the observed scatter, and a warning says so.
+    same numbers.  What the Gamma method cannot see by itself is tested (:func:`compare_chain_means`
+    and :func:`judge_length`): where the chain means scatter more than the autocorrelation within
+    the chains explains, error and tau_int are enlarged to the observed scatter; where the series is
+    too short, or correlated beyond the window, the estimate is marked as a bound.
 
     Args:
         series: ``(measurements, chains)``, or ``(measurements,)`` for one chain.  Trailing rows of
@@ -140,11 +146,25 @@ def analyse(series: ArrayLike) -> Estimate:
     estimate = Estimate(
         mean, error, tau, tau_error, values.size, window, variance, tuple(warnings), False, rho
     )
-    return judge_length(compare_chain_means(estimate, deltas.mean(axis=0), lengths), length)
+    if chains > 1:
+        means = deltas.mean(axis=0)
+        estimate = compare_chain_means(estimate, means, lengths, _within(deltas - means))
+    return judge_length(estimate, length)
 
 
 def judge_length(estimate: Estimate, length: int) -> Estimate:
-    """Return an estimate with a warning if the run was too short for its autocorrelation time.
+    r"""Return an estimate with a warning if the run was too short for its autocorrelation time.
+
+    Three tests.  The window must have closed before half the length of the chains.  There must be
+    100 measurements per :math:`\tau_{int} + 2 \Delta\tau_{int}`: with fewer, series whose tau_int
+    comes out too small are the ones whose mean is far off.  And the rest of the sum beyond the
+    window W,
+
+    .. math:: A = \sum_{t=W+1}^{6W} \hat\rho(t), \qquad
+              \sigma_A = 2 \tau_{int} \sqrt{5 W / N}
+
+    (Bartlett's formula for t beyond the range of correlations), must not be 5 standard deviations
+    above zero and 10 % of tau_int at once: a slow mode of small amplitude hides behind the window.
 
     Args:
         estimate: from the Gamma method.
@@ -155,13 +175,32 @@ def judge_length(estimate: Estimate, length: int) -> Estimate:
             f"the autocorrelation has not decayed within half the length of the chains "
             f"({length} measurements): tau_int is a lower bound, run longer"
         )
-    if estimate.samples < MINIMUM_RATIO * estimate.tau_int:
+    upper = estimate.tau_int + 2 * estimate.tau_int_error
+    if estimate.samples < MINIMUM_RATIO * upper:
         return estimate.warned(
-            f"{estimate.samples} measurements are fewer than {MINIMUM_RATIO} tau_int "
-            f"(tau_int = {estimate.tau_int:.3g}): take tau_int as a lower bound and the error as "
-            "uncertain, run longer"
+            f"{estimate.samples} measurements are fewer than {MINIMUM_RATIO} times what tau_int "
+            f"may be (tau_int = {estimate.tau_int:.3g}, with two of its errors {upper:.3g}): take "
+            "tau_int as a lower bound and the error as uncertain, run longer"
+        )
+    rest, error = _beyond_window(estimate)
+    if rest > max(TAIL_SIGMAS * error, TAIL_SHARE * estimate.tau_int):
+        return estimate.warned(
+            f"rho is still {rest / error:.0f} standard deviations above zero beyond the window of "
+            f"{estimate.window} measurements (a slow mode of small amplitude): tau_int is a lower "
+            f"bound, at least {estimate.tau_int + rest:.3g} with the next {TAIL - 1} windows, and "
+            "the error is too small"
         )
     return estimate
+
+
+def _beyond_window(estimate: Estimate) -> tuple[float, float]:
+    """Return the sum of rho over the next windows, and its standard deviation if rho is zero."""
+    end = min(TAIL * estimate.window, len(estimate.rho) - 1)
+    count = end - estimate.window
+    if count < 1:
+        return 0.0, math.inf
+    rest = float(np.sum(estimate.rho[estimate.window + 1 : end + 1]))
+    return rest, 2 * estimate.tau_int * math.sqrt(count / estimate.samples)
 
 
 def analyse_topological_charge(series: ArrayLike) -> Estimate:
@@ -292,30 +331,84 @@ def _blocks(deltas: NDArray, size: int) -> Iterator[NDArray]:
         yield deltas[:, start : start + size]
 
 
-def compare_chain_means(estimate: Estimate, means: NDArray, lengths: NDArray) -> Estimate:
+@dataclass(frozen=True)
+class Within:
+    """The autocorrelation of chains about their own means.
+
+    Attributes:
+        tau_int: without the bias correction for a common mean.
+        window: summation window.
+        variance: of a single measurement about the mean of its chain.
+    """
+
+    tau_int: float
+    window: int
+    variance: float
+
+    @classmethod
+    def of(cls, tau_int: float, window: int, variance: float, samples: int) -> Within:
+        """Take the bias correction of the Gamma method (equation (49)) out of tau_int."""
+        return cls(tau_int * (1 + 1 / samples) / (1 + (2 * window + 1) / samples), window, variance)
+
+
+def _within(own: NDArray) -> Within | None:
+    """Analyse chains that have lost their own means; None if they do not move."""
+    variance = float(np.mean(own**2))
+    if not variance > 0:
+        return None
+    _, tau, _, window, _ = _batched(own)
+    return Within.of(tau, window, variance, own.size)
+
+
+def compare_chain_means(
+    estimate: Estimate, means: NDArray, lengths: NDArray, within: Within | None
+) -> Estimate:
     r"""Enlarge the error to the scatter of the chain means where the two disagree.
 
-    The mean of a chain of T measurements has variance :math:`2 \tau_{int} \sigma^2 / T`.
+    Analysis of variance with the long-run variance in place of the plain one: the mean of a chain
+    of T measurements has variance D / T with :math:`D = 2 \tau_{int} \sigma^2`, estimated within
+    the chains, whose own means take the part :math:`(2 W + 1) / T` of it away.  If all chains have
+    one mean, then for C chains
+
+    .. math:: F = \frac{\sum_c T_c (\bar x_c - \bar x)^2}{(C - 1) D}
+
+    follows Fisher's distribution of C - 1 and :math:`N / (2 W + 1) - C` degrees of freedom (as for
+    batches of 2 W + 1 measurements).  Chains disagree where its probability is below 1e-5, which
+    is the rate of false alarms, and F is above 1.5.  The pooled tau_int would not do: chains around
+    different means inflate it by just what is to be found.  Where chains are shorter than
+    2 (2 W + 1) there is no other.
 
     Args:
         estimate: from the Gamma method.
         means: of every chain, less the mean of all measurements, ``(chains,)``.
         lengths: measurements of every chain, ``(chains,)``.
+        within: of the chains; None if each is constant.
     """
     chains = len(means)
     if chains < 2:
         return estimate
     freedom = chains - 1
-    expected = 2 * estimate.tau_int * estimate.variance
-    ratio = float(np.sum(lengths * means**2)) / freedom / expected
-    if ratio < DISAGREEMENT_RATIO or chdtrc(freedom, ratio * freedom) > DISAGREEMENT:
+    scatter = float(np.sum(lengths * means**2)) / freedom
+    width = 0 if within is None else 2 * within.window + 1
+    loss = chains * width / estimate.samples
+    if within is not None and loss <= LARGEST_LOSS:
+        expected = 2 * within.tau_int * within.variance / (1 - loss)
+        ratio = scatter / expected
+        chance = fdtrc(freedom, estimate.samples / width - chains, ratio)
+    else:
+        expected = 2 * estimate.tau_int * estimate.variance
+        ratio = scatter / expected
+        chance = chdtrc(freedom, ratio * freedom)
+    if ratio < DISAGREEMENT_RATIO or chance > DISAGREEMENT:
         return estimate
-    tau = estimate.tau_int * ratio
+    # The pooled error may have seen part of the scatter, or more.
+    enlarged = max(1.0, scatter / estimate.samples / estimate.error**2)
+    tau = estimate.tau_int * enlarged
     return replace(
         estimate,
-        error=estimate.error * math.sqrt(ratio),
+        error=estimate.error * math.sqrt(enlarged),
         tau_int=tau,
-        tau_int_error=max(estimate.tau_int_error * ratio, tau * math.sqrt(2 / freedom)),
+        tau_int_error=max(estimate.tau_int_error * enlarged, tau * math.sqrt(2 / freedom)),
     ).warned(
         f"the {chains} chains disagree: their means scatter {math.sqrt(ratio):.2g} times more than "
         "their autocorrelation explains (chains too short, stuck or not thermalised); error and "

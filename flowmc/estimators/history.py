@@ -22,6 +22,7 @@ from flowmc.estimators.autocorrelation import (
     MINIMUM_LENGTH,
     WINDOW_PARAMETER,
     Estimate,
+    Within,
     compare_chain_means,
     format_value,
     from_few_rows,
@@ -289,7 +290,24 @@ def _of_ensemble(observable: Obs, ensemble: str, replicas: Sequence[NDArray]) ->
         variance,
         rho=np.asarray(observable.e_rho[ensemble]),
     )
-    return judge_length(compare_chain_means(estimate, means, lengths), longest)
+    if len(replicas) > 1:
+        within = _within(observable, ensemble, replicas, means)
+        estimate = compare_chain_means(estimate, means, lengths, within)
+    return judge_length(estimate, longest)
+
+
+def _within(
+    observable: Obs, ensemble: str, replicas: Sequence[NDArray], means: NDArray
+) -> Within | None:
+    """Analyse the replicas of one ensemble about their own means; None if they do not move."""
+    own = [part - mean for part, mean in zip(replicas, means, strict=True)]
+    joined = np.concatenate(own)
+    variance = float(np.mean(joined**2))
+    if not variance > 0:
+        return None
+    part = _only(observable, ensemble, own)
+    tau, window = part.e_tauint[ensemble], part.e_windowsize[ensemble]
+    return Within.of(float(tau), int(window), variance, len(joined))
 
 
 def _only(observable: Obs, ensemble: str, replicas: Sequence[NDArray]) -> Obs:
@@ -318,13 +336,16 @@ def _usual_spacing(numbers: Sequence[NDArray]) -> int:
     return max(steps, key=lambda step: (steps[step], -step)) if steps else 1
 
 
-def _index(numbers: NDArray[np.int64], spacing: int) -> list[int]:
+def _index(numbers: NDArray[np.int64], spacing: int) -> list[int] | range:
     """Return rising numbers whose distances are multiples of the spacing.
 
     Regular numbers, with or without holes, come back as they are.  Others are moved to the nearest
     free place: ``pyerrors`` sorts fluctuations into a grid of the *smallest* distance, in which a
     single close pair would leave all other lags empty.
     """
+    if len(numbers) == 1:
+        # A list of one number has no distances, which pyerrors needs.
+        return range(int(numbers[0]), int(numbers[0]) + spacing, spacing)
     places = np.floor((numbers - numbers[0]) / spacing + 0.5).astype(np.int64)
     # places[i] >= places[i - 1] + 1
     offsets = np.arange(len(places))

@@ -197,3 +197,52 @@ def test_huge_numbers_do_not_overflow():
     small, large = analyse(series), analyse(series * 2.0**800)
     assert large.tau_int == pytest.approx(small.tau_int)
     assert large.error == pytest.approx(small.error * 2.0**800)
+
+
+@pytest.mark.parametrize("chains", [2, 4, 32])
+@pytest.mark.parametrize("offset", [0.5, 0.7, 1.0, 1.3, 2.0])
+def test_two_populations_of_chains_are_found(chains, offset):
+    """Half the chains around 0, half around d: the error of the mean is d / 2 sqrt(C - 1).
+
+    The pooled autocorrelation time rises with the window and swallows what the chain means would
+    say: around d = 1 the error came out as 0.15 without any mark, at every length.
+    """
+    rng = np.random.default_rng(13)
+    series = offset * (np.arange(chains) % 2) + rng.normal(size=(2000, chains))
+    estimate = analyse(series)
+    assert estimate.is_bound
+    assert any("disagree" in text for text in estimate.warnings)
+    # Five standard deviations of the noise of two chain means.
+    assert estimate.error > offset / 2 / math.sqrt(chains - 1) - 5 * 0.016
+
+
+@pytest.mark.parametrize(("share", "tau"), [(0.1, 300.0), (0.03, 1000.0)])
+def test_a_slow_mode_behind_the_window_is_found(share, tau):
+    """The window closes at 73 and 8 measurements and sees a fifth and a fiftieth of tau_int."""
+    rng = np.random.default_rng(14)
+    coefficient = (2 * tau - 1) / (2 * tau + 1)
+    series = math.sqrt(share) * autoregressive(rng, 100_000, 1, coefficient)
+    estimate = analyse(series + math.sqrt(1 - share) * rng.normal(size=series.shape))
+    assert estimate.tau_int < 0.4 * (share * tau + 0.5 * (1 - share))
+    assert estimate.is_bound and "beyond the window" in estimate.warnings[0]
+
+
+@pytest.mark.parametrize(("tau", "length", "count"), [(5.0, 100, 400), (50.0, 2500, 100)])
+def test_short_series_are_marked(tau, length, count):
+    """Unmarked come out 0.1 % at most, of those with the smallest tau_int and the worst means.
+
+    Of 400 (100) at 0.1 % more than 8 (5) are found in less than 1e-6 of all cases.
+    """
+    rng = np.random.default_rng(15)
+    coefficient = (2 * tau - 1) / (2 * tau + 1)
+    estimates = [analyse(autoregressive(rng, length, 1, coefficient)) for _ in range(count)]
+    assert sum(not one.is_bound for one in estimates) <= (8 if count == 400 else 5)
+
+
+def test_long_series_are_not_marked():
+    """N = 1000 tau_int: no test fires, at 3e-7 for the rest beyond the window."""
+    rng = np.random.default_rng(16)
+    for tau, length in ((0.5, 500), (5.0, 5000), (50.0, 50_000)):
+        coefficient = (2 * tau - 1) / (2 * tau + 1)
+        for _ in range(20):
+            assert not analyse(autoregressive(rng, length, 1, coefficient)).warnings

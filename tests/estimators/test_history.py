@@ -114,3 +114,25 @@ def test_bad_series():
         history.observable([1.0, 2.0])
     with pytest.raises(ValueError, match="not finite"):
         history.observable([1.0, np.nan, 2.0])
+
+
+def test_replicas_around_two_means_are_found():
+    """One standard deviation apart: their pooled autocorrelation explains it all, their own not."""
+    rng = np.random.default_rng(21)
+    history = History.regular("e", 1000, 4)
+    series = np.repeat([0.0, 1.0, 0.0, 1.0], 1000) + rng.normal(size=4000)
+    result = result_of("x", history.observable(series))
+    assert result.is_bound and any("disagree" in text for text in result.warnings)
+    assert result.error > 0.9 * 0.5 / np.sqrt(3)
+    alike = result_of("x", history.observable(rng.normal(size=4000)))
+    assert not alike.warnings
+
+
+@pytest.mark.parametrize("short", [{"b": [5]}, {"b": [50], "c": [7]}])
+def test_a_replica_of_one_configuration_beside_longer_ones(short):
+    rng = np.random.default_rng(22)
+    history = History("e", {"a": np.arange(10, 2010, 10), **short})
+    result = result_of("x", history.observable(rng.normal(size=len(history))))
+    # An error from 200 numbers scatters by 5 %.
+    assert result.error == pytest.approx(1 / np.sqrt(200), rel=0.4)
+    assert result.estimate.samples == 200 + len(short)
