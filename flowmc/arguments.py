@@ -91,6 +91,11 @@ def free_energy(parser: ArgumentParser) -> None:
     """Declare the arguments of ``flowmc free-energy``."""
     parser.add_argument("config", metavar="CONFIG.toml", help="theory, method and samples")
     parser.add_argument("--output", metavar="DIR", help=_RESULTS)
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue from the last checkpoint; start if there is none",
+    )
     parser.add_argument("--json", action="store_true", help=_JSON)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from flowmc import __version__, arguments
-from flowmc.launcher import launched_processes
+from flowmc.launcher import first_speaks, launched_processes
 from flowmc.messages import is_output_lost, open_standard_streams, say, settle_standard_streams
 from flowmc.registry import nearest
 from flowmc.run.keys import check_keys
@@ -73,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(words)
     if words[0] not in _ON_RANKS and (launched_processes() or 1) > 1:
         text = f"flowmc {words[0]} works in one process: start it without mpirun or srun"
-        say(text, prefix="flowmc: error: ")
+        if not first_speaks():
+            say(text, prefix="flowmc: error: ")
         return 2
     return _settled(_run(words[0], args))
 

@@ -6,7 +6,9 @@
 #
 # chains.count is the total over all ranks; choose chains.block such that there are at least as many
 # blocks as ranks (the first lines of the output say so if not).  Adapt to your site: account,
-# partition, modules, and where the virtual environment is.
+# partition, modules, where the virtual environment is, and how srun tells the tasks of each other,
+# unless it does so by itself: "export FLOWMC_SRUN_MPI=pmi2" for MPICH, Intel MPI and MVAPICH,
+# "cray_shasta" for Cray MPICH, "pmix" for Open MPI (srun --mpi=list says what there is).
 
 #SBATCH --job-name=flowmc
 #SBATCH --nodes=4
@@ -30,6 +32,7 @@ export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
 
 before=$(progress "$output")
 # A rank that dies ends the job step at once.
-srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 \
+srun ${FLOWMC_SRUN_MPI:+--mpi="$FLOWMC_SRUN_MPI"} \
+    --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 \
     flowmc run "$config" --output "$output" --resume
 submit_again "$output" "$before" sbatch "$here/slurm_cpu.sh" "$config" "$output"

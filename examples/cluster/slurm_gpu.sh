@@ -29,6 +29,7 @@ export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
 # export MPICH_GPU_SUPPORT_ENABLED=1
 
 before=$(progress "$output")
-srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 \
+srun ${FLOWMC_SRUN_MPI:+--mpi="$FLOWMC_SRUN_MPI"} \
+    --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 \
     flowmc run "$config" --output "$output" --resume
 submit_again "$output" "$before" sbatch "$here/slurm_gpu.sh" "$config" "$output"

@@ -96,17 +96,35 @@ class MarkovStart:
 
     def configurations(self, count: int, rng: torch.Generator) -> Iterator[Tensor]:
         """Yield ``count`` batches ``(chains, ...)``, one per measurement."""
-        action = self.action
-        field = begin(action, self.chains, self.start, rng)
-        state = self.kernels[0].init(field)
-        for step in range(self.thermalization):
-            for kernel in self.kernels:
-                state, info = apply(kernel, state, rng)
-                kernel.adapt(info, step)
-        for _ in range(count):
-            for _ in range(self.separation):
-                state, _ = update(self.kernels, state, rng)
+        state = self.begin(rng)
+        done = 0
+        for index in range(count):
+            while done < self.updates_before(index):
+                state = self.advance(state, done, rng)
+                done += 1
             yield state.field
+
+    def updates_before(self, index: int) -> int:
+        """Return how many updates come before configuration ``index``, counted from 0."""
+        return self.thermalization + (index + 1) * self.separation
+
+    def begin(self, rng: torch.Generator) -> State:
+        """Return the chains before their first update."""
+        return self.kernels[0].init(begin(self.action, self.chains, self.start, rng))
+
+    def advance(self, state: State, done: int, rng: torch.Generator) -> State:
+        """Do one update; kernels adapt if it is one of the thermalization.
+
+        Args:
+            state: the chains.
+            done: updates done before.
+            rng: of all updates.
+        """
+        for kernel in self.kernels:
+            state, info = apply(kernel, state, rng)
+            if done < self.thermalization:
+                kernel.adapt(info, done)
+        return state
 
 
 def begin(action: Action, chains: int, start: str, rng: torch.Generator) -> Tensor:

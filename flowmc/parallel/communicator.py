@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowmc.launcher import launched_processes
+from flowmc.launcher import SLURM_AND_MPI, first_speaks, has_told_mpi, launched_processes
 from flowmc.registry import ConfigError
 
 __all__ = ["CollectiveError", "Communicator", "Pending", "Traffic", "world"]
@@ -194,23 +194,41 @@ def world() -> Communicator:
 
     Raises:
         ConfigError: several processes were started but mpi4py is missing or sees only one.
+        SystemExit: the same, on those that leave the message to the first.
     """
+    try:
+        return _world()
+    except ConfigError:
+        if first_speaks():
+            raise SystemExit(2) from None
+        raise
+
+
+def _world() -> Communicator:
     wanted = os.environ.get("FLOWMC_MPI")
     launched = launched_processes()
     if wanted == "0" or (wanted != "1" and launched in (None, 1)):
         return Communicator()
+    if launched and wanted != "1" and not has_told_mpi():
+        raise ConfigError(
+            f"srun started {launched} tasks without telling MPI of each other (--mpi=none): use "
+            f"{SLURM_AND_MPI}; or set FLOWMC_MPI=0, and every task is a run of its own"
+        )
     try:
         from flowmc.parallel.mpi import MpiCommunicator
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:
+        # An mpi4py that finds no MPI library raises the latter, over several lines.
         raise ConfigError(
-            f"this process was started by an MPI launcher, but mpi4py cannot be imported ({error}):"
-            " install flowmc-lattice[mpi] for the MPI of the launcher, or set FLOWMC_MPI=0"
+            "this process was started by an MPI launcher, but mpi4py cannot be imported on "
+            f"{os.uname().nodename} ({str(error).splitlines()[0]}): "
+            "install flowmc-lattice[mpi] for the MPI of the launcher, or set FLOWMC_MPI=0"
         ) from error
     communicator = MpiCommunicator()
     if launched and communicator.size != launched:
         raise ConfigError(
             f"the launcher started {launched} processes, but mpi4py sees {communicator.size}: it "
             "was built for another MPI than this launcher's; every process would be a run of its "
-            "own. Use the mpirun of mpi4py's MPI, or build mpi4py with this one"
+            f"own. Use the mpirun of mpi4py's MPI, or build mpi4py with this one; under SLURM, "
+            f"{SLURM_AND_MPI}"
         )
     return communicator if communicator.size > 1 else Communicator()

@@ -20,9 +20,13 @@ import torch
 from torch import Tensor
 
 mpi4py.rc.threads = False
+# An MPI that cannot start under its launcher ends the process: it is looked at before.
+mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
 from mpi4py import MPI  # noqa: E402  (reads mpi4py.rc)
 
+from flowmc.launcher import SLURM_AND_MPI  # noqa: E402
 from flowmc.parallel.communicator import CollectiveError, Communicator, Pending  # noqa: E402
+from flowmc.registry import ConfigError  # noqa: E402
 
 __all__ = ["MpiCommunicator"]
 
@@ -35,10 +39,17 @@ _ALIVE = 32766
 
 
 class MpiCommunicator(Communicator):
-    """All ranks of ``MPI.COMM_WORLD``."""
+    """All ranks of ``MPI.COMM_WORLD``.
+
+    Raises:
+        ConfigError: the MPI of mpi4py cannot start under this launcher.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        _check_launcher()
+        if not MPI.Is_initialized():
+            MPI.Init()
         # A copy: messages of libraries that use the world communicator cannot be taken for ours.
         self._comm = MPI.COMM_WORLD.Dup()
         # Their second half begins on every rank when it learns that the first is over, which is at
@@ -267,6 +278,20 @@ class MpiCommunicator(Communicator):
             flush=True,
         )
         self.abort(1)
+
+
+def _check_launcher() -> None:
+    """Refuse to start an MPICH that was built without PMIx where a launcher offers nothing else."""
+    others = ("PMI_FD", "PMI_PORT", "PMI_SIZE", "PMI_RANK", "PALS_RANKID")
+    if "PMIX_RANK" not in os.environ or any(name in os.environ for name in others):
+        return
+    version = MPI.Get_library_version()
+    if version.startswith("MPICH Version") and "pmix" not in version.lower():
+        name = " ".join(version.splitlines()[0].replace("Version:", "").split())
+        raise ConfigError(
+            f"this process was started with PMIx (--mpi=pmix), and the MPI of mpi4py, {name}, was "
+            f"built without it: use {SLURM_AND_MPI}"
+        )
 
 
 def _described(error: Exception) -> tuple[str, tuple[str, ...]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from flowmc.durations import seconds_of
 from flowmc.registry import ConfigError
 
 __all__ = ["Chains", "Ensemble", "Parallel", "RunTable", "read_tables", "seconds_of"]
@@ -149,26 +150,6 @@ class Parallel:
 
     def __post_init__(self) -> None:
         seconds_of(self.peer_timeout, "[parallel]: peer_timeout")
-
-
-def seconds_of(value: float | str, where: str) -> float:
-    """Return a duration in seconds: a number, or text such as "23h30m", "90s", "1d".
-
-    Raises:
-        ConfigError: naming ``where`` for anything else, and for durations that are not positive.
-    """
-    units = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-    seconds = math.nan
-    if isinstance(value, str):
-        compact = value.replace(" ", "").lower()
-        parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", compact)
-        if parts and "".join(number + unit for number, unit in parts) == compact:
-            seconds = sum(float(number) * units[unit] for number, unit in parts)
-    else:
-        seconds = float(value)
-    if not (seconds > 0 and math.isfinite(seconds)):
-        raise ConfigError(f'{where} = {value!r}: should be seconds, or a time such as "23h30m"')
-    return seconds
 
 
 def _setter(instance: Any) -> Callable[[str, Any], None]:

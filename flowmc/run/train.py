@@ -11,17 +11,20 @@ import dataclasses
 import json
 import math
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TextIO, cast
 
 import numpy as np
 import torch
 
+from flowmc import messages
 from flowmc.actions.theory import describe_theory
+from flowmc.durations import seconds_of
 from flowmc.flows.base import Flow, FlowModel
 from flowmc.flows.cards import resolved
 from flowmc.flows.continuous import ContinuousFlow
@@ -39,6 +42,8 @@ from flowmc.run.evaluate import (
 )
 from flowmc.run.evaluate_local import evaluate_local
 from flowmc.run.interrupts import Interrupts
+from flowmc.run.lock import Lock
+from flowmc.run.stopping import OUT_OF_TIME, Deadline
 from flowmc.run.training_plan import Plan, read_plan
 from flowmc.training.loop import Progress, Trainer, TrainingError
 from flowmc.training.objectives import Objective
@@ -46,15 +51,19 @@ from flowmc.training.objectives import Objective
 __all__ = ["run", "train"]
 
 _LOG_EVERY = 10
+# Keys of [training] that decide nothing but when a training stops and saves.
+_OF_ONE_INVOCATION = ("time_limit", "checkpoint_every")
 _LINE_EVERY_SECONDS = 60.0
 
 
 def run(args: argparse.Namespace) -> int:
     """Run ``flowmc train``; return the exit status.
 
-    0 when the flow is written, 1 if the training failed, 2 for unusable input, 128 + n when signal
-    n stopped it (with a checkpoint).
+    0 when the flow is written, 1 if the training failed, 2 for unusable input; with a checkpoint
+    from which the same command with --resume goes on, 124 when the time limit stopped it and
+    128 + n when signal n did.
     """
+    started = time.monotonic()
     command = f"flowmc train {args.config} --output {args.output}"
     ranks = world()
     try:
@@ -64,6 +73,9 @@ def run(args: argparse.Namespace) -> int:
             choose_threads(ranks)
             for text in (describe(ranks, torch.device(device)), *plan.remarks(ranks.size)):
                 _say(ranks, text)
+        limit = plan.keys.time_limit
+        seconds = None if limit is None else seconds_of(limit, "[training]: time_limit")
+        out_of_time = Deadline(seconds, started)
         display = _display(plan.settings.steps) if ranks.rank == 0 else nullcontext(_nowhere)
         with Interrupts() as interrupts, display as show:
 
@@ -79,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
                 device=device,
                 progress=show,
                 announce=announce,
-                stop=lambda: bool(interrupts.number),
+                stop=lambda: bool(interrupts.number) or out_of_time(),
                 command=command,
                 communicator=ranks,
             )
@@ -96,16 +108,16 @@ def run(args: argparse.Namespace) -> int:
         return 2 if isinstance(error, ConfigError) else 1
     if not finished:
         # Not every rank need have got the signal.
-        (number,) = ranks.maximum(np.array([float(interrupts.number)]))
-        _say(ranks, "stopped with a checkpoint; --resume goes on from there")
-        return 128 + int(number)
+        number = int(ranks.maximum(np.array([float(interrupts.number)]))[0])
+        reason = signal.Signals(number).name if number else "time limit"
+        _say(ranks, f"stopped with a checkpoint ({reason}); --resume goes on from there")
+        return 128 + number if number else OUT_OF_TIME
     return 0
 
 
 def _say(ranks: Communicator, text: str) -> None:
     if ranks.rank == 0:
-        sys.stderr.write(f"flowmc train: {text}\n")
-        sys.stderr.flush()
+        messages.say(text, prefix="flowmc train: ")
 
 
 def _status(kinds: tuple[str, ...]) -> int | None:
@@ -145,7 +157,8 @@ def train(
     Args:
         plan: from :func:`read_plan`.
         output: the flow file; checkpoint and log lie beside it.
-        resume: go on from the checkpoint if there is one.
+        resume: go on from the checkpoint if there is one; a flow that the same configuration has
+            made is left as it is.
         device: where to train.
         progress: called after every step.
         announce: called with a sentence when all steps are done and saved, and measuring begins.
@@ -154,7 +167,8 @@ def train(
         communicator: of all ranks.
 
     Raises:
-        ConfigError: if the output exists already, or the checkpoint is of another configuration.
+        ConfigError: if the output exists already, another process is training it, or the checkpoint
+            is of another configuration.
         TrainingError, DensityError: if the flow is lost.
         CollectiveError: one of these, on several ranks.
     """
@@ -163,48 +177,72 @@ def train(
     stem = output.with_suffix("") if output.suffix == ".safetensors" else output
     checkpoint = stem.with_name(f"{stem.name}.checkpoint.safetensors")
     log = stem.with_name(f"{stem.name}.log.jsonl")
-    resume = ranks.from_root(lambda: _prepare(plan, output, checkpoint, resume))
-    objective = ranks.together(lambda: plan.build(device))
-    trainer = Trainer(
-        objective,
-        plan.settings,
-        checkpoint=str(checkpoint),
-        metadata={"config": plan.tables},
-        communicator=ranks,
-    )
-    if resume:
-        trainer.load(str(checkpoint))
-    with _Log(log, trainer.step) if ranks.rank == 0 else nullcontext(_nowhere) as write:
+    with _locked(stem, ranks):
+        begin_at = ranks.from_root(lambda: _prepare(plan, output, checkpoint, resume))
+        if begin_at == "the end":
+            announce(f"{output} is finished")
+            return True
+        objective = ranks.together(lambda: plan.build(device))
+        trainer = Trainer(
+            objective,
+            plan.settings,
+            checkpoint=str(checkpoint),
+            metadata={"config": plan.tables},
+            communicator=ranks,
+        )
+        if begin_at == "the checkpoint":
+            trainer.load(str(checkpoint))
+        with _Log(log, trainer.step) if ranks.rank == 0 else nullcontext(_nowhere) as write:
 
-        def report(event: Progress) -> None:
-            write(event)
-            if progress is not None:
-                progress(event)
+            def report(event: Progress) -> None:
+                write(event)
+                if progress is not None:
+                    progress(event)
 
-        trainer.progress = report
-        finished = trainer.run(stop)
-    # Over ranks, a request to stop need not have come everywhere.
-    if not finished or bool(ranks.maximum(np.array([float(stop())]))[0]):
-        return False
-    module = objective.module
-    if plan.keys.refined_steps is not None:
-        flow = module.flow if isinstance(module, FlowModel) else module
-        assert isinstance(flow, ContinuousFlow)
-        flow.steps = plan.keys.refined_steps
-    announce(f"measures the flow with {plan.keys.evaluate_samples} samples")
-    measured = _measure(plan, objective, device, ranks)
-    assert isinstance(module, (FlowModel, Flow, LocalFlowModel))
-    card = _card(plan, trainer, measured, command)
-    ranks.from_root(lambda: save_flow(output, module, card))
-    return True
+            trainer.progress = report
+            finished = trainer.run(stop)
+        # Over ranks, a request to stop need not have come everywhere.
+        if not finished or bool(ranks.maximum(np.array([float(stop())]))[0]):
+            return False
+        module = objective.module
+        if plan.keys.refined_steps is not None:
+            flow = module.flow if isinstance(module, FlowModel) else module
+            assert isinstance(flow, ContinuousFlow)
+            flow.steps = plan.keys.refined_steps
+        announce(f"measures the flow with {plan.keys.evaluate_samples} samples")
+        measured = _measure(plan, objective, device, ranks)
+        assert isinstance(module, (FlowModel, Flow, LocalFlowModel))
+        card = _card(plan, trainer, measured, command)
+        ranks.from_root(lambda: save_flow(output, module, card))
+        return True
 
 
-def _prepare(plan: Plan, output: Path, checkpoint: Path, resume: bool) -> bool:
-    """Check what there is on disk; return whether there is a checkpoint to go on from."""
+@contextmanager
+def _locked(stem: Path, ranks: Communicator) -> Iterator[None]:
+    """Keep other processes from training the same file, before anything of it is looked at."""
+    lock = Lock(stem.with_name(f".{stem.name}.lock"))
+
+    def acquire() -> None:
+        directory = stem.parent
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot make the directory {directory}: {error.strerror}") from error
+        lock.acquire(
+            f"another flowmc process is training {stem}: wait for it, or choose another --output"
+        )
+
+    ranks.from_root(acquire)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot make the directory {output.parent}: {error.strerror}") from error
+        yield
+    finally:
+        lock.release(remove=True)
+
+
+def _prepare(
+    plan: Plan, output: Path, checkpoint: Path, resume: bool
+) -> Literal["the start", "the checkpoint", "the end"]:
+    """Check what there is on disk; return where to begin."""
     if not resume:
         for path in (output, checkpoint):
             if path.exists():
@@ -212,10 +250,17 @@ def _prepare(plan: Plan, output: Path, checkpoint: Path, resume: bool) -> bool:
                     f"{path} exists: use --resume to go on with its training, remove it, or choose "
                     "another --output"
                 )
-    if not checkpoint.exists():
-        return False
-    _check_same_config(plan.tables, checkpoint)
-    return True
+    if output.exists() and _made_by(plan.tables, read_card(output)):
+        return "the end"
+    if checkpoint.exists():
+        _check_same_config(plan.tables, checkpoint)
+        return "the checkpoint"
+    if output.exists():
+        raise ConfigError(
+            f"{output} is a flow of another configuration, without a checkpoint to go on from: "
+            "remove it, or choose another --output"
+        )
+    return "the start"
 
 
 def _nowhere(event: Progress) -> None:
@@ -225,13 +270,10 @@ def _nowhere(event: Progress) -> None:
 def _check_same_config(tables: dict[str, Any], checkpoint: Path) -> None:
     """Refuse to mix two trainings; only a later end and other save points may differ."""
     old = read_card(checkpoint).get("config", {})
-    # As JSON has it: the checkpoint went through that.
-    new = json.loads(json.dumps(tables))
+    new = _as_json(tables)
     free = {
-        ("training", "steps"),
-        ("training", "checkpoint_every"),
-        ("training", "evaluate_samples"),
-        ("training", "refined_steps"),
+        ("training", key)
+        for key in ("steps", "evaluate_samples", "refined_steps", *_OF_ONE_INVOCATION)
     }
     for name in {**old, **new}:
         before, now = old.get(name, {}), new.get(name, {})
@@ -244,6 +286,29 @@ def _check_same_config(tables: dict[str, Any], checkpoint: Path) -> None:
                     f"{before.get(key)!r}, but the configuration says {now.get(key)!r}: restore "
                     "it, or choose another --output"
                 )
+
+
+def _made_by(tables: dict[str, Any], card: dict[str, Any]) -> bool:
+    """Whether a card is of a finished training of these tables, however it was interrupted."""
+    training = card.get("training")
+    config = training.get("config") if isinstance(training, dict) else None
+    if not isinstance(config, dict):
+        return False
+    own, other = (
+        {
+            name: {key: value for key, value in table.items() if key not in _OF_ONE_INVOCATION}
+            if isinstance(table, dict)
+            else table
+            for name, table in one.items()
+        }
+        for one in (_as_json(tables), config)
+    )
+    return own == other
+
+
+def _as_json(tables: dict[str, Any]) -> dict[str, Any]:
+    """Return tables as they come back from the JSON of a card or a checkpoint."""
+    return json.loads(json.dumps(tables))
 
 
 def _measure(
@@ -348,7 +413,8 @@ class _Log:
 @contextmanager
 def _display(steps: int):
     """Show progress on standard error: a bar on a terminal, else one line per minute."""
-    if sys.stderr.isatty():
+    stream = messages.Unfailing(sys.stderr)
+    if stream.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
@@ -359,7 +425,7 @@ def _display(steps: int):
             TextColumn("{task.description}"),
             TimeRemainingColumn(),
         )
-        with Bar(*columns, console=Console(stderr=True)) as bar:
+        with Bar(*columns, console=Console(file=cast(TextIO, stream))) as bar:
             task = bar.add_task("", total=steps)
             yield lambda event: bar.update(
                 task,
@@ -374,11 +440,11 @@ def _display(steps: int):
         now = time.monotonic()
         if now - last >= _LINE_EVERY_SECONDS or event.step == steps:
             last = now
-            sys.stderr.write(
+            messages.say(
                 f"step {event.step}/{steps}  loss {event.loss:.5g}  ESS {event.ess:.3f}  "
                 f"gradient {event.gradient_norm:.3g}  skipped {event.skipped}  "
-                f"{event.seconds:.0f} s\n"
+                f"{event.seconds:.0f} s",
+                prefix="",
             )
-            sys.stderr.flush()
 
     yield line

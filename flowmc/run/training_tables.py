@@ -12,6 +12,7 @@ from flowmc_adapters import FormatError
 
 from flowmc.actions.base import Action
 from flowmc.actions.theory import check_couplings
+from flowmc.durations import seconds_of
 from flowmc.registry import ConfigError, build, nearest, parameters, resolve, validate
 from flowmc.run.evaluate import ENSEMBLE_KEYS
 from flowmc.run.stored_ensemble import EnsembleTable, StoredEnsemble
@@ -43,13 +44,32 @@ _OBJECTIVES = {"sampler": "reverse_kl", "exchange": "exchange_kl", "local": "loc
 
 @dataclass(frozen=True, kw_only=True)
 class Keys:
-    """Keys of [training] beside those of the loop and of the objective."""
+    """Keys of [training] beside those of the loop and of the objective.
+
+    Attributes:
+        precision: 64 or 32, of weights and fields.
+        evaluate_samples: of the measurement that goes into the card.
+        start_from: flow file that the weights start from.
+        couplings_per_batch: of conditional flows.
+        refined_steps: of the integrator of the finished flow.
+        time_limit: of one invocation: "23h30m", "90s" or seconds; the training stops in time with a
+            checkpoint.
+    """
 
     precision: Literal[32, 64] = 64
     evaluate_samples: int = 4096
     start_from: str | None = None
     couplings_per_batch: int | None = None
     refined_steps: int | None = None
+    time_limit: float | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.evaluate_samples < 16:
+            raise ConfigError(
+                f"[training]: evaluate_samples = {self.evaluate_samples}: at least 16"
+            )
+        if self.time_limit is not None:
+            seconds_of(self.time_limit, "[training]: time_limit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,8 +205,6 @@ def read_training(
 
     options = validate(objective, those(own), where)
     keys = build(Keys, those(common), where)
-    if keys.evaluate_samples < 16:
-        raise ConfigError(f"{where}: evaluate_samples = {keys.evaluate_samples}: at least 16")
     arguments = validate(Settings, those(parameters(Settings)), where)
     try:
         return Settings(**arguments), keys, objective, options

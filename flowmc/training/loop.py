@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flowmc.durations import seconds_of
 from flowmc.estimators.weights import effective_sample_size
 from flowmc.flows.files import FlowFileError, atomic_save, read_tensors
 from flowmc.parallel import Communicator
@@ -67,7 +68,8 @@ class Settings:
         gradient_clip: largest norm of the gradient; 0 leaves gradients alone.  An untrained flow
             has a few samples of huge action, whose gradients would fill Adam's second moment and
             slow it down for thousands of steps.
-        checkpoint_every: steps between checkpoints; the last step always writes one.
+        checkpoint_every: steps between checkpoints, or a time such as "10m"; the last step always
+            writes one.
         seed: of all random streams.
     """
 
@@ -81,13 +83,16 @@ class Settings:
     beta1: float = 0.9
     beta2: float = 0.999
     gradient_clip: float = 10.0
-    checkpoint_every: int = 500
+    checkpoint_every: int | str = "5m"
     seed: int = 0
 
     def __post_init__(self) -> None:
         for key in ("steps", "batch", "checkpoint_every"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"{key} = {getattr(self, key)}: must be at least 1")
+            value = getattr(self, key)
+            if isinstance(value, str):
+                seconds_of(value, key)
+            elif value < 1:
+                raise ConfigError(f"{key} = {value}: must be at least 1")
         if not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"learning_rate = {self.learning_rate}: must be a positive number")
         if not 0 <= self.warmup < self.steps:
@@ -195,14 +200,24 @@ class Trainer:
                 continuous flow is no longer that of its discretised map.
         """
         started = time.perf_counter() - self.seconds
+        every = self.settings.checkpoint_every
+        seconds = seconds_of(every, "checkpoint_every") if isinstance(every, str) else math.inf
+        saved = time.monotonic()
         self.module.train()
         while self.step < self.settings.steps:
             report = self.advance()
             self.seconds = time.perf_counter() - started
-            stopped = bool(self.communicator.maximum(np.array([float(stop())]))[0])
-            done = self.step == self.settings.steps
-            if stopped or done or self.step % self.settings.checkpoint_every == 0:
+            if isinstance(every, int):
+                due = self.step % every == 0
+            else:
+                due = time.monotonic() - saved >= seconds
+            # All ranks save together, by the clock of rank 0.
+            due = due and self.communicator.rank == 0
+            flags = self.communicator.maximum(np.array([float(stop()), float(due)]))
+            stopped, due = (bool(flag) for flag in flags)
+            if stopped or due or self.step == self.settings.steps:
                 self.save()
+                saved = time.monotonic()
             if self.progress is not None:
                 self.progress(dataclasses.replace(report, seconds=self.seconds))
             if stopped:

@@ -33,7 +33,7 @@ def site(tmp_path):
     # Each job gets a little farther than the last, as if it were stopped by the batch system.
     stopping = shlex.quote(str(Path(__file__).with_name("stopping.py")))
     executable(bin_directory / "flowmc", f'exec {python} {stopping} "$@"')
-    executable(bin_directory / "srun", f'exec {MPIRUN} -n 2 "${{@:3}}"')
+    executable(bin_directory / "srun", f'[[ $1 == --mpi=pmi2 ]] && exec {MPIRUN} -n 2 "${{@:4}}"')
     executable(bin_directory / "mpirun", f'exec {MPIRUN} "$@"')
     for name in ("sbatch", "qsub"):
         executable(bin_directory / name, f'echo {name} "$@" >> {tmp_path}/submitted')
@@ -42,6 +42,7 @@ def site(tmp_path):
         PATH=f"{bin_directory}:{os.environ['PATH']}",
         FLOWMC_ENV=str(tmp_path / "env"),
         FLOWMC_CLUSTER=str(CLUSTER),
+        FLOWMC_SRUN_MPI="pmi2",
         SLURM_CPUS_PER_TASK="1",
         PBS_O_WORKDIR=str(tmp_path),
         PBS_NODEFILE=str(tmp_path / "nodes"),

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import signal
 import tomllib
 
 import numpy as np
@@ -14,9 +15,11 @@ from flowmc.flows import AffineCouplingFlow, FlowModel, GaussianPrior
 from flowmc.flows.files import save_flow
 from flowmc.registry import ConfigError
 from flowmc.run.evaluate import DensityError
+from flowmc.run.free_energy import command
 from flowmc.run.free_energy.config import read_free_energy_config
 from flowmc.run.free_energy.measure import measure
 from flowmc.run.free_energy.tunnelling import Tunnelling
+from flowmc.run.stopping import OUT_OF_TIME
 from flowmc.run.toml_text import toml_text
 
 SIGMAS = 5.0
@@ -310,3 +313,189 @@ def test_flow_of_another_theory_is_refused(tmp_path):
     }
     with pytest.raises(ConfigError, match="flow for"):
         measure(read_free_energy_config(tables, tmp_path))
+
+
+def interrupted(tmp_path):
+    """Configurations that stop at every kind of row, by what is in the middle then."""
+    chain = with_tables(chains=CHAINS, protocol={"m2": [3.0, 1.2, 0.5]})
+    chain["free_energy"] = {"method": "chain", "seed": 1}
+    from_chains = with_tables(chains=CHAINS)
+    from_chains["protocol"]["start"] = "chains"
+    adapting = copy.deepcopy(chain)
+    adapting["update"] = [HMC | {"target_acceptance": 0.8}]
+    snf = with_tables(
+        flow={"name": "affine_coupling", "layers": 2, "hidden": [4], "odd": True},
+        training={"steps": 9, "batch": 8, "checkpoint_every": 4},
+        chains=CHAINS,
+    )
+    snf["free_energy"] = {"method": "snf", "seed": 1, "samples": 100, "batch": 30}
+    snf["protocol"] = {"m2": [2.0, 0.5], "steps": 2}
+    del snf["chains"]
+    action = FreeScalar([4, 4], m2=0.5)
+    save_gaussian(tmp_path / "flow.safetensors", action)
+    both = with_tables(flow={"file": "flow.safetensors"}, chains=CHAINS)
+    both["free_energy"] = {"method": "both", "seed": 1, "samples": 100, "batch": 9}
+    del both["protocol"]
+    return {
+        "processes both ways": with_tables(chains=CHAINS),
+        "processes from chains": from_chains,
+        "a line": chain,
+        "chains that adapt": adapting,
+        "training": snf,
+        "a flow and its target": both,
+    }
+
+
+class AfterCalls:
+    """In the place of the time limit: stops after so many rows or updates of one invocation."""
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def __call__(self, limit, started):
+        left = iter(range(self.calls, -1, -1))
+        return lambda: not next(left, 0)
+
+
+def without_times(path):
+    found = json.loads((path / "summary.json").read_text())
+    assert found.pop("seconds") > 0
+    return found
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param("processes both ways", marks=pytest.mark.slow),
+        pytest.param("processes from chains", marks=pytest.mark.slow),
+        pytest.param("a line", marks=pytest.mark.slow),
+        "chains that adapt",
+        "training",
+        "a flow and its target",
+    ],
+)
+def test_stopped_and_resumed_gives_the_same_document(what, tmp_path, monkeypatch, capsys):
+    config = tmp_path / "config.toml"
+    config.write_text(toml_text(interrupted(tmp_path)[what]))
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main(["free-energy", str(config), "--output", str(whole), "--json"]) == 0
+    again = ["free-energy", str(config), "--output", str(parts), "--json", "--resume"]
+    statuses = []
+    monkeypatch.setattr(command, "Deadline", AfterCalls(4 if what == "training" else 31))
+    while not (parts / "summary.json").exists():
+        capsys.readouterr()
+        statuses.append(main(again))
+        assert len(statuses) < 40
+    assert statuses == [OUT_OF_TIME] * (len(statuses) - 1) + [0] and len(statuses) > 2
+    said = capsys.readouterr()
+    assert json.loads(said.out) == json.loads((parts / "summary.json").read_text())
+    assert without_times(parts) == without_times(whole)
+    for name in ("works.npz", "results.csv", "layers.safetensors"):
+        assert (parts / name).exists() == (whole / name).exists()
+        if (whole / name).exists():
+            assert (parts / name).read_bytes() == (whole / name).read_bytes()
+    assert sorted(path.name for path in parts.iterdir()) == sorted(
+        path.name for path in whole.iterdir()
+    )
+    # Once more, as a batch system would: nothing is measured, the same document is printed.
+    monkeypatch.setattr(command, "measure", None)
+    assert main(again) == 0
+    assert capsys.readouterr().out == said.out
+    assert main(again[:-1]) == 2
+    assert "use --resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_leave_a_checkpoint_of_the_measurement(number, tmp_path, monkeypatch, capsys):
+    config, output = tmp_path / "config.toml", tmp_path / "out"
+    config.write_text(toml_text(with_tables(chains=CHAINS)))
+    again = ["free-energy", str(config), "--output", str(output), "--resume"]
+    say = command.say
+
+    def signalled(text):
+        say(text)
+        if "batch 2" in text:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(command, "say", signalled)
+    assert main(again) == 128 + number
+    said = capsys.readouterr().err
+    assert f"({number.name}); continue with: flowmc free-energy" in said and "--resume" in said
+    assert not (output / "summary.json").exists()
+    assert main(again[:-1]) == 2
+    assert "use --resume" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(again) == 0
+    said = capsys.readouterr().err
+    assert "batch 3 of 3" in said and "batch 2" not in said
+
+
+def test_results_that_could_not_be_written_do_not_block_the_command(tmp_path, monkeypatch, capsys):
+    config, output = tmp_path / "config.toml", tmp_path / "out"
+    config.write_text(toml_text(ANNEALING))
+    again = ["free-energy", str(config), "--output", str(output)]
+
+    def full(*_):
+        raise OSError(28, "No space left on device", str(output / "results.csv"))
+
+    monkeypatch.setattr(command, "write_results", full)
+    assert main(again) == 2
+    assert "results.csv: No space left on device" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main([*again, "--resume"]) == 0
+    # All of it was in the checkpoint.
+    assert "batch" not in capsys.readouterr().err
+
+
+def test_a_measurement_is_resumed_only_as_what_it_is(tmp_path, monkeypatch, capsys):
+    tables = interrupted(tmp_path)["a flow and its target"]
+    config, output = tmp_path / "config.toml", tmp_path / "out"
+    config.write_text(toml_text(tables))
+    again = ["free-energy", str(config), "--output", str(output), "--resume"]
+    monkeypatch.setattr(command, "Deadline", AfterCalls(12))
+    assert main(again) == OUT_OF_TIME
+    monkeypatch.undo()
+    assert main(["run", str(config), "--output", str(output), "--resume"]) == 2
+    capsys.readouterr()
+
+    def refused(text):
+        assert main(again) == 2
+        said = capsys.readouterr().err.splitlines()
+        assert text in said[-1], said
+        assert not (output / "summary.json").exists()
+
+    config.write_text(toml_text(tables | {"free_energy": tables["free_energy"] | {"seed": 2}}))
+    refused("free_energy.seed was 1 when the measurement")
+    # The resolved configuration alone does not decide.
+    (output / "config.toml").unlink()
+    refused("checkpoint.safetensors was measured with another configuration")
+    config.write_text(toml_text(tables))
+    action = FreeScalar([4, 4], m2=0.5)
+    flow = (tmp_path / "flow.safetensors").read_bytes()
+    save_gaussian(tmp_path / "flow.safetensors", action, scale=0.5)
+    refused("was measured with another flow")
+    (tmp_path / "flow.safetensors").write_bytes(flow)
+    checkpoint = output / "checkpoint.safetensors"
+    sound = bytearray(checkpoint.read_bytes())
+    for place in (9, len(sound) // 2, len(sound) - 3):
+        damaged = bytearray(sound)
+        damaged[place] ^= 1
+        checkpoint.write_bytes(damaged)
+        refused("checkpoint.safetensors is not a sound checkpoint")
+    checkpoint.write_bytes(sound)
+    # What only says when to stop and save may change.
+    free = tables["free_energy"] | {"time_limit": "1h", "checkpoint_every": "1s"}
+    config.write_text(toml_text(tables | {"free_energy": free}))
+    assert main(again) == 0
+
+
+def test_two_processes_do_not_measure_in_one_directory(tmp_path, capsys):
+    config, output = tmp_path / "config.toml", tmp_path / "out"
+    config.write_text(toml_text(ANNEALING))
+    other = command.RunDirectory(output)
+    other.claim()
+    for more in ([], ["--resume"]):
+        assert main(["free-energy", str(config), "--output", str(output), *more]) == 2
+        assert "another flowmc process" in capsys.readouterr().err
+    other.release()
+    assert main(["free-energy", str(config), "--output", str(output)]) == 0

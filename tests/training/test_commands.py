@@ -7,6 +7,7 @@ import math
 import os
 import re
 import signal
+import time
 import tomllib
 
 import pytest
@@ -17,10 +18,10 @@ from flowmc.actions import FreeScalar, Phi4
 from flowmc.flows import AffineCouplingFlow, Flow, FlowModel, FreeFieldPrior, Identity
 from flowmc.flows.files import load_flow, read_card, save_flow
 from flowmc.registry import ConfigError
-from flowmc.run import evaluate, interrupts, train, zoo
+from flowmc.run import evaluate, interrupts, stopping, train, zoo
 from flowmc.run.evaluate import DensityError, evaluate_exchange, evaluate_sampler
 from flowmc.run.training_plan import make_plan
-from flowmc.training import Reinforce
+from flowmc.training import Reinforce, loop
 
 KEYS = {
     "flow",
@@ -234,6 +235,51 @@ def test_signals_leave_a_checkpoint(number, config, tmp_path, monkeypatch, capsy
     assert (tmp_path / "f.safetensors").exists()
 
 
+def test_a_time_limit_stops_with_a_checkpoint_and_the_same_command_goes_on(
+    config, tmp_path, monkeypatch, capsys
+):
+    """As a batch system would have it: submitted until the flow is there, then left alone."""
+    assert call(train, config, "--output", tmp_path / "whole.safetensors") == 0
+    clock = iter(range(0, 100000, 10))
+    monkeypatch.setattr(train, "time", argparse.Namespace(monotonic=lambda: float(next(clock))))
+    monkeypatch.setattr(stopping, "time", train.time)
+    config.write_text(SAMPLER.replace("checkpoint_every = 5", 'time_limit = "1m"'))
+    output = tmp_path / "f.safetensors"
+    statuses = []
+    while not output.exists():
+        statuses.append(call(train, config, "--output", output, "--resume"))
+        assert len(statuses) < 12
+    assert set(statuses[:-1]) == {stopping.OUT_OF_TIME} and statuses[-1] == 0
+    assert "stopped with a checkpoint (time limit)" in capsys.readouterr().err
+    whole = load_flow(tmp_path / "whole.safetensors")
+    assert load_flow(output).model.fingerprint() == whole.model.fingerprint()
+    before = output.read_bytes()
+    monkeypatch.setattr(train, "_measure", lambda *_: 1 / 0)
+    assert call(train, config, "--output", output, "--resume") == 0
+    assert "is finished" in capsys.readouterr().err and output.read_bytes() == before
+    # Without its checkpoint a flow of another configuration is not overwritten.
+    (tmp_path / "f.checkpoint.safetensors").unlink()
+    config.write_text(SAMPLER.replace("batch = 8", "batch = 9"))
+    assert call(train, config, "--output", output, "--resume") == 2
+    assert "of another configuration" in capsys.readouterr().err
+    assert output.read_bytes() == before
+
+
+def test_checkpoints_by_time(tmp_path, monkeypatch):
+    clock = argparse.Namespace(monotonic=iter(range(1000)).__next__, perf_counter=time.perf_counter)
+    monkeypatch.setattr(loop, "time", clock)
+    text = SAMPLER.replace("checkpoint_every = 5", "checkpoint_every = '4s'")
+    checkpoint, steps = tmp_path / "f.checkpoint.safetensors", []
+
+    def note(event):
+        exists = checkpoint.exists()
+        steps.append(read_card(checkpoint)["checkpoint"]["step"] if exists else 0)
+
+    plan = make_plan(tomllib.loads(text))
+    assert train.train(plan, tmp_path / "f.safetensors", progress=note)
+    assert steps == [0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12]
+
+
 def test_a_signal_while_measuring_ends_at_once(config, tmp_path, monkeypatch, capsys):
     """All steps are in the checkpoint by then."""
     ends = []
@@ -259,6 +305,8 @@ def test_a_signal_while_measuring_ends_at_once(config, tmp_path, monkeypatch, ca
         ("steps = 12", "", r"\[training\]: missing key 'steps'"),
         ("steps = 12", "steps = 0", r"\[training\]: steps = 0"),
         ("seed = 3", "precision = 16", r"\[training\]: precision = 16"),
+        ("seed = 3", "time_limit = 'soon'", r"\[training\]: time_limit = 'soon': should be sec"),
+        ("checkpoint_every = 5", "checkpoint_every = '5'", r"checkpoint_every = '5': should be"),
         ("seed = 3", "schedule = 'linear'", r"\[training\]: schedule = 'linear'"),
         ("seed = 3", "direction = 'forward'", r"\[training\]: unknown key 'direction'"),
         ("seed = 3", "objective = 'exchange_kl'", r"\[training\]: objective = 'exchange_kl'"),
@@ -485,3 +533,19 @@ def test_a_finished_flow_has_a_finer_integrator(tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             make_plan(tomllib.loads(refined.replace(old, new)))
+
+
+def test_two_processes_do_not_train_one_flow(config, tmp_path, capsys):
+    output = tmp_path / "new" / "f.safetensors"
+    plan, seen = make_plan(tomllib.loads(SAMPLER)), []
+
+    def meanwhile(event):
+        if event.step == 6:
+            for more in ([], ["--resume"]):
+                seen.append(call(train, config, "--output", output, *more))
+
+    assert train.train(plan, output, progress=meanwhile)
+    assert seen == [2, 2]
+    assert capsys.readouterr().err.count("another flowmc process is training") == 2
+    names = ["f.checkpoint.safetensors", "f.log.jsonl", "f.safetensors"]
+    assert sorted(path.name for path in output.parent.iterdir()) == names

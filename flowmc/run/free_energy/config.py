@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from flowmc.actions.base import Action
 from flowmc.actions.theory import build_action
+from flowmc.durations import seconds_of
 from flowmc.flows.building import build_flow, build_prior
 from flowmc.nonequilibrium import line_of_actions
 from flowmc.nonequilibrium.starts import can_be_drawn
@@ -58,14 +59,22 @@ class FreeEnergyTable:
         seed: of all random streams, >= 0.
         samples: draws of the flow, or trajectories of the process from independent draws.
         batch: of these at a time.
+        checkpoint_every: time between checkpoints.
+        time_limit: of one invocation: "23h30m", "90s" or seconds; the measurement stops in time
+            with a checkpoint.
     """
 
     method: Literal["q", "p", "both", "chain", "annealing", "snf"]
     seed: int
     samples: int = 4096
     batch: int = 1024
+    checkpoint_every: float | str = "5m"
+    time_limit: float | str | None = None
 
     def __post_init__(self) -> None:
+        seconds_of(self.checkpoint_every, "[free_energy]: checkpoint_every")
+        if self.time_limit is not None:
+            seconds_of(self.time_limit, "[free_energy]: time_limit")
         for key, least in (("seed", 0), ("samples", 2), ("batch", 1)):
             if getattr(self, key) < least:
                 raise ConfigError(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +27,7 @@ from flowmc.estimators.free_energy import (
 )
 from flowmc.flows.base import FlowModel, Prior
 from flowmc.flows.building import build_flow, build_prior
-from flowmc.flows.files import load_flow
+from flowmc.flows.files import load_flow, read_card
 from flowmc.flows.matching import check_flow_fits
 from flowmc.flows.priors import EnsemblePrior
 from flowmc.kernels import Kernel, Repeat
@@ -37,14 +36,17 @@ from flowmc.random import stream
 from flowmc.registry import ConfigError
 from flowmc.run.evaluate import DENSITY_SAMPLES, check_density
 from flowmc.run.free_energy.config import FreeEnergyConfig
+from flowmc.run.free_energy.progress import Progress, Row
 from flowmc.run.free_energy.stored import stored_configurations
 from flowmc.run.free_energy.tunnelling import Tunnelling
-from flowmc.training.loop import Trainer
+from flowmc.training.loop import Settings, Trainer
 from flowmc.training.work import MeanWork
 
-__all__ = ["Named", "Outcome", "ProcessSummary", "measure"]
+__all__ = ["TRAINING_CHECKPOINT", "Named", "Outcome", "ProcessSummary", "measure"]
 
 Say = Callable[[str], None]
+
+TRAINING_CHECKPOINT = "training.checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
@@ -130,27 +132,37 @@ class Outcome:
         return list(found)
 
 
-def measure(config: FreeEnergyConfig, say: Say = lambda text: None) -> Outcome:
+def measure(
+    config: FreeEnergyConfig,
+    say: Say = lambda text: None,
+    progress: Progress | None = None,
+) -> Outcome:
     """Do what a configuration asks for.
 
+    Args:
+        config: what to measure.
+        say: called with a sentence when something begins.
+        progress: what has been measured before, and when to save and to stop.
+
     Raises:
+        Paused: ``progress`` says so, and has saved everything.
         ConfigError: for a flow that does not fit, or a kernel that refuses its keys.
         DensityError, TrainingError: a flow that cannot be believed, or is lost in training.
     """
-    begin = time.perf_counter()
+    progress = progress or Progress()
     method = config.table.method
     if method in ("q", "p", "both"):
-        outcome = _flow(config, say)
+        outcome = _flow(config, say, progress)
     elif method == "chain":
-        outcome = _chain(config, say)
+        outcome = _chain(config, say, progress)
     else:
-        outcome = _process(config, say)
+        outcome = _process(config, say, progress)
     if outcome.tunnelling is not None and outcome.tunnelling.warning is not None:
         text = outcome.tunnelling.warning
         outcome.estimates = [
             Named(n.key, n.title, _mark(n, text), n.parts) for n in outcome.estimates
         ]
-    outcome.seconds = time.perf_counter() - begin
+    outcome.seconds = progress.seconds
     return outcome
 
 
@@ -191,30 +203,45 @@ def _chains(config: FreeEnergyConfig, action: Action) -> MarkovStart:
         raise ConfigError(f"[chains]: {error}") from error
 
 
-def target_configurations(config: FreeEnergyConfig, say: Say) -> Iterator[Tensor]:
-    """Yield configurations of the target ``(chains, ...)``, one batch per measurement."""
+def target_rows(
+    config: FreeEnergyConfig, say: Say, progress: Progress, measured: Callable[[Tensor, int], Row]
+) -> list[Row]:
+    """Return what was measured on configurations of the target, a row for each of all chains.
+
+    Args:
+        config: where they come from.
+        say: see :func:`measure`.
+        progress: with the rows of before.
+        measured: called with the configurations ``(chains, ...)`` and the number of their row.
+    """
+    name = "target"
     if config.ensemble is not None:
-        yield from stored_configurations(config, say)
-        return
-    assert config.chains is not None
-    count = config.chains.measurements
-    say(f"{config.chains.count} chains of the target, {count} configurations of each")
-    rng = stream(config.table.seed, 0, "chains of the target")
-    yield from _chains(config, config.action).configurations(count, rng)
+        configurations = stored_configurations(config, say, progress, name)
+    else:
+        assert config.chains is not None
+        count = config.chains.measurements
+        say(f"{config.chains.count} chains of the target, {count} configurations of each")
+        rng = stream(config.table.seed, 0, "chains of the target")
+        configurations = progress.configurations(name, _chains(config, config.action), count, rng)
+    rows = progress.rows(name)
+    for x in configurations:
+        progress.add(name, measured(x, len(rows)))
+    return rows
 
 
-def _batches(config: FreeEnergyConfig) -> Iterator[tuple[int, int]]:
-    """Yield index and size of the batches of independent samples."""
+def _batches(config: FreeEnergyConfig) -> list[tuple[int, int]]:
+    """Return index and size of the batches of independent samples."""
     samples, batch = config.table.samples, config.table.batch
-    for index, first in enumerate(range(0, samples, batch)):
-        yield index, min(batch, samples - first)
+    return [
+        (index, min(batch, samples - first)) for index, first in enumerate(range(0, samples, batch))
+    ]
 
 
 # ---- a flow's draws, the target's samples, or both
 
 
 @torch.no_grad()
-def _flow(config: FreeEnergyConfig, say: Say) -> Outcome:
+def _flow(config: FreeEnergyConfig, say: Say, progress: Progress) -> Outcome:
     action, table = config.action, config.table
     loaded = load_flow(config.flow_file, lattice=action.lattice)
     check_flow_fits(loaded.card, action, same_couplings=False)
@@ -222,19 +249,24 @@ def _flow(config: FreeEnergyConfig, say: Say) -> Outcome:
     model = loaded.model.at(action).to(torch.float64)
     outcome = Outcome([], log_partition(action))
     outcome.fingerprints = {str(config.flow["file"]): model.fingerprint()}
+    progress.identify("flow", model.fingerprint())
     q = p = None
     if table.method in ("q", "both"):
         say(f"drawing {table.samples} samples of the flow")
-        q = _draw(config, model)
+        q = _draw(config, model, progress)
         outcome.works["forward"] = -q
     if table.method in ("p", "both"):
-        outcome.tunnelling = Tunnelling(action)
-        rows = []
-        for x in target_configurations(config, say):
-            outcome.tunnelling.look(x)
-            rows.append(-action(x) - model.log_prob(x))
+        outcome.tunnelling = tunnelling = Tunnelling(action)
+
+        def weigh(x: Tensor, index: int) -> Row:
+            return {"log_weight": -action(x) - model.log_prob(x), **tunnelling.measured(x)}
+
+        rows = target_rows(config, say, progress, weigh)
+        for row in rows:
+            tunnelling.note(row)
+        log_weights = torch.stack([row["log_weight"] for row in rows])
         # A field that the flow cannot reach has the density 0 there.
-        p = torch.stack(rows).nan_to_num(nan=np.inf, posinf=np.inf, neginf=-np.inf).numpy()
+        p = log_weights.nan_to_num(nan=np.inf, posinf=np.inf, neginf=-np.inf).numpy()
         outcome.works["reverse"] = p
     one_sided: tuple[FreeEnergy | None, FreeEnergy | None]
     if q is not None and p is not None:
@@ -264,11 +296,12 @@ def _contradicted(best: FreeEnergy, coverage: ModeCoverage) -> FreeEnergy:
     return best.warned(texts[0], bound="both") if texts else best
 
 
-def _draw(config: FreeEnergyConfig, model: FlowModel) -> NDArray[np.float64]:
-    seed, logs = config.table.seed, []
-    for index, size in _batches(config):
+def _draw(config: FreeEnergyConfig, model: FlowModel, progress: Progress) -> NDArray[np.float64]:
+    seed, rows = config.table.seed, progress.rows("draws")
+    for index, size in _batches(config)[len(rows) :]:
         x, log_q = model.sample(size, stream(seed, index, "draws of the flow"))
-        logs.append(-config.action(x) - log_q)
+        progress.add("draws", {"log_weight": -config.action(x) - log_q})
+    logs = [row["log_weight"] for row in rows]
     log_weights = torch.cat(logs).nan_to_num(nan=-np.inf, posinf=np.inf, neginf=-np.inf)
     if not model.log_density_is_exact:
         z, _ = model.prior.sample(
@@ -282,7 +315,7 @@ def _draw(config: FreeEnergyConfig, model: FlowModel) -> NDArray[np.float64]:
 
 
 @torch.no_grad()
-def _chain(config: FreeEnergyConfig, say: Say) -> Outcome:
+def _chain(config: FreeEnergyConfig, say: Say, progress: Progress) -> Outcome:
     table = config.chains
     assert table is not None
     line = config.line
@@ -291,20 +324,27 @@ def _chain(config: FreeEnergyConfig, say: Say) -> Outcome:
     tunnelling = Tunnelling(config.action)
     for index, action in enumerate(line):
         say(f"ensemble {index + 1} of {len(line)}: {action!r}")
-        up, down = [], []
         rng = stream(config.table.seed, index, "chains of an ensemble")
-        for x in _chains(config, action).configurations(table.measurements, rng):
+        name, chains = f"ensemble {index}", _chains(config, action)
+        is_last = index + 1 == len(line)
+        for x in progress.configurations(name, chains, table.measurements, rng):
             own = action(x)
-            if index + 1 < len(line):
-                up.append(line[index + 1](x) - own)
+            row: dict[str, Tensor] = {}
+            if is_last:
+                row |= tunnelling.measured(x)
             else:
-                tunnelling.look(x)
+                row["up"] = line[index + 1](x) - own
             if index:
-                down.append(line[index - 1](x) - own)
-        if up:
-            forward.append(torch.stack(up).numpy())
-        if down:
-            reverse.append(torch.stack(down).numpy())
+                row["down"] = line[index - 1](x) - own
+            progress.add(name, row)
+        rows = progress.rows(name)
+        if is_last:
+            for measured in rows:
+                tunnelling.note(measured)
+        else:
+            forward.append(torch.stack([one["up"] for one in rows]).numpy())
+        if index:
+            reverse.append(torch.stack([one["down"] for one in rows]).numpy())
     found = chain_of_ensembles(forward, reverse)
     constant = log_partition(line[0])
     estimates = [one.shifted(constant or 0.0) for one in found.estimates]
@@ -345,7 +385,7 @@ def _exact(config: FreeEnergyConfig, constant: float | None) -> float | None:
 # ---- driven processes
 
 
-def _process(config: FreeEnergyConfig, say: Say) -> Outcome:
+def _process(config: FreeEnergyConfig, say: Say, progress: Progress) -> Outcome:
     actions = config.line[1:]
     kernels = [kernels_of(config, action) for action in actions]
     flows = None
@@ -357,19 +397,40 @@ def _process(config: FreeEnergyConfig, say: Say) -> Outcome:
             torch.manual_seed(stream(config.table.seed, 0, "weights").initial_seed())
             flows = [build_flow(table, action).double() for action in actions]
     process = Process(actions, kernels, flows)
-    prior, constant = _prior(config, say)
+    prior, constant = _prior(config, say, progress)
     model = StochasticFlow(prior, process)
     if config.training is not None:
         say(f"training {len(actions)} layers for {config.training.steps} steps")
-        Trainer(MeanWork(model), config.training).run()
+        _train(model, config.training, progress)
     with torch.no_grad():
-        outcome = _driven(config, model, constant, say)
+        outcome = _driven(config, model, constant, say, progress)
     if config.training is not None:
         outcome.trained = process.flows
     return outcome
 
 
-def _prior(config: FreeEnergyConfig, say: Say) -> tuple[Prior, float | None]:
+def _train(model: StochasticFlow, settings: Settings, progress: Progress) -> None:
+    """Train the layers; their checkpoint is a file of its own."""
+    path = None if progress.path is None else progress.path.with_name(TRAINING_CHECKPOINT)
+    trainer = Trainer(
+        MeanWork(model),
+        settings,
+        checkpoint=None if path is None else str(path),
+        metadata={"identity": progress.identity},
+    )
+    if path is not None and progress.resumes and path.exists():
+        for what, digest in progress.identity.items():
+            if read_card(path).get("identity", {}).get(what) != digest:
+                raise ConfigError(
+                    f"{path} was trained with another {what}: restore it to resume, or choose "
+                    "another --output"
+                )
+        trainer.load(str(path))
+    if not trainer.run(lambda: progress.stop() is not None):
+        progress.pause(progress.stop() or "asked to")
+
+
+def _prior(config: FreeEnergyConfig, say: Say, progress: Progress) -> tuple[Prior, float | None]:
     """Return where processes begin, and the exact ln Z that its density lacks (None: unknown)."""
     if config.start == "prior":
         prior = build_prior(config.prior or {}, config.action)
@@ -381,24 +442,30 @@ def _prior(config: FreeEnergyConfig, say: Say) -> tuple[Prior, float | None]:
     say(f"{config.chains.count} chains of the start, {start!r}")
     chains = _chains(config, start)
     rng = stream(config.table.seed, 0, "chains of the start")
-    fields = list(chains.configurations(config.chains.measurements, rng))
+    for x in progress.configurations("start", chains, config.chains.measurements, rng):
+        progress.add("start", {"field": x})
+    fields = [row["field"] for row in progress.rows("start")]
     return EnsemblePrior(torch.cat(fields), start), log_partition(start)
 
 
 def _driven(
-    config: FreeEnergyConfig, model: StochasticFlow, constant: float | None, say: Say
+    config: FreeEnergyConfig,
+    model: StochasticFlow,
+    constant: float | None,
+    say: Say,
+    progress: Progress,
 ) -> Outcome:
-    evolutions = list(_forward(config, model, say))
+    evolutions = _forward(config, model, say, progress)
     in_chains = config.start == "chains"
     joined = torch.stack if in_chains else torch.cat
-    forward = _finite(joined([one.work for one in evolutions]))
+    forward = _finite(joined([row["work"] for row in evolutions]))
     if not model.flow.log_density_is_exact:
         x, _ = model.prior.sample(DENSITY_SAMPLES, stream(config.table.seed, 0, "density error"))
         check_density(model.flow, x, -torch.from_numpy(forward).reshape(-1))
     reverse, tunnelling = None, None
     if config.ensemble is not None or config.chains is not None:
         tunnelling = Tunnelling(config.action)
-        reverse = _finite(torch.stack(list(_reverse(config, model, tunnelling, say))))
+        reverse = _reverse(config, model, tunnelling, say, progress)
     shift = constant or 0.0
     ahead = jarzynski(forward)
     outcome = Outcome(
@@ -435,8 +502,8 @@ def _driven(
             )
         )
     finite = forward[np.isfinite(forward)]
-    sizes = np.array([len(one.work) for one in evolutions], dtype=float)
-    step_work = np.average([one.step_work.numpy() for one in evolutions], axis=0, weights=sizes)
+    sizes = np.array([len(row["work"]) for row in evolutions], dtype=float)
+    step_work = np.average([row["step_work"].numpy() for row in evolutions], axis=0, weights=sizes)
     if isinstance(model.prior, ExactStart):
         # Its density is normalised: the constant is no work of the first step.
         step_work[0] += model.prior.log_z
@@ -446,35 +513,54 @@ def _driven(
         float(finite.mean()) + best.value,
         float("nan") if reverse is None else float(reverse.mean()) - best.value,
         step_work,
-        np.average([one.acceptance.numpy() for one in evolutions], axis=0, weights=sizes),
+        np.average([row["acceptance"].numpy() for row in evolutions], axis=0, weights=sizes),
     )
     return outcome
 
 
-def _forward(config: FreeEnergyConfig, model: StochasticFlow, say: Say) -> Iterator[Evolution]:
-    seed = config.table.seed
+def _forward(
+    config: FreeEnergyConfig, model: StochasticFlow, say: Say, progress: Progress
+) -> list[Row]:
+    seed, rows = config.table.seed, progress.rows("forward")
+
+    def add(evolution: Evolution) -> None:
+        keys = ("work", "step_work", "acceptance")
+        progress.add("forward", {key: getattr(evolution, key) for key in keys})
+
     if config.start == "chains":
         # One evolution per configuration of the chains, in their order: for the Gamma method.
         prior = model.prior
         assert isinstance(prior, EnsemblePrior) and config.chains is not None
         parts = prior.get_buffer("fields").split(config.chains.count)
-        for index, x in enumerate(parts):
+        for index in range(len(rows), len(parts)):
             say(f"forward processes, {index + 1} of {len(parts)}")
-            yield model.process(x, prior.log_prob(x), stream(seed, index, "forward process"))
-        return
-    batches = list(_batches(config))
-    for index, size in batches:
+            x = parts[index]
+            add(model.process(x, prior.log_prob(x), stream(seed, index, "forward process")))
+        return rows
+    batches = _batches(config)
+    for index, size in batches[len(rows) :]:
         say(f"forward processes, batch {index + 1} of {len(batches)}")
-        yield model.evolve(size, stream(seed, index, "forward process"))
+        add(model.evolve(size, stream(seed, index, "forward process")))
+    return rows
 
 
 def _reverse(
-    config: FreeEnergyConfig, model: StochasticFlow, tunnelling: Tunnelling, say: Say
-) -> Iterator[Tensor]:
+    config: FreeEnergyConfig,
+    model: StochasticFlow,
+    tunnelling: Tunnelling,
+    say: Say,
+    progress: Progress,
+) -> NDArray[np.float64]:
     seed = config.table.seed
-    for index, y in enumerate(target_configurations(config, say)):
-        tunnelling.look(y)
-        yield model.reverse(y, stream(seed, index, "reverse process")).work
+
+    def drive(y: Tensor, index: int) -> Row:
+        work = model.reverse(y, stream(seed, index, "reverse process")).work
+        return {"work": work, **tunnelling.measured(y)}
+
+    rows = target_rows(config, say, progress, drive)
+    for row in rows:
+        tunnelling.note(row)
+    return _finite(torch.stack([row["work"] for row in rows]))
 
 
 def _finite(work: Tensor) -> NDArray[np.float64]:

@@ -127,13 +127,13 @@ def marked(estimate: FreeEnergy) -> str:
 
 
 def write_results(directory: Path, config: FreeEnergyConfig, outcome: Outcome) -> None:
-    """Write ``summary.json``, ``results.json.gz``, ``results.csv``, ``works.npz`` and the report.
+    """Write ``results.json.gz``, ``results.csv``, ``works.npz``, the report and ``summary.json``.
+
+    The summary comes last: where it is, everything is.
 
     Raises:
         OSError: as from writing.
     """
-    with atomic_write(directory / "summary.json") as file:
-        file.write((json.dumps(document(config, outcome), indent=2) + "\n").encode())
     run = _run_name(outcome)
     results = [result_from(named, run) for named in outcome.estimates]
     write_pyerrors(directory / "results.json.gz", results, {"what": "flowmc free-energy"})
@@ -150,6 +150,8 @@ def write_results(directory: Path, config: FreeEnergyConfig, outcome: Outcome) -
         with atomic_write(directory / "layers.safetensors") as file:
             file.write(safetensors.torch.save(weights))
     write_page(directory, config, outcome)
+    with atomic_write(directory / "summary.json") as file:
+        file.write((json.dumps(document(config, outcome), indent=2) + "\n").encode())
 
 
 def _run_name(outcome: Outcome) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -9,13 +11,18 @@ from torch import Tensor
 
 from flowmc.registry import ConfigError
 from flowmc.run.free_energy.config import FreeEnergyConfig
+from flowmc.run.free_energy.progress import Progress
 from flowmc.run.stored_ensemble import StoredEnsemble, selection_text
 
 __all__ = ["stored_configurations"]
 
 
-def stored_configurations(config: FreeEnergyConfig, say: Callable[[str], None]) -> Iterator[Tensor]:
+def stored_configurations(
+    config: FreeEnergyConfig, say: Callable[[str], None], progress: Progress, name: str
+) -> Iterator[Tensor]:
     """Yield the n-th configuration of every replica, ``(replicas, ...)``, for n = 0, 1, ...
+
+    Those that already have a row of that name are left out.
 
     Raises:
         ConfigError: replicas of different length, or numbers that are not equidistant: neither
@@ -25,6 +32,7 @@ def stored_configurations(config: FreeEnergyConfig, say: Callable[[str], None]) 
     table = config.ensemble
     assert table is not None
     ensemble = table.open(config.base)
+    progress.identify("[ensemble] of files", _digest(ensemble))
     say(f"{selection_text(ensemble)} of {ensemble.name}")
     numbers = ensemble.history.numbers
     lengths = {name: len(of_replica) for name, of_replica in numbers.items()}
@@ -43,7 +51,16 @@ def stored_configurations(config: FreeEnergyConfig, say: Callable[[str], None]) 
                 "their autocorrelation is not defined; choose first, last or every"
             )
     length, members = next(iter(lengths.values())), ensemble.members
-    for place in range(length):
+    for place in range(len(progress.rows(name)), length):
         row = StoredEnsemble(ensemble.name, members[place::length])
         for batch in row.batches(config.action, len(row)):
             yield batch.field
+
+
+def _digest(ensemble: StoredEnsemble) -> str:
+    """Return a digest of names, numbers and sizes of the files: their content may be terabytes."""
+    digest = hashlib.sha256()
+    for one in ensemble.members:
+        text = f"{one.replica}\n{one.number}\n{one.inner}\n{os.path.getsize(one.path)}\n"
+        digest.update(text.encode())
+    return digest.hexdigest()

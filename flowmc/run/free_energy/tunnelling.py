@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -37,15 +39,22 @@ class Tunnelling:
         elif isinstance(action.group, U1) and action.dimensions == 2:
             self.what = "topological charge"
 
+    def measured(self, field: Tensor) -> dict[str, Tensor]:
+        """Return what is to be noted of the configurations of all chains at one measurement."""
+        if self.what is None:
+            return {}
+        if self.action.is_gauge:
+            return {"well": topological_charge(field, self.action)}
+        return {"well": torch.sign(sum_over_sites(field))}
+
+    def note(self, row: Mapping[str, Tensor]) -> None:
+        """Note what :meth:`measured` has returned, the measurements in their order."""
+        if self.what is not None:
+            self._series.append(row["well"].cpu().numpy())
+
     def look(self, field: Tensor) -> None:
         """Note the configurations of all chains at one measurement."""
-        if self.what is None:
-            return
-        if self.action.is_gauge:
-            value = topological_charge(field, self.action)
-        else:
-            value = torch.sign(sum_over_sites(field))
-        self._series.append(value.cpu().numpy())
+        self.note(self.measured(field))
 
     @property
     def count(self) -> int | None:
