@@ -18,7 +18,7 @@ _NUMBERS_HERE = (
 _LAST_WORDS = 5.0
 
 SLURM_AND_MPI = (
-    "srun --mpi=pmi2 for MPICH, Intel MPI and MVAPICH, --mpi=cray_shasta for Cray MPICH, --mpi=pmix "
+    "srun --mpi=pmi2 for MPICH, Intel MPI or MVAPICH, --mpi=cray_shasta for Cray MPICH, --mpi=pmix "
     "for Open MPI, or the mpirun of that MPI in the place of srun"
 )
 
