@@ -9,11 +9,20 @@ each.  A trained flow costs its training once: amortised over the ensemble, it a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flowmc.estimators.autocorrelation import Estimate
 
-__all__ = ["Cost", "break_even", "cost_per_independent_sample", "gain"]
+__all__ = [
+    "Cost",
+    "average",
+    "break_even",
+    "break_even_bound",
+    "cost_per_independent_sample",
+    "gain",
+    "gain_bound",
+]
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,23 @@ def cost_per_independent_sample(
     )
 
 
+def average(costs: Sequence[Cost]) -> Cost:
+    """Return the mean cost of the components of a vector observable.
+
+    The largest would be that of the component whose tau_int is overestimated most: with many
+    components or short runs, a number that is biased upwards.  Components are measured on the same
+    configurations, so their errors are averaged as fully correlated ones.
+    """
+    count = len(costs)
+    return Cost(
+        sum(cost.seconds for cost in costs) / count,
+        sum(cost.error for cost in costs) / count,
+        sum(cost.seconds_with_training for cost in costs) / count,
+        count / sum(1 / cost.independent_samples for cost in costs),
+        any(cost.is_bound for cost in costs),
+    )
+
+
 def break_even(cost: float, other_cost: float, training_seconds: float) -> float:
     """Return how many independent samples repay a training: ``t / (other_cost - cost)``.
 
@@ -78,3 +104,24 @@ def gain(cost: Cost, other: Cost) -> tuple[float, float]:
     """Return how many times cheaper ``cost`` is than ``other``, with the error of the ratio."""
     ratio = other.seconds / cost.seconds
     return ratio, ratio * math.hypot(cost.error / cost.seconds, other.error / other.seconds)
+
+
+def gain_bound(cost: Cost, other: Cost) -> str:
+    """Return what :func:`gain` is where a cost is only a lower bound.
+
+    Returns:
+        "none" for an estimate, "upper" or "lower" for a bound, "unknown" if both costs are bounds.
+    """
+    if cost.is_bound and other.is_bound:
+        return "unknown"
+    if cost.is_bound:
+        return "upper"
+    return "lower" if other.is_bound else "none"
+
+
+def break_even_bound(cost: Cost, other: Cost) -> str:
+    """Return the same of :func:`break_even`: what makes the gain larger makes it smaller."""
+    bound = gain_bound(cost, other)
+    if bound == "upper" and cost.seconds >= other.seconds:
+        return "none"  # never, and all the more so
+    return {"upper": "lower", "lower": "upper"}.get(bound, bound)

@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from flowmc import zoo
 from flowmc.registry import ConfigError
 
 __all__ = ["Phase", "RecordedRun"]
@@ -253,8 +254,34 @@ class RecordedRun:
         return lengths
 
     def training_seconds(self) -> float:
-        """Return the training time of all flows the run used, from their cards."""
-        return sum(_training_times(self.provenance.get("flows")))
+        """Return the training time of all flows the run used, from their cards.
+
+        With that of the flows from which they began (``start_from``), each once.
+        """
+        return self._training[0]
+
+    @property
+    def untold_trainings(self) -> tuple[str, ...]:
+        """Flows from which others began and whose training time is not known."""
+        return self._training[1]
+
+    @cached_property
+    def _training(self) -> tuple[float, tuple[str, ...]]:
+        total, ancestors, untold = 0.0, dict[str, float](), set[str]()
+        for training in _trainings(self.provenance.get("flows")):
+            total += float(training["seconds"])
+            for name, seconds in zoo.ancestors(training).items():
+                if seconds is None:
+                    untold.add(name)
+                else:
+                    ancestors[name] = seconds
+        return total + sum(ancestors.values()), tuple(sorted(untold))
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """What the wall time was spent on: ranks, threads of each, device, processor."""
+        keys = ("ranks", "threads", "device", "device_name", "cpu")
+        return {key: self.provenance.get(key) for key in keys}
 
     def _text(self, name: str) -> str:
         try:
@@ -267,18 +294,18 @@ def _timed(event: Mapping[str, Any]) -> bool:
     return all(isinstance(event.get(key), int | float) for key in ("update", "seconds"))
 
 
-def _training_times(entry: Any) -> Iterator[float]:
+def _trainings(entry: Any) -> Iterator[Mapping[str, Any]]:
     """Find ``training = {seconds = ...}`` at any depth: cards may stand inside entries of flows."""
     if isinstance(entry, Mapping):
         training = entry.get("training")
         if isinstance(training, Mapping) and isinstance(training.get("seconds"), int | float):
-            yield float(training["seconds"])
+            yield training
         else:
             for value in entry.values():
-                yield from _training_times(value)
+                yield from _trainings(value)
     elif isinstance(entry, list):
         for value in entry:
-            yield from _training_times(value)
+            yield from _trainings(value)
 
 
 def _phase(group: h5py.Group | None) -> Phase:

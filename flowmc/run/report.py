@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowmc.estimators.cost import break_even, gain
+from flowmc.estimators.cost import average, break_even, break_even_bound, gain, gain_bound
 from flowmc.registry import ConfigError
 from flowmc.run.recorded import RecordedRun
 from flowmc.run.report_text import comparison_text, report_text
@@ -71,16 +71,19 @@ def compare(analyses: Sequence[Analysis]) -> dict[str, Any]:
     measured to one entry per run: ``seconds_per_independent_sample`` and its error,
     ``with_training``, ``gain`` (how many times cheaper than the first run, without training) and
     its error, ``gain_with_training``, ``break_even_samples`` (independent samples that repay the
-    training; None if never), and the pull between the means.
+    training; None if never), and the pull between the means.  ``gain_bound`` and
+    ``break_even_bound`` are "none", "lower", "upper" or "unknown": what the numbers are where a
+    tau_int is only a bound.  ``machines`` says what each run was given, and ``warnings`` where
+    that differs, as the seconds are of wall time.
     """
     first = analyses[0]
     names = [name for name in first.costs if all(name in other.costs for other in analyses)]
     table: dict[str, list[dict[str, Any]]] = {}
     for name in names:
-        reference = max(first.costs[name], key=lambda cost: cost.seconds)
+        reference = average(first.costs[name])
         table[name] = []
         for analysis in analyses:
-            cost = max(analysis.costs[name], key=lambda cost: cost.seconds)
+            cost = average(analysis.costs[name])
             ratio, error = gain(cost, reference)
             samples = break_even(cost.seconds, reference.seconds, analysis.run.training_seconds())
             table[name].append(
@@ -93,17 +96,40 @@ def compare(analyses: Sequence[Analysis]) -> dict[str, Any]:
                     "gain_error": error if analysis is not first else 0.0,
                     "gain_with_training": reference.seconds_with_training
                     / cost.seconds_with_training,
+                    "gain_bound": gain_bound(cost, reference) if analysis is not first else "none",
                     "break_even_samples": samples,
+                    "break_even_bound": break_even_bound(cost, reference),
                     "is_lower_bound": cost.is_bound,
                     "pull": _pull(first, analysis, name),
                 }
             )
-    return {"runs": [analysis.as_dict() for analysis in analyses], "observables": table}
+    return {
+        "runs": [analysis.as_dict() for analysis in analyses],
+        "observables": table,
+        "machines": [analysis.run.machine for analysis in analyses],
+        "warnings": _different_machines(analyses),
+    }
 
 
 def strict_json(document: Any) -> str:
     """Return JSON text in which NaN and infinity, which JSON does not know, are null."""
     return json.dumps(_strict(document), indent=2, allow_nan=False)
+
+
+def _different_machines(analyses: Sequence[Analysis]) -> list[str]:
+    """Say in what the machines of the runs differ."""
+    machines = [analysis.run.machine for analysis in analyses]
+    found = []
+    for key in machines[0]:
+        values = [machine[key] for machine in machines]
+        if len(set(values)) > 1:
+            found.append(f"{key} {', '.join('unknown' if v is None else str(v) for v in values)}")
+    if not found:
+        return []
+    return [
+        f"the runs were not given the same machine ({'; '.join(found)}): wall seconds, and what "
+        "follows from them, compare the machines as well"
+    ]
 
 
 def _write_page(analysis: Analysis) -> Path | None:

@@ -15,6 +15,7 @@ from typing import Any
 from flowmc_adapters import atomic_write
 from numpy.typing import NDArray
 
+from flowmc.estimators.cost import average
 from flowmc.run import report_plots
 from flowmc.run.flow_page import flow_section
 from flowmc.run.html_parts import (
@@ -253,7 +254,7 @@ def _cost(analysis: Analysis) -> str:
         return ""
     rows = []
     for name, costs in analysis.costs.items():
-        cost = max(costs, key=lambda cost: cost.seconds)
+        cost = average(costs)
         rows.append(
             [
                 escape(title_of(name)),

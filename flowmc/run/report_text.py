@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowmc.estimators.autocorrelation import format_value
+from flowmc.estimators.cost import average
 from flowmc.run.flow_summary import FlowSummary
 from flowmc.run.ladder_text import ladder_text
 from flowmc.run.summary import Analysis
@@ -75,7 +76,7 @@ def report_text(analysis: Analysis) -> str:
         ]
         rows = []
         for name, costs in analysis.costs.items():
-            cost = max(costs, key=lambda cost: cost.seconds)
+            cost = average(costs)
             rows.append([name, duration(cost.seconds), duration(cost.seconds_with_training)])
         lines += table(["observable", "without training", "amortised over this run"], rows)
         lines.append(
@@ -113,8 +114,10 @@ def comparison_text(document: Mapping[str, Any]) -> str:
             row.append(mark + duration(entry["seconds_per_independent_sample"]))
             row.append(mark + duration(entry["with_training"]))
             if index:
-                row.append(value_text(entry["gain"], entry["gain_error"]))
-                row.append(_break_even(entry["break_even_samples"]))
+                row.append(
+                    _MARKS[entry["gain_bound"]] + value_text(entry["gain"], entry["gain_error"])
+                )
+                row.append(_break_even(entry["break_even_samples"], entry["break_even_bound"]))
                 row.append(f"{entry['pull']:+.1f}")
             else:
                 row += ["-", "-", "-"]
@@ -130,10 +133,16 @@ def comparison_text(document: Mapping[str, Any]) -> str:
     ]
     explanation = (
         "gain: how many times cheaper than the first run, without training.  break-even: "
-        "independent samples that repay the training.\npull: difference of the means from the "
-        "first run in standard deviations."
+        "independent samples that repay the training.\n"
+        ">=, <=, ~: bounds, as a tau_int is one.  Of vectors: the mean of the components.\n"
+        "pull: difference of the means from the first run in standard deviations."
     )
-    return "\n".join([*table(header, rows), explanation])
+    warnings = [f"! {text}" for text in document["warnings"]]
+    return "\n".join([*warnings, *table(header, rows), explanation])
+
+
+# Before a number that is a bound; of two costs that are, nothing is known about their ratio.
+_MARKS = {"none": "", "lower": ">= ", "upper": "<= ", "unknown": "~ "}
 
 
 def _extra(entry: Mapping[str, Any]) -> str:
@@ -153,7 +162,9 @@ def _extra(entry: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _break_even(samples: float) -> str:
+def _break_even(samples: float, bound: str) -> str:
     if samples == 0:
         return "-"
-    return "never" if math.isinf(samples) else f"{samples:.3g}"
+    if math.isinf(samples):
+        return "never" if bound in ("none", "lower") else "?"
+    return f"{_MARKS[bound]}{samples:.3g}"

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmc.estimators.autocorrelation import Estimate, analyse, analyse_topological_charge
-from flowmc.estimators.cost import Cost, cost_per_independent_sample
+from flowmc.estimators.cost import Cost, average, cost_per_independent_sample
 from flowmc.run.flow_summary import FlowSummary, is_flow, summarise_flow
 from flowmc.run.kernel_summary import summarise_kernels
 from flowmc.run.ladder_summary import summarise_exchange
@@ -114,13 +114,13 @@ class Analysis:
             "observables": {},
         }
         for name, costs in self.costs.items():
-            worst = max(costs, key=lambda cost: cost.seconds)
+            cost = average(costs)
             document["observables"][name] = {
-                "seconds_per_independent_sample": worst.seconds,
-                "error": worst.error,
-                "with_training": worst.seconds_with_training,
-                "independent_samples": worst.independent_samples,
-                "is_lower_bound": worst.is_bound,
+                "seconds_per_independent_sample": cost.seconds,
+                "error": cost.error,
+                "with_training": cost.seconds_with_training,
+                "independent_samples": cost.independent_samples,
+                "is_lower_bound": cost.is_bound,
             }
         return document
 
@@ -157,7 +157,11 @@ def analyse_run(run: RecordedRun) -> Analysis:
             for name, replicas in analysis.observables.items()
         }
         analysis.costs = {name: costs for name, costs in analysis.costs.items() if costs}
-    progress = []
+    progress = [
+        f"the training time of {name}, from which a flow of this run was trained further, is not "
+        "known: costs with training are lower bounds"
+        for name in run.untold_trainings
+    ]
     if not run.production.is_complete:
         total = run.attributes.get("updates", "?")
         progress.append(f"the run is not complete: {run.updates} of {total} updates are done")

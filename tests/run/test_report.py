@@ -13,7 +13,7 @@ import pytest
 from scipy.signal import lfilter
 from scipy.special import erfc
 
-from flowmc import arguments
+from flowmc import arguments, zoo
 from flowmc.registry import ConfigError
 from flowmc.run import report
 from flowmc.run.report import summarise
@@ -325,6 +325,60 @@ def test_comparison_with_training(tmp_path, capsys):
     assert second["break_even_samples"] == pytest.approx(100.0 / saved)
     assert invoke(slow, fast) == 0
     assert "break-even" in capsys.readouterr().out
+
+
+def test_training_includes_that_of_the_flows_it_began_from(tmp_path, capsys):
+    """Of two flows with one ancestor, that is counted once."""
+    own = zoo.card("phi4_64x8_kappa")["training"]
+    assert own["config"]["training"]["start_from"] == "zoo:phi4_16x8_kappa"
+    before = zoo.card("phi4_16x8_kappa")["training"]["seconds"]
+    other = {"seconds": 7.0, "ancestors": [{"flow": "zoo:phi4_16x8_kappa", "seconds": before}]}
+    flows = {"a": {"card": {"training": own}}, "b": {"card": {"training": other}}}
+    path = make_run(tmp_path / "run", provenance={"flows": flows})
+    document = summarise(path)
+    assert document["cost"]["training_seconds"] == pytest.approx(own["seconds"] + before + 7.0)
+    assert before > 5 * own["seconds"]
+
+    lost = {"seconds": 7.0, "config": {"training": {"start_from": "elsewhere/gone.safetensors"}}}
+    path = make_run(tmp_path / "lost", provenance={"flows": {"a": {"card": {"training": lost}}}})
+    assert any("gone.safetensors" in text for text in summarise(path)["warnings"])
+
+
+def test_comparison_marks_bounds_and_machines(tmp_path, capsys):
+    """A frozen charge: its cost is a lower bound, and so is what it gains to leave it."""
+    one = {"ranks": 1, "threads": 2, "device": "cpu", "cpu": "x"}
+    slow = make_run(tmp_path / "slow", charge=True, provenance=one)
+    two = {**one, "ranks": 4, "flows": [{"card": {"training": {"seconds": 100.0}}}]}
+    fast = make_run(tmp_path / "fast", charge=True, provenance=two)
+    with h5py.File(fast / "measurements.h5", "r+") as file:
+        charge = file["production/observables/topological_charge"]
+        charge[...] = np.random.default_rng(42).integers(-2, 3, size=charge.shape)
+    assert invoke(slow, fast, "--json") == 0
+    document = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    first, second = document["observables"]["topological_charge"]
+    assert first["is_lower_bound"] and not second["is_lower_bound"]
+    assert second["gain_bound"] == "lower" and second["break_even_bound"] == "upper"
+    assert [machine["ranks"] for machine in document["machines"]] == [1, 4]
+    assert "ranks 1, 4" in document["warnings"][0] and "threads" not in document["warnings"][0]
+    assert invoke(fast, slow) == 0
+    printed = capsys.readouterr().out
+    line = next(x for x in printed.splitlines() if x.startswith("topological") and "slow" in x)
+    assert "<= 0." in line
+    assert "were not given the same machine" in printed
+
+
+def test_cost_of_a_vector_is_not_that_of_its_unluckiest_component(tmp_path):
+    """20 components of one tau_int: the largest estimate is high by two of its errors."""
+    path = make_run(tmp_path / "run", rows=1000)
+    rng = np.random.default_rng(41)
+    values = np.concatenate([autoregressive(rng, (1000, 4, 1, 1), 0.8) for _ in range(20)], axis=3)
+    with h5py.File(path / "measurements.h5", "r+") as file:
+        file["production/observables/many"] = values
+    cost = summarise(path)["cost"]
+    entry = cost["observables"]["many"]
+    exact = 9.0 * cost["seconds_per_measurement"]  # 2 tau_int = (1 + a) / (1 - a)
+    # The error is that of one component; the mean of twenty scatters less.
+    assert abs(entry["seconds_per_independent_sample"] - exact) < entry["error"]
 
 
 def test_text_and_page(tmp_path, capsys):
