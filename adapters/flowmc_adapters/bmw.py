@@ -13,6 +13,7 @@ from typing import Self
 
 import numpy as np
 
+from .byte_order import proven_order
 from .checksums import ChecksumSum, RawBytes
 from .configuration import Checksum, Header
 from .errors import FormatError
@@ -70,6 +71,7 @@ class BmwFormat(LayoutFormat):
         place = Layout(_HEADER_BYTES, sizes, 3, rows, 64, ">")
         size = Path(path).stat().st_size
         check_size(path, place, size)
+        place = proven_order(path, place, warnings)
         excess = size - _HEADER_BYTES - place.total_bytes
         if excess:
             warnings.append(f"{excess} bytes follow the links that the header announces")

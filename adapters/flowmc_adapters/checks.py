@@ -62,12 +62,21 @@ def judge(header: Header, computed: str | None, measurements: Measurements) -> V
     plaquette = measurements.plaquettes.mean
     if header.open_weights:
         plaquette = measurements.weighted_plaquette
+    remarks = []
     for name, stored, present in (
         ("plaquette", header.plaquette, plaquette),
         ("link_trace", header.link_trace, measurements.link_trace),
     ):
         # Relative for links far outside the group; written so that a nan on either side fails
         tolerance = HEADER_TOLERANCE * max(1.0, abs(present))
+        if name == "link_trace" and stored is not None and header.nc != 3:
+            by_three = stored * 3 / header.nc
+            if abs(by_three - present) <= tolerance < abs(stored - present):
+                remarks.append(
+                    "the header's link trace is divided by 3 instead of N, as in files of Grid "
+                    "before November 2021"
+                )
+                continue
         if stored is not None and not abs(stored - present) <= tolerance:
             failed[name] = (
                 f"the header's {name.replace('_', ' ')} is {stored:.12g}, that of the links "
@@ -76,7 +85,7 @@ def judge(header: Header, computed: str | None, measurements: Measurements) -> V
     group_error = _group_error(len(header.dims), header.nc, measurements.group)
     if list(failed) == ["plaquette"] and group_error is None:
         failed["plaquette"] += _OTHER_BOUNDARIES
-    warnings = [*header.warnings, *_group_remarks(header, measurements.group)]
+    warnings = [*header.warnings, *remarks, *_group_remarks(header, measurements.group)]
     if group_error is not None:
         warnings.append(group_error)
     if checksum is not None and checksum.ok is False and not checksum.binding:

@@ -28,6 +28,8 @@ class Format(ABC):
             asked for when the file itself leaves it open.
         suffix: of the files that `convert` makes of an ensemble; "" for that of the name.
         writable: whether `write` is there; old formats are only read.
+        several: whether a file may hold several gauge fields, of which FILE#N selects one, see
+            `selection`; the path then reaches `read_header`, `open` and `read` as it was written.
         open_boundaries: whether its readers know fields with open boundaries in time, whose time
             links on the last slice are zero.
     """
@@ -38,6 +40,7 @@ class Format(ABC):
     layouts: tuple[str, ...] = ()
     suffix: str = ""
     writable: bool = True
+    several: bool = False
     open_boundaries: bool = False
 
     @abstractmethod

@@ -7,6 +7,7 @@ import stat
 
 from .configuration import PathLike
 from .errors import FormatError
+from .selection import file_of
 
 _HEAD_BYTES = 4096
 _KINDS = (
@@ -18,7 +19,8 @@ _KINDS = (
 
 
 def read_head(path: PathLike) -> bytes:
-    """The first bytes, at most 4096; errors as `require_file`."""
+    """The first bytes, at most 4096, of a file or of that of FILE#N; errors as `require_file`."""
+    path = file_of(path)
     require_file(path)
     with open(path, "rb") as file:
         return file.read(_HEAD_BYTES)

@@ -36,6 +36,8 @@ class Layout:
         directions: first byte of the links of each direction, for files that keep the directions
             apart (mu slower than the sites); None where mu is inside the site. `offset` is then
             not used.
+        word_order: byte order of the words that a checksum adds up; None for that of the links,
+            from which it differs only where a file states the wrong one.
     """
 
     offset: int
@@ -45,6 +47,7 @@ class Layout:
     precision: int
     byte_order: str
     directions: tuple[int, ...] | None = None
+    word_order: str | None = None
 
     @property
     def link_bytes(self) -> int:

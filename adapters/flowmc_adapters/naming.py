@@ -48,12 +48,15 @@ def name_pattern(path: str | os.PathLike[str]) -> str:
 
 def converted_name(path: str | os.PathLike[str], suffix: str) -> str:
     """A file's name with the suffix of another format: "conf-1000.lime" becomes "conf-1000.h5",
-    "lat.1000" becomes "lat.1000.h5"."""
-    name = Path(path).name
+    "lat.1000" becomes "lat.1000.h5"; the second configuration of a file, "all.lime#2", becomes
+    "all_2.h5"."""
+    name, selection = Path(path).name, ""
+    if not os.path.lexists(path) and (found := re.fullmatch(r"(.+)#(\d+)", name)):
+        name, selection = found[1], f"_{found[2]}"
     stem, dot, old = name.rpartition(".")
     if dot and stem and f".{old.lower()}" in _SUFFIXES:
         name = stem
-    return name + suffix
+    return name + selection + suffix
 
 
 def natural_key(path: str | os.PathLike[str]) -> list[tuple[int, int | str]]:

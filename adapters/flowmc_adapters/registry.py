@@ -31,6 +31,7 @@ from .numpy_files.npz import NpzFormat
 from .observables import GroupErrors, measure_links
 from .openqcd.export import OpenQcdFormat
 from .openqcd.hirep import HirepFormat
+from .selection import split_selection
 from .transfer import Progress
 from .unsupported import refuse
 
@@ -92,8 +93,15 @@ def detect(path: PathLike, layout: str | None = None) -> Format:
         what = "a GPT directory, which this version cannot read" if gpt else "a directory"
         raise FormatError(path, None, f"{what}: give a single configuration file")
     head = read_head(path)
+    path, selection = split_selection(path)
     for candidate in formats().values():
         if candidate.detect(head, path):
+            if selection is not None and not candidate.several:
+                raise FormatError(
+                    path,
+                    None,
+                    f"{candidate.name} files hold one configuration: leave out #{selection}",
+                )
             if layout is not None and layout not in candidate.layouts:
                 known = ", ".join(candidate.layouts) or "none to choose from"
                 raise FormatError(
@@ -125,7 +133,8 @@ def read(
     (plaquette and link trace to 1e-5). Links outside SU(N) are returned with a warning.
 
     Args:
-        path: the file; its format is recognised by content.
+        path: the file; its format is recognised by content. Of a LIME or HDF5 file with several
+            gauge fields "FILE#N" is the N-th one, "FILE#/path" that of a dataset.
         check_checksum: if False, disagreements become warnings and entries of `failed_checks`.
         dims: extents (Lx, Ly, Lz, Lt), for the few files that do not state them.
         layout: order of the numbers, for the few files that leave it open; see `Format.layouts`.

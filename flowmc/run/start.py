@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from flowmc_adapters.selection import file_of
 from torch import Tensor
 
 from flowmc.actions.base import Action
@@ -71,7 +72,7 @@ def read_start_files(config: RunConfig, assembly: Assembly, chains: Iterable[int
         files.stored[path] = load_field(
             path, config.action, dtype=assembly.dtype, device=assembly.device
         )
-        with open(path, "rb") as file:
+        with open(file_of(path), "rb") as file:
             files.digests[path] = hashlib.file_digest(file, "sha256").hexdigest()
     return files
 
@@ -183,4 +184,4 @@ def base_name(path: str) -> str:
     stem, dot, suffix = name.rpartition(".")
     if dot and not suffix.isdigit():
         name = stem
-    return name.rstrip("0123456789").rstrip("._-") or "conf"
+    return name.rstrip("0123456789").rstrip("._-#") or "conf"

@@ -17,6 +17,7 @@ import torch
 from flowmc_adapters import FormatError, field_numbers, read_field, read_header
 from flowmc_adapters.commands.files import expand
 from flowmc_adapters.fields.files import field_format
+from flowmc_adapters.selection import file_of
 from torch import Tensor
 
 from flowmc.actions.base import Action
@@ -146,7 +147,7 @@ class StoredEnsemble:
         """
         found: list[tuple[str, int | None, int | None]] = []
         for path in expand(list(arguments)).files:
-            if not os.path.exists(path):
+            if not os.path.exists(file_of(path)):
                 raise ConfigError(f"there is no configuration file {path}")
             found += _in_file(path)
         if not found:
@@ -306,7 +307,7 @@ def run_theory(directory: Path) -> dict:
 
 def _in_file(path: str) -> list[tuple[str, int | None, int | None]]:
     """Return ``(path, number, inner number)`` of every configuration in a file."""
-    if os.path.isfile(path) and field_format(path) == "hdf5":
+    if os.path.isfile(file_of(path)) and field_format(path) == "hdf5":
         inner = field_numbers(path)
         if len(inner) > 1:
             return [(path, number, number) for number in inner]
@@ -331,7 +332,7 @@ def _numbered(found: list[tuple[str, int | None, int | None]]) -> list[tuple[str
 
 def _stored_number(path: str) -> int | None:
     try:
-        if os.path.isfile(path) and field_format(path) in ("hdf5", "lime", "npy"):
+        if os.path.isfile(file_of(path)) and field_format(path) in ("hdf5", "lime", "npy"):
             return read_field(path).number
         text = read_header(path).metadata.get("SEQUENCE_NUMBER", "")
     except FormatError:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from flowmc.actions import Wilson
+from flowmc.actions import Phi4, Wilson
 from flowmc.cli import main
-from flowmc.io import read_field, write_field
+from flowmc.io import field_to_file_order, read_field, write_field
 from flowmc.kernels import HMC
 from flowmc.random import stream
 from flowmc.run.toml_text import toml_text
@@ -146,6 +146,45 @@ def test_charge_conjugated_boundaries_are_refused(tmp_path, start, capsys):
     del metadata["BOUNDARY_1"]
     write_field(tmp_path / "lat.4", start, ACTION, format="nersc", metadata=metadata)
     assert step(tmp_path, "lat.4", "lat.5") == 0
+
+
+def test_one_of_several_configurations_in_a_file(tmp_path, start, capsys):
+    """FILE#N is a start for steps and runs, of links and of other fields."""
+    (tmp_path / "all.lime").write_bytes(b"")
+    for seed in (5, 6):
+        other = ACTION.hot(1, stream(seed, 0, "step"))
+        write_field(tmp_path / "one", other, ACTION, format="ildg")
+        with open(tmp_path / "all.lime", "ab") as file:
+            file.write((tmp_path / "one").read_bytes())
+    still = TABLES | {"update": [{"kernel": "hmc", "steps": 1, "trajectory": 1e-9}]}
+    assert step(tmp_path, "all.lime#2", "lat.1", tables=still) == 0
+    assert (read_field(tmp_path / "lat.1", ACTION) - other).abs().max() < 1e-7
+    run = still | {
+        "chains": {"seed": 11, "file": "all.lime#2"},
+        "run": {"updates": 1, "save_every": 1, "report": False},
+        "ensemble": {"format": "nersc"},
+    }
+    (tmp_path / "b.toml").write_text(toml_text(run))
+    assert main(["run", str(tmp_path / "b.toml"), "--output", str(tmp_path / "out")]) == 0
+    assert (read_field(tmp_path / "out/ensemble/all.1", ACTION) - other).abs().max() < 1e-7
+
+    scalar = Phi4([4, 4], m2=1.0, lam=0.1)
+    for number in (10, 20):
+        phi = scalar.hot(1, stream(number, 0, "step"))
+        field = flowmc_adapters.FieldConfiguration(
+            field_to_file_order(phi[0].numpy(), scalar), "scalar"
+        )
+        flowmc_adapters.append_field(tmp_path / "phi.h5", field, number)
+    run |= {
+        "theory": {"action": "phi4", "lattice": [4, 4], "m2": 1.0, "lambda": 0.1},
+        "chains": {"seed": 11, "file": "phi.h5#20"},
+        "measure": {"observables": ["magnetization"]},
+        "ensemble": {"format": "npy"},
+    }
+    (tmp_path / "c.toml").write_text(toml_text(run))
+    assert main(["run", str(tmp_path / "c.toml"), "--output", str(tmp_path / "out2")]) == 0
+    (saved,) = (tmp_path / "out2/ensemble").glob("phi.*")
+    assert (read_field(saved, scalar) - phi).abs().max() < 1e-7
 
 
 def test_a_configuration_of_run_serves_step(tmp_path, start):

@@ -21,6 +21,7 @@ from ..lime import container as lime
 from ..lime import fields as fields_lime
 from ..numpy_files.npy import array_type, read_array, write_array
 from ..registry import detect
+from ..selection import file_of, split_selection
 from .configuration import SCALAR, U1, FieldConfiguration, is_field_shape
 
 FIELD_FORMATS = ("hdf5", "ildg", "lime", "npy")
@@ -33,6 +34,7 @@ def field_format(path: PathLike) -> str | None:
         FormatError: a pipe or a device.
         OSError: the file cannot be opened.
     """
+    path = file_of(path)
     if Path(path).is_dir():
         return None
     head = read_head(path)
@@ -57,12 +59,15 @@ def is_field(path: PathLike) -> bool:
 
 
 def field_numbers(path: PathLike) -> list[int]:
-    """The numbers of the configurations in an HDF5 file, ascending.
+    """The numbers of the configurations in an HDF5 file, ascending; of FILE#N just N.
 
     Raises:
         FormatError: no HDF5 file, or damaged.
         OSError: the file cannot be opened.
     """
+    path, selection = split_selection(path)
+    if selection is not None and selection.isdecimal():
+        return [int(selection)]
     return [number for number in fields_hdf5.numbers(path) if number is not None]
 
 
@@ -76,7 +81,8 @@ def read_field(
     """Read a scalar or U(1) field.
 
     Args:
-        path: the file; its format is recognised by content.
+        path: the file; its format is recognised by content. "FILE#N" is the N-th field of a LIME
+            file, and configuration number N of an HDF5 file.
         number: which configuration of an HDF5 file; None for the only one.
         kind: "scalar" or "u1", for npy files, whose shape may leave it open.
         check_checksum: if False, a wrong checksum becomes a warning and an entry of
@@ -89,10 +95,13 @@ def read_field(
         OSError: the file cannot be opened.
     """
     found = field_format(path)
+    path, selection = split_selection(path)
     if found == "hdf5":
-        field = fields_hdf5.read(path, number)
+        field = fields_hdf5.read(path, _selected_number(path, number, selection))
     elif found == "lime":
-        field = fields_lime.read(path)
+        field = fields_lime.read(path, selection)
+    elif selection is not None:
+        raise FormatError(path, None, f"holds no configuration to be selected by #{selection}")
     elif found == "npy":
         field = _read_npy(path, kind)
     else:
@@ -180,6 +189,15 @@ def append_field(path: PathLike, field: FieldConfiguration, number: int | None =
     field, warnings = _ready(path, field, None)
     fields_hdf5.append(path, field, chosen)
     return warnings
+
+
+def _selected_number(path: PathLike, number: int | None, selection: str | None) -> int | None:
+    if selection is None:
+        return number
+    if not selection.isdecimal() or number not in (None, int(selection)):
+        other = "" if number is None else f", and number {number} was asked for as well"
+        raise FormatError(path, None, f"#{selection} is no number of a configuration{other}")
+    return int(selection)
 
 
 def _ready(

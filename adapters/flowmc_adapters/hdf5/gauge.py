@@ -25,6 +25,7 @@ from ..layout import Layout, check_size
 from ..layout_format import Description, Frame, LayoutFormat
 from ..lime import text as lime_text
 from ..links import LayoutSource, LinkSource
+from ..selection import file_of, split_selection
 from ..storage import FileStorage, OpenStorage
 from .attributes import attribute, real_attribute, text_attribute, vet_heaps
 from .checksum import PyQudaChecksum
@@ -51,6 +52,7 @@ class Hdf5Format(LayoutFormat):
     options = {"style": ("flowmc", "pyquda", "qdp++")}  # noqa: RUF012 - declared in Format
     layouts = STYLES
     four_dimensions = False
+    several = True
 
     def detect(self, head: bytes, path: PathLike) -> bool:
         """By magic, at the places where a user block allows it."""
@@ -64,8 +66,9 @@ class Hdf5Format(LayoutFormat):
         layout: str | None = None,
     ) -> Hdf5Header:
         """See `Format.read_header`."""
+        path, selection = split_selection(path)
         with opened(path) as file, guarded(path):
-            found = find_links(file, path, layout, dims)
+            found = find_links(file, path, layout, dims, selection)
             header = _header(file, path, found)
         if found.in_place:
             check_size(path, found.layout)
@@ -85,7 +88,7 @@ class Hdf5Format(LayoutFormat):
                 return PyQudaChecksum(len(layout.dims), layout.link_bytes)
             return ScidacChecksum(layout.site_bytes)
 
-        found = header.found
+        path, found = file_of(path), header.found
         if found.in_place:
             with storage(path) as file:
                 yield LayoutSource(file, found.layout, checksum)

@@ -8,6 +8,7 @@ from typing import Any
 from ..configuration import PathLike, is_gauge_shape
 from ..errors import FormatError
 from ..layout import Layout
+from ..selection import selected
 from .attributes import text_attribute
 from .file import NumberType, member, number_type, place_of, walk
 
@@ -40,7 +41,13 @@ class Found:
     warnings: list[str] = field(default_factory=list)
 
 
-def find_links(file: Any, path: PathLike, style: str | None, dims: tuple[int, ...] | None) -> Found:
+def find_links(
+    file: Any,
+    path: PathLike,
+    style: str | None,
+    dims: tuple[int, ...] | None,
+    selection: str | None = None,
+) -> Found:
     """The gauge field of a file; of several the first, with a warning.
 
     Args:
@@ -48,6 +55,7 @@ def find_links(file: Any, path: PathLike, style: str | None, dims: tuple[int, ..
         path: for error messages.
         style: look for this one of `STYLES` only.
         dims: extents (Lx, Ly, Lz, Lt), which tell QLUA's order of axes from QDP++'s.
+        selection: which of several, see `selection`.
 
     Raises:
         FormatError: there is none, or it is damaged.
@@ -71,12 +79,16 @@ def find_links(file: Any, path: PathLike, style: str | None, dims: tuple[int, ..
     if not candidates:
         raise FormatError(path, None, _nothing(style, [place for place, _ in objects], skipped))
     candidates.sort(key=lambda one: "flowmc" not in one.styles)
-    chosen = candidates[0]
+    named = [one for one in candidates if selection in (one.group, *one.datasets)]
+    chosen = named[0] if named else selected(path, candidates, selection)
     result = _resolve(file, path, chosen, style, dims)
-    if len(candidates) > 1:
-        others = ", ".join(" ".join(one.datasets) for one in candidates[1:9])
+    if len(candidates) > 1 and selection is None:
+        others = ", ".join(
+            f"{' '.join(one.datasets)} (#{i})" for i, one in enumerate(candidates[1:9], start=2)
+        )
         result.warnings.append(
-            f"several gauge fields: {' '.join(chosen.datasets)} was read, not {others}"
+            f"several gauge fields: {' '.join(chosen.datasets)} was read, not {others}; FILE#N "
+            "selects one"
         )
     return result
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from ..checksums import ScidacChecksum
 from ..configuration import Header, PathLike
 from ..layout import Layout
 from ..layout_format import Description, Frame, LayoutFormat
+from ..links import LinkSource
+from ..selection import file_of
+from ..storage import FileStorage, OpenStorage
 from .gauge import find_gauge_record
 from .styles import ILDG_STYLES, SCIDAC_STYLES
 from .writing import LimeFrame
@@ -19,6 +25,7 @@ class LimeFormat(LayoutFormat):
     """
 
     ildg: bool
+    several = True
 
     def read_header(
         self,
@@ -29,6 +36,14 @@ class LimeFormat(LayoutFormat):
     ) -> Header:
         """See `Format.read_header`."""
         return find_gauge_record(path, self.name, dims)
+
+    @contextmanager
+    def open(
+        self, path: PathLike, header: Header, storage: OpenStorage = FileStorage
+    ) -> Iterator[LinkSource]:
+        """See `LayoutFormat.open`."""
+        with super().open(file_of(path), header, storage) as source:
+            yield source
 
     def new_checksum(self, layout: Layout) -> ScidacChecksum:
         """See `LayoutFormat.new_checksum`."""

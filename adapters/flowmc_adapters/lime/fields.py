@@ -31,6 +31,7 @@ from ..fields.configuration import (
     values_shape,
 )
 from ..hdf5.writing import metadata_text, parse_metadata
+from ..selection import selected
 from . import container as lime
 from . import text as lime_text
 
@@ -54,13 +55,26 @@ def is_field_file(path: PathLike) -> bool:
         return False
 
 
-def read(path: PathLike) -> FieldConfiguration:
+def read(path: PathLike, selection: str | None = None) -> FieldConfiguration:
     """The field of a file, its checksum computed but not judged.
+
+    Args:
+        path: the file.
+        selection: "N" for the N-th of several, one behind the other; None for the first.
 
     Raises:
         FormatError: damaged, truncated, or no such field.
     """
     records, warnings = lime.scan_records(path)
+    starts = [i for i, record in enumerate(records) if record.kind == FIELD_RECORD]
+    if selection is not None or len(starts) > 1:
+        starts = starts or [0]
+        if selection is None:
+            warnings.append(
+                f"{len(starts)} fields, of which the first was read: FILE#N selects another one"
+            )
+        place = selected(path, range(len(starts)), selection)
+        records = records[starts[place] : [*starts, len(records)][place + 1]]
     found = {record.kind: record for record in reversed(records)}
     for kind in (FIELD_RECORD, DATA_RECORD):
         if kind not in found:

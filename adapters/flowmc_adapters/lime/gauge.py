@@ -13,11 +13,13 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+from ..byte_order import group_fits, proven_order
 from ..checksums import parse_hexadecimal
 from ..configuration import Checksum, Header
 from ..errors import FormatError
 from ..formats import PathLike
 from ..layout import Layout
+from ..selection import selected, split_selection
 from . import container as lime
 from . import text as lime_text
 from .metadata import (
@@ -63,13 +65,14 @@ def find_gauge_record(
     """Find the gauge field of a file and what is said about it.
 
     Args:
-        path: the file.
+        path: the file, or FILE#N for the N-th gauge field in it.
         format_name: goes into the header.
         dims: extents, for files without an ildg-format or SciDAC record.
 
     Raises:
-        FormatError: no gauge field, contradictory records, or extents unknown.
+        FormatError: no gauge field, or no such one, contradictory records, or extents unknown.
     """
+    path, selection = split_selection(path)
     records, warnings = lime.scan_records(path)
     segments = _segments(records)
     if not segments:
@@ -89,11 +92,12 @@ def find_gauge_record(
             refusals.append(error)
     if not found:
         raise refusals[0]
-    chosen = found[0]
-    if len(segments) > 1:
+    chosen = selected(path, found, selection)
+    if len(segments) > 1 and selection is None:
         warnings.append(
             f"{len(segments)} binary records, {len(found)} of them gauge fields: reading the one "
             f"at byte {'?' if chosen.layout is None else chosen.layout.offset}"
+            + ("; FILE#N selects another one" if len(found) > 1 else "")
         )
     chosen.warnings[:0] = warnings
     return chosen
@@ -158,8 +162,11 @@ def _gauge_record(
             f"{payload.length} bytes of data do not make a gauge field on a lattice of "
             f"{'x'.join(map(str, dims))} sites"
         )
-    _check_claims(wrong, texts, nc, precision, site_bytes)
     warnings: list[str] = []
+    layout = Layout(payload.data_offset, dims, nc, nc, precision, ">")
+    layout = proven_order(path, layout, warnings)
+    in_group = group_fits(path, layout)
+    _check_claims(wrong, texts, nc, precision, site_bytes, in_group, warnings)
     stored = _stored_checksum(path, texts, warnings)
     missing = None
     if stored is None:
@@ -175,7 +182,7 @@ def _gauge_record(
         dims=dims,
         nc=nc,
         precision=precision,
-        layout=Layout(payload.data_offset, dims, nc, nc, precision, ">"),
+        layout=layout,
         writer=writer(texts),
         checksum=None if stored is None else Checksum("scidac", stored, None),
         plaquette=plaquette,
@@ -194,13 +201,15 @@ def _extents(
 ) -> tuple[int, ...]:
     """Extents from all records that state them, which must agree."""
     claims: dict[str, tuple[int, ...]] = {} if given is None else {"the caller": tuple(given)}
-    if "ildg-format" in texts:
-        extents = [lime_text.tag_integer(texts["ildg-format"], f"l{name}") for name in "xyzt"]
+    extents = _ildg_extents(payload, texts.get("ildg-format", ""))
+    if extents:
         claims["ildg-format"] = tuple(-1 if extent is None else extent for extent in extents)
     if "scidac-private-file-xml" in texts:
         text = texts["scidac-private-file-xml"]
-        parsed = map(lime_text.parse_integer, (lime_text.tag_text(text, "dims") or "").split())
-        claims["scidac-private-file-xml"] = tuple(-1 if n is None else n for n in parsed)
+        stated = lime_text.tag_text(text, "dims")
+        if stated is not None:
+            parsed = map(lime_text.parse_integer, stated.split())
+            claims["scidac-private-file-xml"] = tuple(-1 if n is None else n for n in parsed)
         if lime_text.tag_integer(text, "volfmt") not in (None, 0):
             raise FormatError(
                 path,
@@ -227,6 +236,25 @@ def _extents(
     return next(iter(claims.values()))
 
 
+def _ildg_extents(payload: lime.LimeRecord, text: str) -> list[int | None]:
+    """The extents in an ildg-format record; one that it leaves out from the size of the links, if
+    the record has what that takes; none if it leaves out more."""
+    tags = [f"l{name}" for name in "xyzt"]
+    present = [lime_text.tag_text(text, tag) is not None for tag in tags]
+    extents = [lime_text.tag_integer(text, tag) for tag in tags]
+    if all(present):
+        return extents
+    precision = lime_text.tag_integer(text, "precision")
+    field = re.fullmatch(r"su(\d{1,3})gauge", lime_text.tag_text(text, "field") or "su3gauge")
+    known = [extent for extent in extents if extent is not None and extent > 0]
+    if len(known) != 3 or precision not in (32, 64) or field is None:
+        return []
+    missing, rest = divmod(payload.length, int(field[1]) ** 2 * precision * math.prod(known))
+    if rest or not missing:
+        return []
+    return [extent if here else missing for extent, here in zip(extents, present, strict=True)]
+
+
 def _colours_and_precision(site_bytes: int) -> tuple[int, int]:
     """N and precision from the bytes of a site, 4 * 2 N^2 * (4 or 8); (0, 0) if there are none.
 
@@ -246,6 +274,8 @@ def _check_claims(
     nc: int,
     precision: int,
     site_bytes: int,
+    in_group: bool,
+    warnings: list[str],
 ) -> None:
     """Compare what the records say about a site with what its size says."""
     if "ildg-format" in texts:
@@ -255,7 +285,11 @@ def _check_claims(
             raise wrong(f"ildg-format says {claimed} bit, the size of the links says {precision}")
         field = re.fullmatch(r"su(\d{1,3})gauge", lime_text.tag_text(text, "field") or "")
         if field is not None and int(field[1]) != nc:
-            raise wrong(f"ildg-format says {field[0]}, the size of the links says N = {nc}")
+            says = f"ildg-format says {field[0]}, the size of the links says N = {nc}"
+            # All that Grid ever called its fields before November 2021
+            if int(field[1]) != 3 or not in_group:
+                raise wrong(says)
+            warnings.append(f"{says}, as in files of Grid before November 2021")
     record = texts.get(PRIVATE_RECORD, "")
     for tag in ("recordtype", "globaldata"):  # the latter in version 1.0
         if lime_text.tag_integer(record, tag) not in (None, 0):
@@ -275,7 +309,7 @@ def _check_claims(
         )
     colours = lime_text.tag_integer(record, "colors")
     # Older QUDA writes the square, MILC and QUDA leave it out.
-    if colours not in (None, 0, nc, nc * nc):
+    if colours not in (None, 0, nc, nc * nc) and not (colours == 3 and in_group):
         raise wrong(f"the SciDAC record says N = {colours}, the size of the links says {nc}")
 
 

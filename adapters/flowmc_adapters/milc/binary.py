@@ -22,12 +22,13 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
+from ..byte_order import proven_order
 from ..checksums import MilcChecksum, NerscChecksum, RawBytes
 from ..configuration import Checksum, Header
 from ..errors import FormatError
@@ -69,13 +70,18 @@ class MilcFormat(LayoutFormat):
     ) -> Header:
         """See `Format.read_header`. The `.info` file beside it is read if it belongs to it."""
         found = _parse(path)
+        place = None
+        if found.list_offset is None:
+            place = proven_order(path, found.layout, found.warnings)
+            if place is not found.layout and _sums_of(path, found.layout) == found.sums:
+                place = replace(place, word_order=found.layout.byte_order)
         info = read_info(path, found.layout.dims, found.sums)
         return Header(
             format=self.name,
             dims=found.layout.dims,
             nc=3,
             precision=32,
-            layout=found.layout if found.list_offset is None else None,
+            layout=place,
             writer=_WRITERS[found.magic],
             checksum=(
                 None
@@ -104,7 +110,7 @@ class MilcFormat(LayoutFormat):
 
     def new_checksum(self, layout: Layout) -> MilcChecksum:
         """See `LayoutFormat.new_checksum`."""
-        return MilcChecksum(layout.site_bytes, layout.byte_order)
+        return MilcChecksum(layout.site_bytes, layout.word_order or layout.byte_order)
 
     def frame(self, path: PathLike, field: Description, options: dict[str, str]) -> Frame:
         """Version 5 in natural order."""
@@ -236,6 +242,18 @@ def _parse(path: PathLike) -> _Found:
     if found.sums is None:
         found.warnings.append("no checksum in this file: damage would go unnoticed")
     return found
+
+
+def _sums_of(path: PathLike, layout: Layout) -> tuple[int, int]:
+    """(sum29, sum31) of the bytes, whatever numbers they are."""
+    checksum = MilcChecksum(layout.site_bytes, layout.byte_order)
+    with FileStorage(path) as storage:
+        for t in range(layout.dims[-1]):
+            offset, count = layout.pieces(t, 0, layout.dims[-2])[0]
+            raw = np.empty(count, dtype=np.uint8)
+            storage.read(offset, raw)
+            checksum.update((offset - layout.offset) // layout.site_bytes, raw)
+    return checksum.sums
 
 
 def _version_5(path: PathLike, head: bytes, order: str) -> _Found:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..byte_order import group_fits, proven_order
 from ..checksums import NerscChecksum, parse_hexadecimal
 from ..configuration import Checksum, Header
 from ..errors import FormatError
@@ -31,6 +32,9 @@ _BEGIN = b"BEGIN_HEADER"
 _END = re.compile(rb"(?m)^END_HEADER[ \t\r]*\n")
 _LARGEST_HEADER = 2**17
 _CHUNK = 2**22
+_MOST_COLOURS = 16
+# (N, rows) to be tried where DATATYPE is missing
+_KINDS = [(3, 3), (3, 2), *((nc, nc) for nc in (2, *range(4, _MOST_COLOURS + 1)))]
 _DATATYPE = re.compile(r"4D_SU(\d{1,3})_GAUGE(?:_(\d{1,3})[xX](\d{1,3}))?")
 _FLOATING_POINT = re.compile(r"IEEE(32|64)(BIG|LITTLE|SMALL)?")
 
@@ -56,20 +60,29 @@ class NerscFormat(LayoutFormat):
         """See `Format.read_header`.
 
         A header that says `IEEE32` or `IEEE64` without byte order means big-endian to some codes
-        and little-endian to others: the checksum decides, without one unitarity does.
+        and little-endian to others: the checksum decides, without one unitarity does. So it is
+        with a key that is missing, if more than one value fits the size of the file.
         """
         header, layouts = _parse_header(path)
-        found = layouts[0] if len(layouts) == 1 else _resolve_byte_order(path, header, layouts)
+        if len(layouts) > 1:
+            found = _resolve(path, header, layouts)
+        else:
+            found = proven_order(path, layouts[0], header.warnings)
+            stored = None if header.checksum is None else header.checksum.stored
+            if found is not layouts[0] and _payload_checksum(path, layouts[0]) == stored:
+                found = replace(found, word_order=layouts[0].byte_order)
         if found.rows < found.nc:
             header.warnings.append(
                 f"the file holds {found.rows} rows of each matrix; the last one was reconstructed "
                 "and may differ in the last bits from that of the code that wrote the file"
             )
-        return replace(header, layout=found)
+        return replace(
+            header, layout=found, dims=found.dims, nc=found.nc, precision=found.precision
+        )
 
     def new_checksum(self, layout: Layout) -> NerscChecksum:
         """See `LayoutFormat.new_checksum`."""
-        return NerscChecksum(layout.byte_order)
+        return NerscChecksum(layout.word_order or layout.byte_order)
 
     def frame(self, path: PathLike, field: Description, options: dict[str, str]) -> Frame:
         """See `nersc_writing`."""
@@ -77,7 +90,8 @@ class NerscFormat(LayoutFormat):
 
 
 def _parse_header(path: PathLike) -> tuple[Header, list[Layout]]:
-    """The header, and the layouts that it allows: two if it leaves the byte order open."""
+    """The header, and the layouts that it allows: several if it leaves the byte order open, or a
+    key out."""
     with open(path, "rb") as file:
         head = file.read(_LARGEST_HEADER)
     match = _END.search(head)
@@ -100,7 +114,7 @@ def _parse_header(path: PathLike) -> tuple[Header, list[Layout]]:
     def wrong(reason: str) -> FormatError:
         return FormatError(path, 0, f"NERSC header: {reason}")
 
-    datatype = keys.get("DATATYPE", "")
+    datatype = keys.get("DATATYPE", "4D_SU3_GAUGE_3x3")
     parsed = _DATATYPE.fullmatch(datatype)
     if parsed is None:
         hint = (
@@ -113,9 +127,11 @@ def _parse_header(path: PathLike) -> tuple[Header, list[Layout]]:
     rows = nc - 1 if parsed[2] is None else int(parsed[2])
     if nc < 2 or (parsed[2] is not None and (rows, int(parsed[3])) not in ((nc, nc), (nc - 1, nc))):
         raise wrong(f"DATATYPE {datatype} makes no sense")
-    extents = [parse_integer(keys.get(f"DIMENSION_{i}")) for i in (1, 2, 3, 4)]
-    dims = tuple(extent for extent in extents if extent is not None and extent > 0)
-    if len(dims) != 4:
+    names = [f"DIMENSION_{i}" for i in (1, 2, 3, 4)]
+    extents = [parse_integer(keys.get(name)) for name in names]
+    missing = [name for name in ("DATATYPE", *names, "FLOATING_POINT") if name not in keys]
+    wanted = [extent for name, extent in zip(names, extents, strict=True) if name in keys]
+    if len(wanted) < 3 or any(extent is None or extent < 1 for extent in wanted):
         raise wrong("DIMENSION_1 to DIMENSION_4 are not four positive integers")
     floating = _FLOATING_POINT.fullmatch(keys.get("FLOATING_POINT", "IEEE32BIG"))
     if floating is None:
@@ -125,8 +141,26 @@ def _parse_header(path: PathLike) -> tuple[Header, list[Layout]]:
         )
     precision = int(floating[1])
     orders = {"BIG": [">"], "LITTLE": ["<"], "SMALL": ["<"], None: [">", "<"]}[floating[2]]
-    layouts = [Layout(match.end(), dims, nc, rows, precision, order) for order in orders]
     size = Path(path).stat().st_size
+    if missing:
+        kinds = [(nc, rows)] if "DATATYPE" in keys else _KINDS
+        precisions = (precision,) if "FLOATING_POINT" in keys else (32, 64)
+        layouts = [
+            Layout(match.end(), full, n, r, bits, order)
+            for n, r in kinds
+            for bits in precisions
+            for order in (orders if "FLOATING_POINT" in keys else (">", "<"))
+            for full in _completed(extents, (size - match.end()) // (r * n * bits))
+        ]
+        layouts = [one for one in layouts if match.end() + one.total_bytes == size]
+        if not layouts:
+            raise wrong(f"it lacks {', '.join(missing)}, and the size of the file fits no value")
+        warnings.append(f"the header lacks {', '.join(missing)}: the size of the file decides")
+    else:
+        dims = tuple(extent for extent in extents if extent is not None)
+        layouts = [Layout(match.end(), dims, nc, rows, precision, order) for order in orders]
+        if layouts[0].total_bytes != size - match.end() and nc == rows == 3:
+            layouts = _of_old_grid(path, layouts, size - match.end(), warnings)
     check_size(path, layouts[0], size)
     excess = size - match.end() - layouts[0].total_bytes
     if excess:
@@ -134,17 +168,17 @@ def _parse_header(path: PathLike) -> tuple[Header, list[Layout]]:
     plaquette, boundary = _stored_real(keys, "PLAQUETTE", warnings), ""
     conjugated = [i for i in range(1, 5) if keys.get(f"BOUNDARY_{i}", "").upper() == "GPARITY"]
     if conjugated:
-        names = ", ".join(f"BOUNDARY_{i}" for i in conjugated)
+        which = ", ".join(f"BOUNDARY_{i}" for i in conjugated)
         warnings.append(
-            f"{names} = GPARITY: the header's plaquette is that of these boundaries, which is not "
+            f"{which} = GPARITY: the header's plaquette is that of these boundaries, which is not "
             "computed here, and was not compared"
         )
         plaquette, boundary = None, "charge conjugation"
     header = Header(
         format=NerscFormat.name,
-        dims=dims,
-        nc=nc,
-        precision=precision,
+        dims=layouts[0].dims,
+        nc=layouts[0].nc,
+        precision=layouts[0].precision,
         writer=_writer(keys),
         checksum=_stored_checksum(keys, warnings),
         plaquette=plaquette,
@@ -154,6 +188,31 @@ def _parse_header(path: PathLike) -> tuple[Header, list[Layout]]:
         boundary=boundary,
     )
     return header, layouts
+
+
+def _completed(extents: list[int | None], sites: int) -> list[tuple[int, ...]]:
+    """The extents, a missing one such that the lattice has that many sites; none if none fits."""
+    known = math.prod(extent for extent in extents if extent is not None)
+    if None not in extents:
+        return [tuple(extent or 0 for extent in extents)]
+    last = sites // known
+    return [tuple(last if extent is None else extent for extent in extents)] if last else []
+
+
+def _of_old_grid(
+    path: PathLike, layouts: list[Layout], payload: int, warnings: list[str]
+) -> list[Layout]:
+    """The layouts of an SU(N) file that calls itself SU(3), as Grid wrote before November 2021; as
+    they are if the size and the links do not say so."""
+    for nc in range(2, _MOST_COLOURS + 1):
+        others = [replace(layout, nc=nc, rows=nc) for layout in layouts]
+        if others[0].total_bytes == payload and any(group_fits(path, one) for one in others):
+            warnings.append(
+                f"the header says SU(3), but size and links are those of SU({nc}), as Grid wrote "
+                "them before November 2021"
+            )
+            return others
+    return layouts
 
 
 def _stored_checksum(keys: dict[str, str], warnings: list[str]) -> Checksum | None:
@@ -187,19 +246,30 @@ def _writer(keys: dict[str, str]) -> str:
     return ""
 
 
-def _resolve_byte_order(path: PathLike, header: Header, layouts: list[Layout]) -> Layout:
+def _resolve(path: PathLike, header: Header, layouts: list[Layout]) -> Layout:
     """The layout that the checksum singles out, or else the one with the more unitary links."""
     stored = None if header.checksum is None else header.checksum.stored
-    matching = [layout for layout in layouts if _payload_checksum(path, layout) == stored]
-    reason = "the checksum"
-    if len(matching) != 1:
+    orders = {layout.byte_order for layout in layouts}
+    reason = "the links being in the group, not by the checksum"
+    if len(orders) > 1:
+        agreeing = [
+            order
+            for order in sorted(orders)
+            if _payload_checksum(path, replace(layouts[0], byte_order=order)) == stored
+        ]
+        if len(agreeing) == 1:
+            layouts = [layout for layout in layouts if layout.byte_order == agreeing[0]]
+            reason = "the checksum"
+    chosen = layouts[0]
+    if len(layouts) > 1:
+        chosen = min(layouts, key=lambda layout: _unitarity(path, layout))
         reason = "the links being in the group, not by the checksum"
-        matching = [min(layouts, key=lambda layout: _unitarity(path, layout))]
-    name = {">": "big", "<": "little"}[matching[0].byte_order]
-    header.warnings.append(
-        f"FLOATING_POINT leaves the byte order open: {name}-endian, decided by {reason}"
-    )
-    return matching[0]
+    if len(orders) > 1:
+        name = {">": "big", "<": "little"}[chosen.byte_order]
+        header.warnings.append(
+            f"FLOATING_POINT leaves the byte order open: {name}-endian, decided by {reason}"
+        )
+    return chosen
 
 
 def _payload_checksum(path: PathLike, layout: Layout) -> str:
@@ -215,7 +285,8 @@ def _payload_checksum(path: PathLike, layout: Layout) -> str:
 
 def _unitarity(path: PathLike, layout: Layout) -> float:
     try:
-        with FileStorage(path) as storage:
+        # Nonsense where the layout is wrong
+        with FileStorage(path) as storage, np.errstate(all="ignore"):
             source = LayoutSource(storage, layout)
             sums = transfer(source, slabs=slabs_of(layout.dims)[:1]).source
     except FormatError:
