@@ -4,8 +4,10 @@ configurations, and how strongly two ensembles are correlated.
 .. math:: \mathrm{Var}[A - B] = \mathrm{Var}\,A + \mathrm{Var}\,B
           - 2 \rho \sqrt{\mathrm{Var}\,A\;\mathrm{Var}\,B}
 
-Variances are those of the means, from the sums of projected fluctuations over blocks longer than
-the autocorrelation time; errors from the jackknife over these blocks.
+The gain is the ratio of the squared errors that the Gamma method finds, so that it says what the
+errors say.  Its own error follows from the terms whose means the two variances are: with a window W
+each, :math:`v_i = \delta_i^2 + 2 \sum_{t=1}^{W} \delta_i \delta_{i+t}`, and by the Gamma method
+again for :math:`v^A_i / \bar v^A - v^B_i / \bar v^B`, which knows that the two are correlated.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmc.estimators.autocorrelation import Estimate
-from flowmc.estimators.history import History, Result
+from flowmc.estimators.history import History, Result, result_of
 
 __all__ = ["block_length", "correlation", "variance_ratio"]
 
@@ -36,29 +38,57 @@ def variance_ratio(
     history: History,
     reference: NDArray,
     improved: NDArray,
-    block: int,
     factor: float = 1.0,
 ) -> Result:
-    r"""Return the gain ``factor`` Var(reference) / Var(improved).
+    r"""Return the gain ``factor`` Var(reference) / Var(improved) of the means.
 
     Args:
         name: of the result.
         history: of the configurations.
         reference, improved: projected fluctuations, ``(configurations,)``.
-        block: consecutive configurations per block.
         factor: 2 for a difference of two independent ensembles of which ``reference`` is one.
+
+    Returns:
+        A bound, with the reason, where one of the two errors is one; NaN where one is not known.
     """
-    first, second = (_block_sums(history, one, block) for one in (reference, improved))
+    series = (reference, improved)
+    first, second = (
+        result_of(name, history.from_fluctuations(0.0, one)).estimate for one in series
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(factor * np.divide(first.error**2, second.error**2))
+    error = math.nan
+    if math.isfinite(value) and value > 0:
+        one, other = (
+            _variance_terms(history, deltas, estimate.window)
+            for deltas, estimate in zip(series, (first, second), strict=True)
+        )
+        terms = one / one.mean() - other / other.mean()
+        error = value * result_of(name, history.from_fluctuations(0.0, terms)).error
+    estimate = Estimate(value, error, 0.5, 0.0, len(history), max(first.window, second.window))
+    reasons = dict.fromkeys((*first.warnings, *second.warnings))
+    if first.is_bound or second.is_bound or not math.isfinite(error):
+        return Result(name, estimate.warned(*reasons))
+    return Result(name, estimate)
 
-    def ratio(a: NDArray, b: NDArray) -> NDArray:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return factor * a / b
 
-    return _jackknifed(name, ratio, first**2, second**2)
+def _variance_terms(history: History, fluctuations: NDArray, window: int) -> NDArray[np.float64]:
+    """Return the terms whose mean is the long-run variance, ``(configurations,)``."""
+    parts = []
+    for part in history.split(fluctuations):
+        # The sum of the next `window` fluctuations, fewer at the end.
+        sums = np.concatenate([[0.0], np.cumsum(part)])
+        places = np.arange(len(part))
+        ahead = sums[np.minimum(places + window, len(part) - 1) + 1] - sums[places + 1]
+        parts.append(part * (part + 2 * ahead))
+    return np.concatenate(parts)
 
 
 def correlation(name: str, history: History, first: NDArray, second: NDArray, block: int) -> Result:
-    """Return the correlation coefficient of two means, ``(configurations,)`` fluctuations each."""
+    """Return the correlation coefficient of two means, ``(configurations,)`` fluctuations each.
+
+    From the sums over blocks of consecutive configurations, with the error of the jackknife.
+    """
     a, b = (_block_sums(history, one, block) for one in (first, second))
 
     def coefficient(product: NDArray, squares_a: NDArray, squares_b: NDArray) -> NDArray:

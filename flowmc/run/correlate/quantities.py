@@ -138,22 +138,20 @@ def against(
         return {}
     found = {}
     own = fluctuations_of(result.observable, history)
-    longest = result.tau_int
-    if independent is not None:
-        longest = max(longest, _tau(independent[0]))
-    block = block_length(history, longest if math.isfinite(longest) else 0.5)
     if ensembles is not None:
+        longest = max(result.tau_int, *(_tau(one) for one in ensembles))
+        block = block_length(history, longest if math.isfinite(longest) else 0.5)
         a, b = (fluctuations_of(one, history) for one in ensembles)
         found["rho"] = correlation("rho", history, a, b, block)
     if independent is not None:
         observable, factor = independent
         reference = fluctuations_of(observable, history)
         found["gain_independent"] = variance_ratio(
-            "gain_independent", history, reference, own, block, factor
+            "gain_independent", history, reference, own, factor
         )
     if reweighting is not None:
         plain = fluctuations_of(reweighting, history)
-        found["gain_reweighting"] = variance_ratio("gain_reweighting", history, plain, own, block)
+        found["gain_reweighting"] = variance_ratio("gain_reweighting", history, plain, own)
     return found
 
 
