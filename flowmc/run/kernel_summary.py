@@ -15,9 +15,16 @@ from flowmc.estimators import weights
 from flowmc.estimators.autocorrelation import Estimate, analyse, format_value
 from flowmc.run.recorded import RecordedRun
 
-__all__ = ["SIGMAS", "mean_of_complete_rows", "summarise_kernels"]
+__all__ = ["SIGMAS", "mean_of_complete_rows", "summarise_kernels", "symmetry_pull"]
 
 SIGMAS = 4.0  # deviation of an exact identity that is worth a warning
+WIDEST_ENERGY_ERROR = 1.0  # standard deviation of dH up to which <exp(-dH)> can be tested
+FEWEST_ACCEPTED = 50  # trajectories from which the sign of dH can be
+FEWEST_EFFECTIVE = 100  # proposals from which their largest weights are known
+LARGEST_SHARE = 0.05  # of the largest weights in their sum
+SMALLEST_COVERED = 0.7  # share of the chain's states below which a flow has dropped something
+COVERAGE_SIGMAS = 5.0  # ... and the deviation from 1 that it takes; of coverage above 1 too
+LARGEST_EXCESS = 0.1  # of coverage above 1
 MAXIMUM_LOG_WEIGHTS = 2_000_000  # the estimators of weights hold all of them several times
 _PART = re.compile(r"^(?P<name>.+?)\[(?P<index>\d+)\](?P<suffix>_\d+)?$")
 
@@ -103,13 +110,7 @@ def _diagnostics(
         check = mean_of_complete_rows(values["exp_minus_energy_error"])
         if check is not None:
             result["exp_minus_energy_error"] = {"mean": check.mean, "error": check.error}
-            if check.error > 0 and abs(check.mean - 1) > SIGMAS * check.error:
-                pulls = abs(check.mean - 1) / check.error
-                warnings.append(
-                    f"{name}: <exp(-dH)> = {format_value(check.mean, check.error)} is "
-                    f"{pulls:.1f} standard deviations from 1: the chain is not in equilibrium, "
-                    "the energy errors are too wide to average, or the force is wrong"
-                )
+            warnings += _energy_conservation(name, values, check)
     if "energy_error" in values:
         check = mean_of_complete_rows(values["energy_error"])
         if check is not None:
@@ -132,6 +133,63 @@ def _diagnostics(
     if "log_weights" in values:
         result.update(_weights(name, values, warnings))
     return result
+
+
+def _energy_conservation(
+    name: str, values: Mapping[str, NDArray], exponential: Estimate
+) -> list[str]:
+    """Test the identities of reversible, area-preserving trajectories in equilibrium.
+
+    <exp(-dH)> = 1 while sd(dH) is 1 at most: beyond that the mean hangs on trajectories so rare
+    that a sound series has seen none, and errors are too small.  Where rows hold single
+    trajectories, <min(1, exp(-dH))> = 2 P(dH < 0) as well, whose sides are bounded: from 50
+    accepted trajectories on.
+    """
+    if "energy_error" not in values or "tried" not in values:
+        return []
+    errors, tried = values["energy_error"], values["tried"]
+    spread = float(np.nanstd(errors)) * math.sqrt(max(1.0, float(tried[tried > 0].mean())))
+    if (
+        exponential.error > 0
+        and spread <= WIDEST_ENERGY_ERROR
+        and abs(exponential.mean - 1) > SIGMAS * exponential.error
+    ):
+        pulls = abs(exponential.mean - 1) / exponential.error
+        return [
+            f"{name}: <exp(-dH)> = {format_value(exponential.mean, exponential.error)} is "
+            f"{pulls:.1f} standard deviations from 1: the chain is not in equilibrium, or the "
+            "force is wrong"
+        ]
+    if values.get("accepted", np.zeros(1)).sum() < FEWEST_ACCEPTED:
+        return []
+    pull = symmetry_pull(errors, tried)
+    if pull is None or abs(pull) <= SIGMAS:
+        return []
+    return [
+        f"{name}: energy errors dH of either sign violate <min(1, exp(-dH))> = 2 P(dH < 0) by "
+        f"{abs(pull):.1f} standard deviations: the chain is not in equilibrium, or the force is "
+        "wrong"
+    ]
+
+
+def symmetry_pull(log_ratio: NDArray, tried: NDArray) -> float | None:
+    r"""Return the pull of :math:`\langle \min(1, e^{-W}) \rangle = 2 P(W < 0)`.
+
+    A move that is its own inverse, as an exchange or a trajectory with its momenta reversed, has
+    :math:`p(-W) = e^{-W} p(W)` in equilibrium.  Both sides are bounded, unlike
+    :math:`\langle e^{-W} \rangle = 1`.
+
+    Args:
+        log_ratio: W, minus the logarithm of the Metropolis ratio, ``(rows, chains)``.
+        tried: moves per row and chain: known only where rows hold single moves, as W is averaged.
+    """
+    if tried.max() > 1:
+        return None
+    finite = np.isfinite(log_ratio)
+    known = np.where(finite, log_ratio, 0)
+    difference = np.where(finite, np.exp(-np.maximum(known, 0)) - 2 * (known < 0), np.nan)
+    check = mean_of_complete_rows(difference)
+    return None if check is None or not check.error > 0 else check.mean / check.error
 
 
 def _weights(name: str, values: Mapping[str, NDArray], warnings: list[str]) -> dict[str, Any]:
@@ -164,18 +222,66 @@ def _weights(name: str, values: Mapping[str, NDArray], warnings: list[str]) -> d
             f"{k:.2f}): the chain will stick, the ESS cannot be believed"
         )
     if "log_weight" in values:
-        held = values["log_weight"][np.isfinite(values["log_weight"])]
-        if held.size:
-            # mean_p[1 / w] mean_q[w] is 1 where q covers p: states of the chain are draws of p.
-            inverse = weights.log_mean_exp(torch.from_numpy(-held)).value
-            coverage = math.exp(min(0.0, inverse + weights.log_mean_exp(sample).value))
-            result["coverage"] = coverage
-            # From too few draws of a poor flow mean_q[w] is low, whatever the flow covers.
-            if coverage < 0.7 and len(sample) * ess.value > 100 and share < 0.05:
-                warnings.append(
-                    f"{name}: the flow covers only about {coverage:.0%} of what the chain visits: "
-                    "it has dropped a mode, do not use it without another kernel"
-                )
+        result.update(_coverage(name, sample.numpy(), ess.value, values["log_weight"], warnings))
+    return result
+
+
+def _coverage(
+    name: str, proposed: NDArray, ess: float, held: NDArray, warnings: list[str]
+) -> dict[str, Any]:
+    r"""Return what the log-weights of the chain's states say beside those of proposals.
+
+    ``coverage`` is :math:`\langle 1/w \rangle_p \langle w \rangle_q`: the probability of q where
+    p is, times that of p where q is, never above 1 for a density that is one.  It is low as well
+    where the flow proposes what the target has not, or where 1/w has a heavy tail; whether
+    the flow has *dropped* something shows in states of weights that proposals never have:
+    ``covered_share`` is :math:`P_p(w < t)`, over the same of the weighted proposals, with t such
+    that the largest weights are 5 % of their sum.
+
+    Args:
+        name: of the kernel.
+        proposed: log-weights of proposals, draws of q.
+        ess: of these.
+        held: of the chain's states, draws of p, ``(rows, chains)``.
+        warnings: sentences are appended.
+    """
+    complete = held[np.isfinite(held).all(axis=1)]
+    if not complete.size:
+        return {}
+    shift = float(complete.min())
+    inverse = analyse(np.exp(shift - complete))
+    mean = weights.log_mean_exp(torch.from_numpy(proposed)).value
+    coverage = math.exp(math.log(inverse.mean) - shift + mean)
+    relative = math.hypot(
+        inverse.error / inverse.mean, math.sqrt(max(0.0, 1 / ess - 1) / len(proposed))
+    )
+    result = {"coverage": coverage, "coverage_error": coverage * relative}
+    descending = np.sort(proposed)[::-1]
+    shares = np.exp(descending - descending[0])
+    shares /= shares.sum()
+    # From too few draws of a poor flow nothing is known about its largest weights.
+    if len(proposed) * ess <= FEWEST_EFFECTIVE or shares[0] >= LARGEST_SHARE:
+        return result
+    place = int(np.searchsorted(np.cumsum(shares), LARGEST_SHARE))
+    beyond = float(shares[: place + 1].sum())
+    above = np.arange(len(shares)) <= place
+    beyond_error = math.sqrt(float(np.sum((shares * (above - beyond)) ** 2)))
+    found = analyse((complete >= descending[place]).astype(np.float64))
+    covered = (1 - found.mean) / (1 - beyond)
+    error = math.hypot(found.error, covered * beyond_error) / (1 - beyond)
+    result |= {"covered_share": covered, "covered_share_error": error}
+    if covered < SMALLEST_COVERED and 1 - covered > COVERAGE_SIGMAS * error:
+        warnings.append(
+            f"{name}: the flow covers only {covered:.0%} of what the chain visits, the rest has "
+            "weights that no proposal has: it has dropped a mode, do not use it without another "
+            "kernel"
+        )
+    if coverage - 1 > max(COVERAGE_SIGMAS * coverage * relative, LARGEST_EXCESS):
+        warnings.append(
+            f"{name}: <1/w>_p <w>_q = {format_value(coverage, coverage * relative)} where it "
+            "cannot be above 1: the chain is not in equilibrium, or the density of the flow is "
+            "not that of its proposals (a wrong log-determinant)"
+        )
     return result
 
 

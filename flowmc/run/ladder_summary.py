@@ -25,7 +25,7 @@ from flowmc.estimators.ladder import (
     transition_matrix,
     up_fraction,
 )
-from flowmc.run.kernel_summary import SIGMAS, mean_of_complete_rows
+from flowmc.run.kernel_summary import SIGMAS, mean_of_complete_rows, symmetry_pull
 from flowmc.run.recorded import RecordedRun
 
 __all__ = ["summarise_exchange"]
@@ -105,7 +105,9 @@ def _pairs(
             "work_mean_error": None if work is None else work.error,
             "erfc_estimate": None if work is None else acceptance_from_work(work.mean),
         }
-        pull = _symmetry_pull(values)
+        pull = None
+        if "work" in values and "tried" in values:
+            pull = symmetry_pull(values["work"], values["tried"])
         entry["symmetry_pull"] = pull
         if pull is not None and abs(pull) > SIGMAS:
             warnings.append(
@@ -250,21 +252,3 @@ def _bottleneck(
                 "slowly: update them more between exchanges"
             )
     return {"pair": pair, "reason": f"{names}: {reason}"}
-
-
-def _symmetry_pull(values: Mapping[str, NDArray]) -> float | None:
-    r"""Return the pull of :math:`\langle \min(1, e^{-W}) \rangle = 2 P(W < 0)`.
-
-    The exchange is an involution, so that in equilibrium :math:`p(-W) = e^{-W} p(W)`.  Both sides
-    are bounded, unlike :math:`\langle e^{-W} \rangle = 1`.  Known only where each row records
-    a single exchange, as works are averaged over the updates of a row.
-    """
-    if "work" not in values or values.get("tried", np.full(1, 2)).max() > 1:
-        return None
-    work = values["work"]
-    finite = np.isfinite(work)
-    difference = np.where(
-        finite, np.exp(-np.maximum(np.where(finite, work, 0), 0)) - 2 * (work < 0), np.nan
-    )
-    check = mean_of_complete_rows(difference)
-    return None if check is None or not check.error > 0 else check.mean / check.error

@@ -10,8 +10,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtr
 
-from flowmc.estimators.autocorrelation import Estimate, analyse, analyse_topological_charge
+from flowmc.estimators.autocorrelation import (
+    MINIMUM_HOPS,
+    Estimate,
+    analyse,
+    analyse_topological_charge,
+)
 from flowmc.estimators.cost import Cost, average, cost_per_independent_sample
 from flowmc.run.flow_summary import FlowSummary, is_flow, summarise_flow
 from flowmc.run.kernel_summary import summarise_kernels
@@ -20,7 +26,8 @@ from flowmc.run.recorded import RecordedRun
 
 __all__ = ["Analysis", "analyse_run"]
 
-DRIFT_SIGMAS = 5.0  # deviation of the first fifth of the measurements that is worth a warning
+DRIFT_CHANCE = 6e-7  # of a deviation of the first fifth of the measurements: 5 standard deviations
+FEWEST_FREEDOM = 4  # windows in the second half, below which its error is a guess
 
 
 @dataclass
@@ -258,20 +265,28 @@ def _drifts(name: str, values: NDArray, estimator: Callable[[NDArray], Estimate]
     """Compare the first fifth of the rows with the second half: was thermalisation too short?
 
     Fluctuations and tau_int are those of the second half: a drift would hide in its own variance.
+    Of a short half the error is not well known: the deviation follows Student's distribution of
+    about N / (2 W + 1) degrees of freedom, W being the window.
     """
     rows, _, components = values.shape
     if rows < 50:
         return []
-    worst = 0.0
+    worst, least = 0.0, 1.0
     for k in range(components):
         late = estimator(values[rows // 2 :, :, k])
         early = values[: rows // 5, :, k]
-        if late.is_bound or not late.error > 0 or not np.isfinite(early).all():
+        freedom = late.samples / (2 * late.window + 1)
+        # A charge that hardly moved has no error at all.
+        is_frozen = late.hops is not None and late.hops < MINIMUM_HOPS
+        unknown = is_frozen or freedom < FEWEST_FREEDOM or not late.error > 0
+        if unknown or not np.isfinite(early).all():
             continue
         early_error = late.error * math.sqrt(late.samples / early.size)
-        pull = (float(early.mean()) - late.mean) / math.hypot(late.error, early_error)
-        worst = max(worst, abs(pull))
-    if worst < DRIFT_SIGMAS:
+        pull = abs(float(early.mean()) - late.mean) / math.hypot(late.error, early_error)
+        chance = 2 * float(stdtr(freedom, -pull))
+        if chance < least:
+            worst, least = pull, chance
+    if least > DRIFT_CHANCE:
         return []
     return [
         f"{name}: the first fifth of the production is {worst:.1f} standard deviations away from "

@@ -163,7 +163,8 @@ def test_the_command_is_the_estimator(chains, combined):
         assert expected.value == pytest.approx(stored[name].value, rel=1e-10)
         stored[name].gamma_method(S=2.0)
         assert expected.error == pytest.approx(numbers[name]["error"], rel=1e-8)
-        assert set(stored[name].e_names) == {f"beta={beta}" for beta in BETAS}
+        assert set(stored[name].mc_names) == {f"beta={beta}" for beta in BETAS}
+        assert stored[name].dvalue == pytest.approx(expected.error, rel=0.01)
         assert any(row.startswith(name) and str(expected) in row for row in rows)
     page = (combined / "report.html").read_text()
     assert "weakest link" in page and "against beta" in page

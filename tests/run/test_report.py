@@ -292,6 +292,64 @@ def test_wrong_energy_errors_are_caught(tmp_path):
     assert any("<exp(-dH)>" in text and "from 1" in text for text in document["warnings"])
 
 
+@pytest.mark.parametrize("spread", [2.0, 4.0, 5.0, 7.0])
+def test_wide_energy_errors_of_a_sound_chain_are_no_alarm(tmp_path, spread):
+    """dH of mean s^2 / 2 and width s is in equilibrium, and <exp(-dH)> of a sample far below 1."""
+    document = summarise(make_run(tmp_path / "run", energy_error=spread**2 / 2, vector=False))
+    assert not any("dH" in text for text in document["warnings"])
+    assert document["kernels"]["hmc"]["exp_minus_energy_error"]["mean"] is not None
+
+
+def test_wide_energy_errors_of_a_wrong_force_are_caught(tmp_path):
+    path = make_run(tmp_path / "run", energy_error=2.0, energy_offset=0.5, rows=4000, vector=False)
+    assert any("2 P(dH < 0)" in text for text in summarise(path)["warnings"])
+
+
+def with_weights(path, change_proposals, change_held):
+    """Write a run with an independence kernel, and change its log-weights."""
+    make_run(path, independence=True, vector=False)
+    rng = np.random.default_rng(43)
+    with h5py.File(path / "measurements.h5", "r+") as file:
+        kernel = file["production/kernels/independence"]
+        for name, change in (("log_weights", change_proposals), ("log_weight", change_held)):
+            kernel[name][...] = change(kernel[name][()], rng)
+    document = summarise(path)
+    return document["kernels"]["independence"], document["warnings"]
+
+
+def unchanged(values, rng):
+    return values
+
+
+def test_a_flow_that_wastes_proposals_has_dropped_no_mode(tmp_path):
+    """40 % of its proposals are where the target is not: <1/w>_p <w>_q is 0.6, nothing is lost."""
+
+    def wasted(values, rng):
+        return np.where(rng.random(values.shape) < 0.4, values - 30.0, values)
+
+    kernel, warnings = with_weights(tmp_path / "run", wasted, unchanged)
+    assert kernel["coverage"] == pytest.approx(0.6, abs=0.05)
+    assert kernel["covered_share"] == pytest.approx(1, abs=0.05)
+    assert not warnings
+
+
+def test_a_dropped_mode_is_caught(tmp_path):
+    """Half of the chain's time is spent where the flow proposes nothing."""
+
+    def elsewhere(values, rng):
+        return np.where(rng.random(values.shape) < 0.5, values + 30.0, values)
+
+    kernel, warnings = with_weights(tmp_path / "run", unchanged, elsewhere)
+    assert kernel["covered_share"] == pytest.approx(0.5, abs=0.05)
+    assert any("dropped a mode" in text for text in warnings)
+
+
+def test_a_wrong_density_shows_as_coverage_above_one(tmp_path):
+    kernel, warnings = with_weights(tmp_path / "run", unchanged, lambda values, rng: values - 0.4)
+    assert kernel["coverage"] == pytest.approx(math.exp(0.4), abs=0.08)
+    assert any("cannot be above 1" in text for text in warnings)
+
+
 def test_wrong_jacobian_is_caught(tmp_path):
     """Planted: works shifted as by a wrong Jacobian break the symmetry of exact exchanges."""
     path = make_run(tmp_path / "run", replicas=3)
@@ -306,6 +364,17 @@ def test_drift_is_caught(tmp_path):
     with h5py.File(path / "measurements.h5", "r+") as file:
         file["production/observables/plaquette"][:150] -= 0.015
     assert any("thermalisation was too short" in text for text in summarise(path)["warnings"])
+
+
+def test_drift_is_caught_in_a_run_whose_errors_are_bounds(tmp_path):
+    path = make_run(tmp_path / "run", rows=200, vector=False)
+    with h5py.File(path / "measurements.h5", "r+") as file:
+        file["production/observables/plaquette"][:40] -= 0.3
+    document = summarise(path)
+    assert document["observables"]["plaquette"]["is_lower_bound"]
+    assert any("thermalisation was too short" in text for text in document["warnings"])
+    sound = summarise(make_run(tmp_path / "sound", rows=200, vector=False))
+    assert not any("thermalisation" in text for text in sound["warnings"])
 
 
 def test_comparison_with_training(tmp_path, capsys):
