@@ -8,7 +8,6 @@ line begins with `#18BMW`. Sources: two codes of one group; no file written by t
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -21,6 +20,7 @@ from .formats import PathLike
 from .layout import Layout, check_size
 from .layout_format import LayoutFormat
 from .lime.text import parse_integer
+from .surplus import check_end
 
 _HEADER_BYTES = 4096
 _LARGEST_EXTENT = 2**16
@@ -69,12 +69,9 @@ class BmwFormat(LayoutFormat):
         checksum = _stored_checksum(words[4:5], warnings)
         rows = 2 if match[1] is None else 3
         place = Layout(_HEADER_BYTES, sizes, 3, rows, 64, ">")
-        size = Path(path).stat().st_size
-        check_size(path, place, size)
+        check_size(path, place)
         place = proven_order(path, place, warnings)
-        excess = size - _HEADER_BYTES - place.total_bytes
-        if excess:
-            warnings.append(f"{excess} bytes follow the links that the header announces")
+        failed = check_end(path, _HEADER_BYTES + place.total_bytes, warnings)
         if rows == 2:
             warnings.append(
                 "the file holds 2 rows of each matrix; the last one was reconstructed and may "
@@ -88,6 +85,7 @@ class BmwFormat(LayoutFormat):
             layout=place,
             checksum=checksum,
             warnings=warnings,
+            failed_checks=failed,
         )
 
     def new_checksum(self, layout: Layout) -> BmwChecksum:

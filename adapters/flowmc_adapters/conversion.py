@@ -96,7 +96,7 @@ def convert(
         CheckError: the links that would be written are not in SU(N), see `check_group`.
         As `read` and `write`.
     """
-    if layout is None and not os.path.isdir(source) and is_field(source):
+    if layout in (None, "u1") and not os.path.isdir(source) and is_field(source, layout):
         if strip_signs or reunitarize or options or dims is not None:
             raise ValueError(
                 f"{os.fspath(source)} holds a scalar or U(1) field, which has no links: dims, "

@@ -9,8 +9,11 @@ from typing import Any
 
 from .configuration import Checksum, number_of
 from .errors import CheckError
+from .fields.configuration import compact_plaquette
+from .fields.files import read_field
 from .fields.inspection import FieldFindings, examine_fields
 from .formats import PathLike
+from .openqcd.u1 import U1_CHECK
 from .registry import detect, verify
 from .transfer import Progress
 
@@ -132,7 +135,15 @@ def examine(
         "checksum": _checksum(verdict.checksum),
         "warnings": [*verdict.failed_checks.values(), *verdict.warnings],
     }
-    reasons = [] if ignore_checksum else list(verdict.failed_checks.values())
+    failed = verdict.failed_checks
+    reasons = []
+    if not ignore_checksum:
+        reasons += [reason for name, reason in failed.items() if name != U1_CHECK]
+    if U1_CHECK in failed:
+        field = read_field(path, check_checksum=False)
+        report["warnings"].append(f"U(1) plaquette {compact_plaquette(field.values):.12f}")
+        if not ignore_checksum:
+            reasons += field.failed_checks.values()
     if verdict.group_error is not None:
         reasons.append(verdict.group_error)
     status = CHECK_FAILED if reasons else FINE

@@ -71,7 +71,16 @@ def links_of(dims: tuple[int, ...] = DIMS, nc: int = 3, precision: int = 64) -> 
 def all_seeds() -> dict[str, list[Seed]]:
     """Seeds of every format in the table, by its name, and of "fields", which are no links."""
     found: dict[str, list[Seed]] = {name: [] for name in formats()}
-    for seed in [*_written(), *_nersc(), *_lime(), *_milc(), *_bmw(), *_bridge(), *_numpy()]:
+    for seed in [
+        *_written(),
+        *_nersc(),
+        *_lime(),
+        *_milc(),
+        *_bmw(),
+        *_bridge(),
+        *_numpy(),
+        *_openqcd(),
+    ]:
         found.setdefault(seed.format, []).append(seed)
     found["hdf5"] += list(_hdf5(found["hdf5"]))
     known = {name: [_with_payload(seed) for seed in seeds] for name, seeds in found.items()}
@@ -233,6 +242,14 @@ def _bridge() -> Iterator[Seed]:
         for ending in ("\n", "\r\n"):
             text = ending.join([*(f"{number:.17g}" for number in numbers), ""])
             yield Seed("bridge", f"SU({nc}) {ending!r}", {"conf": text.encode()}, dims=DIMS)
+
+
+def _openqcd() -> Iterator[Seed]:
+    """openQ*D's U(1) field behind the links; all angles zero, so that the plaquette is 1."""
+    field = Configuration(links_of())
+    content = _files_of("openqcd", field, 64, {})["conf"]
+    u1 = struct.pack("<d", 1.0) + bytes(32 * 16)
+    yield Seed("openqcd", "SU(3) x U(1)", {"conf": content + u1})
 
 
 def _numpy() -> Iterator[Seed]:

@@ -6,10 +6,12 @@ import struct
 import numpy as np
 import pytest
 from flowmc_adapters import (
+    CheckError,
     Configuration,
     FormatError,
     convert,
     detect,
+    examine,
     formats,
     inspect,
     read,
@@ -200,7 +202,12 @@ def test_truncation(path, make_links, cut):
 
 def test_bytes_after_the_links(path, make_links):
     path.write_bytes(reference_file(make_links(DIMS), 3) + b"12345")
-    assert any("5 bytes follow" in warning for warning in read(path).warnings)
+    with pytest.raises(CheckError, match="5 bytes follow"):
+        read(path)
+    assert any("5 bytes follow" in text for text in read(path, check_checksum=False).warnings)
+    assert examine(path).status == 1
+    path.write_bytes(path.read_bytes()[:-5] + b"\n")
+    assert any("1 bytes follow" in warning for warning in read(path).warnings)
 
 
 def test_writing_is_refused_with_the_formats_to_use(path, make_links):

@@ -226,6 +226,27 @@ def test_recognised_but_not_readable(tmp_path, content, message):
     assert message in inspect(path)["error"]
 
 
+@pytest.mark.parametrize("what", ["another field", "some text"])
+def test_what_follows_the_links_is_not_lost_without_a_word(
+    tmp_path, make_configuration, equal_precision, writable, what
+):
+    """Formats without a length of their own; the others refuse it as damage."""
+    path = tmp_path / "conf"
+    configuration = make_configuration((2, 4, 2, 6), precision=equal_precision(writable))
+    write(path, configuration, writable)
+    sound = path.read_bytes()
+    path.write_bytes(sound + (sound[-2000:] if what == "another field" else b"some text"))
+    if writable == "npz" and what == "some text":
+        return  # a comment, by the rules of zip archives
+    with pytest.raises(FormatError):
+        read(path)
+    with pytest.raises(FormatError):
+        convert(path, tmp_path / "copy", writable)
+    assert not (tmp_path / "copy").exists()
+    report = inspect(path)
+    assert report["error"] or any("bytes follow" in text for text in report["warnings"])
+
+
 def test_directories(tmp_path):
     with pytest.raises(FormatError, match="a directory"):
         read(tmp_path)

@@ -11,6 +11,7 @@ from flowmc_adapters import (
     Configuration,
     FormatError,
     convert,
+    examine,
     inspect,
     plaquettes,
     read,
@@ -167,7 +168,12 @@ def test_truncation(path, make_links, cut):
 
 def test_bytes_after_the_links(path, make_links):
     path.write_bytes(reference_file(make_links(DIMS)) + b"12345")
-    assert any("5 bytes follow" in warning for warning in read(path).warnings)
+    with pytest.raises(CheckError, match="5 bytes follow"):
+        read(path)
+    assert any("5 bytes follow" in text for text in read(path, check_checksum=False).warnings)
+    assert examine(path).status == 1
+    path.write_bytes(path.read_bytes()[:-5] + b"\n")
+    assert any("1 bytes follow" in warning for warning in read(path).warnings)
 
 
 @pytest.mark.parametrize("position", range(5))

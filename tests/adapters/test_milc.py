@@ -204,6 +204,10 @@ def test_truncation_anywhere(path, links, with_list):
             read(path)
         assert str(path) in str(caught.value)
     path.write_bytes(content + b"more")
+    with pytest.raises(CheckError, match="4 bytes follow"):
+        read(path)
+    assert any("4 bytes follow" in text for text in read(path, check_checksum=False).warnings)
+    path.write_bytes(content + bytes(4))
     assert any("4 bytes follow" in text for text in read(path).warnings)
 
 

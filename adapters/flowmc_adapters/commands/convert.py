@@ -205,7 +205,7 @@ def _number_from_name(
     number = number_in_name(source)
     if number is None or "SEQUENCE_NUMBER" in metadata:
         return {}
-    if is_field(source):
+    if is_field(source, reading["layout"]):
         stored = field_numbers(source) if field_format(source) == "hdf5" else []
         if stored or read_field(source, check_checksum=False).number is not None:
             return {}

@@ -1,6 +1,7 @@
 """Reading and writing scalar and U(1) fields: the formats "hdf5", "ildg" (also called "lime") and
 "npy". There is no community format for them; the first two are our own, described in
-`fields_hdf5` and `fields_lime`, with metadata and a checksum; npy has neither.
+`fields_hdf5` and `fields_lime`, with metadata and a checksum; npy has neither. The U(1) field of
+openQ*D's exported configurations is read.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ..heads import read_head
 from ..lime import container as lime
 from ..lime import fields as fields_lime
 from ..numpy_files.npy import array_type, read_array, write_array
+from ..openqcd.u1 import find_u1, read_u1
 from ..registry import detect
 from ..selection import file_of, split_selection
 from .configuration import SCALAR, U1, FieldConfiguration, is_field_shape
@@ -28,7 +30,8 @@ FIELD_FORMATS = ("hdf5", "ildg", "lime", "npy")
 
 
 def field_format(path: PathLike) -> str | None:
-    """ "hdf5", "lime" or "npy" if the file may hold a scalar or U(1) field, else None.
+    """ "hdf5", "lime", "npy" or "openqcd" if the file may hold a scalar or U(1) field and no links,
+    else None.
 
     Raises:
         FormatError: a pipe or a device.
@@ -44,17 +47,24 @@ def field_format(path: PathLike) -> str | None:
         return "hdf5"
     if head[:4] == struct.pack(">I", lime.MAGIC) and fields_lime.is_field_file(path):
         return "lime"
-    return None
+    u1 = find_u1(path)
+    return "openqcd" if u1 is not None and u1.alone else None
 
 
-def is_field(path: PathLike) -> bool:
+def is_field(path: PathLike, layout: str | None = None) -> bool:
     """Whether a file holds a scalar or U(1) field: an npy file does if its numbers are real.
+
+    Args:
+        path: the file.
+        layout: "u1" if the U(1) field of a file that holds links as well is meant.
 
     Raises:
         FormatError: a damaged npy file.
         OSError: the file cannot be opened.
     """
     found = field_format(path)
+    if layout == "u1" and found is None and find_u1(path) is not None:
+        return True
     return found is not None and (found != "npy" or array_type(path).kind != "c")
 
 
@@ -85,13 +95,13 @@ def read_field(
             file, and configuration number N of an HDF5 file.
         number: which configuration of an HDF5 file; None for the only one.
         kind: "scalar" or "u1", for npy files, whose shape may leave it open.
-        check_checksum: if False, a wrong checksum becomes a warning and an entry of
+        check_checksum: if False, a wrong checksum or plaquette becomes a warning and an entry of
             `failed_checks`.
 
     Raises:
         FormatError: not readable, another kind, or no such configuration.
-        CheckError: the checksum is wrong, or a number is not finite (the latter whatever
-            `check_checksum` is).
+        CheckError: the checksum or the plaquette is wrong, or a number is not finite (the latter
+            whatever `check_checksum` is).
         OSError: the file cannot be opened.
     """
     found = field_format(path)
@@ -104,6 +114,8 @@ def read_field(
         raise FormatError(path, None, f"holds no configuration to be selected by #{selection}")
     elif found == "npy":
         field = _read_npy(path, kind)
+    elif (place := find_u1(path)) is not None:
+        field = read_u1(path, place)
     else:
         _explain(path)
     if number is not None and found != "hdf5" and field.number not in (None, number):
@@ -124,6 +136,11 @@ def read_field(
         if check_checksum:
             raise CheckError(path, None, reason)
         field.failed_checks["checksum"] = reason
+        field.warnings.append(reason)
+    if "plaquette" in field.failed_checks:
+        reason = field.failed_checks["plaquette"]
+        if check_checksum:
+            raise CheckError(path, None, reason)
         field.warnings.append(reason)
     return field
 

@@ -27,9 +27,10 @@ from ..lime import text as lime_text
 from ..links import LayoutSource, LinkSource
 from ..selection import file_of, split_selection
 from ..storage import FileStorage, OpenStorage
+from ..surplus import check_end
 from .attributes import attribute, real_attribute, text_attribute, vet_heaps
 from .checksum import PyQudaChecksum
-from .file import MAGIC, guarded, opened
+from .file import MAGIC, guarded, opened, stated_end
 from .layouts import STYLES, Found, find_links
 from .source import Hdf5Source
 from .writing import PYQUDA_METADATA, frame_of_style, parse_metadata
@@ -72,6 +73,9 @@ class Hdf5Format(LayoutFormat):
             header = _header(file, path, found)
         if found.in_place:
             check_size(path, found.layout)
+        end = stated_end(path)
+        if end is not None:
+            header.failed_checks.update(check_end(path, end, header.warnings))
         return header
 
     @contextmanager

@@ -18,7 +18,6 @@ no checksum. Source: the readers of MILC (`io_lat4`), PyQUDA and SIMULATeQCD.
 from __future__ import annotations
 
 import math
-import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +36,7 @@ from ..layout import Layout, check_size
 from ..layout_format import Description, Frame, LayoutFormat, Written
 from ..links import LinkSource
 from ..storage import FileStorage, OpenStorage
+from ..surplus import check_end
 from .info import ENDING, info_text, lost_items, read_info
 from .sites import LARGEST_VOLUME, SiteListSource
 
@@ -92,6 +92,7 @@ class MilcFormat(LayoutFormat):
             link_trace=info.link_trace,
             metadata=found.metadata | info.metadata,
             warnings=[*found.warnings, *info.warnings],
+            failed_checks=found.failed_checks,
         )
 
     @contextmanager
@@ -204,6 +205,7 @@ class _Found:
         sums: (sum29, sum31), or None if its kind has none.
         metadata: what it says besides.
         warnings: oddities.
+        failed_checks: as in `Header`.
     """
 
     magic: int
@@ -212,6 +214,7 @@ class _Found:
     sums: tuple[int, int] | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    failed_checks: dict[str, str] = field(default_factory=dict)
 
 
 def _magic(head: bytes) -> tuple[int, str] | None:
@@ -236,9 +239,8 @@ def _parse(path: PathLike) -> _Found:
     if len(head) < needed:
         raise FormatError(path, len(head), f"the file ends inside the {_WRITERS[magic]} header")
     found = {_VERSION_5: _version_5, _VERSION_1: _version_1, _FNAL: _fnal}[magic](path, head, order)
-    excess = os.stat(path).st_size - found.layout.offset - found.layout.total_bytes
-    if excess:
-        found.warnings.append(f"{excess} bytes follow the links that the header announces")
+    end = found.layout.offset + found.layout.total_bytes
+    found.failed_checks.update(check_end(path, end, found.warnings))
     if found.sums is None:
         found.warnings.append("no checksum in this file: damage would go unnoticed")
     return found

@@ -25,6 +25,7 @@ from ..layout_format import Description, Frame, LayoutFormat
 from ..lime.text import parse_integer, parse_real
 from ..links import LayoutSource
 from ..storage import FileStorage
+from ..surplus import check_end
 from ..transfer import slabs_of, transfer
 from .writing import OPTIONS, nersc_frame
 
@@ -162,9 +163,7 @@ def _parse_header(path: PathLike) -> tuple[Header, list[Layout]]:
         if layouts[0].total_bytes != size - match.end() and nc == rows == 3:
             layouts = _of_old_grid(path, layouts, size - match.end(), warnings)
     check_size(path, layouts[0], size)
-    excess = size - match.end() - layouts[0].total_bytes
-    if excess:
-        warnings.append(f"{excess} bytes follow the links that the header announces")
+    failed = check_end(path, match.end() + layouts[0].total_bytes, warnings)
     plaquette, boundary = _stored_real(keys, "PLAQUETTE", warnings), ""
     conjugated = [i for i in range(1, 5) if keys.get(f"BOUNDARY_{i}", "").upper() == "GPARITY"]
     if conjugated:
@@ -185,6 +184,7 @@ def _parse_header(path: PathLike) -> tuple[Header, list[Layout]]:
         link_trace=_stored_real(keys, "LINK_TRACE", warnings),
         metadata=keys,
         warnings=warnings,
+        failed_checks=failed,
         boundary=boundary,
     )
     return header, layouts

@@ -101,6 +101,9 @@ class NpzFormat(LayoutFormat):
         if in_place:
             check_size(path, place)
         metadata, warnings = _read_metadata(path, found.get(METADATA))
+        others = sorted(found.keys() - {LINKS, METADATA})
+        if others:
+            warnings.append(f"not read, other arrays in the archive: {', '.join(others[:8])}")
         return NpzHeader(
             format=self.name,
             dims=extents,

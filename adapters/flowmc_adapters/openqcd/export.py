@@ -24,12 +24,23 @@ from ..layout_format import Description, Frame, LayoutFormat, Written
 from ..links import LinkSink, LinkSource
 from ..metadata import no_place
 from ..storage import FileStorage, OpenStorage, Storage
+from ..surplus import check_end
 from .links import OpenQcdSink, OpenQcdSource, has_fixed_start
+from .u1 import U1_CHECK, find_u1
 
 _EXPORT = struct.Struct("<4id")
 _BLOCK = struct.Struct("<12id")
 _SITE_BYTES = 576
 _LARGEST_EXTENT = 4096
+_BOTH = (
+    "the file holds a field of openQ*D, SU(3) links and a U(1) field: ask for the links with "
+    "layout='su3' (--layout su3) and for the U(1) angles with read_field, or --layout u1 in convert"
+)
+_NOT_LINKS = (
+    "SU(N) links were asked for, this is the U(1) field of openQ*D: read it with "
+    "flowmc_adapters.read_field, or convert it with --layout u1"
+)
+_NO_U1 = "no U(1) field in this file"
 _EVEN = "openQCD stores the links around odd sites, so all extents must be even"
 
 
@@ -61,6 +72,7 @@ class OpenQcdFormat(LayoutFormat):
     name = "openqcd"
     description = "openQCD, openQ*D, DD-HMC: exported configuration (CERN format)"
     precisions = (64,)
+    layouts = ("su3", "u1")
     open_boundaries = True
 
     def detect(self, head: bytes, path: PathLike) -> bool:
@@ -97,13 +109,18 @@ class OpenQcdFormat(LayoutFormat):
         if any(extent % 2 for extent in start.extents):
             raise FormatError(path, 0, f"extents {_by(start.extents)} (t x y z): {_EVEN}")
         place = Layout(start.size, (*start.extents[1:], start.extents[0]), 3, 3, 64, "<")
-        size = Path(path).stat().st_size
-        check_size(path, place, size)
+        u1 = find_u1(path)
+        if layout == "u1" or (u1 is not None and u1.alone):
+            raise FormatError(path, None, _NOT_LINKS if u1 is not None else _NO_U1)
+        check_size(path, place)
         warnings = ["no checksum in this file: damage would go unnoticed"]
-        if size > start.total_bytes:
-            warnings.append(
-                f"{size - start.total_bytes} bytes follow the links that the header announces"
-            )
+        if u1 is None:
+            failed = check_end(path, start.total_bytes, warnings)
+        elif layout == "su3":
+            failed = {}
+            warnings.append("the U(1) field of this file is left out, as asked")
+        else:
+            failed = {U1_CHECK: _BOTH}
         plaquette: float | None = start.plaquette / 3
         boundary = ""
         if _has_fixed_start(path, place):
@@ -122,6 +139,7 @@ class OpenQcdFormat(LayoutFormat):
             writer="openQCD",
             plaquette=plaquette,
             warnings=warnings,
+            failed_checks=failed,
             boundary=boundary,
         )
 

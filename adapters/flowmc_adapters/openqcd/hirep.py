@@ -27,6 +27,7 @@ from ..layout_format import Description, Frame, LayoutFormat, Written
 from ..links import LinkSink, LinkSource, Slab
 from ..metadata import no_place
 from ..storage import FileStorage, OpenStorage, Storage
+from ..surplus import check_end
 from .time_slices import SliceAssembly, SliceCache
 
 _HEADER = struct.Struct(">5id")
@@ -73,11 +74,8 @@ class HirepFormat(LayoutFormat):
             )
         warnings = ["no checksum in this file: damage would go unnoticed"]
         place = Layout(_HEADER.size, (*extents[1:], extents[0]), nc, nc, 64, ">")
-        size = Path(path).stat().st_size
-        check_size(path, place, size)
-        excess = size - _HEADER.size - place.total_bytes
-        if excess:
-            warnings.append(f"{excess} bytes follow the links that the header announces")
+        check_size(path, place)
+        failed = check_end(path, _HEADER.size + place.total_bytes, warnings)
         return Header(
             format=self.name,
             dims=place.dims,
@@ -87,6 +85,7 @@ class HirepFormat(LayoutFormat):
             writer="HiRep",
             plaquette=plaquette,
             warnings=warnings,
+            failed_checks=failed,
             open_weights=True,
         )
 

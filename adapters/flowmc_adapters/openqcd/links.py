@@ -49,7 +49,7 @@ class OpenQcdSource(LinkSource):
     def read(self, slab: Slab, out: ComplexArray, checksum: ChecksumSum | None = None) -> None:
         """See `LinkSource.read`."""
         t = slab[0]
-        odd, space, time = _positions(self.dims, slab)
+        odd, space, time = link_positions(self.dims, slab)
         links = _links(self._cache.get(t))
         out[..., :3, :, :] = links.take(space, axis=0)
         out[odd, 3] = links.take(time[odd], axis=0)
@@ -58,7 +58,7 @@ class OpenQcdSource(LinkSource):
 
     def read_space(self, slab: Slab, out: ComplexArray) -> None:
         """See `LinkSource.read_space`; spares the slice after the next one."""
-        _, space, _ = _positions(self.dims, slab)
+        _, space, _ = link_positions(self.dims, slab)
         out[..., :3, :, :] = _links(self._cache.get(slab[0])).take(space, axis=0)
         out[..., 3, :, :] = 0
 
@@ -91,7 +91,7 @@ class OpenQcdSink(LinkSink):
     def write(self, slab: Slab, links: ComplexArray, checksum: ChecksumSum | None = None) -> None:
         """See `LinkSink.write`."""
         t, following = slab[0], (slab[0] + 1) % self._dims[-1]
-        odd, space, time = _positions(self._dims, slab)
+        odd, space, time = link_positions(self._dims, slab)
         self._begin_slice(t)
         own = _links(self._assembly.buffer(t))
         own[space] = links[..., :3, :, :]
@@ -109,7 +109,7 @@ class OpenQcdSink(LinkSink):
     def write_before(self, slab: Slab, links: ComplexArray) -> None:
         """See `LinkSink.write_before`: the time links of even sites."""
         following = (slab[0] + 1) % self._dims[-1]
-        odd, _, time = _positions(self._dims, slab)
+        odd, _, time = link_positions(self._dims, slab)
         positions, arriving = time[~odd], links[~odd, 3]
         with self._lock:
             if following not in self._begun:
@@ -153,7 +153,7 @@ def _is_constant(storage: Storage, layout: Layout, t: int) -> bool:
         )
 
 
-def _positions(
+def link_positions(
     dims: tuple[int, ...], slab: Slab
 ) -> tuple[npt.NDArray[np.bool_], _Positions, _Positions]:
     """Where the links of a slab are.
