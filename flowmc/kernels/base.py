@@ -18,8 +18,9 @@ from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.random import Randomness, own_stream
+from flowmc.registry import ConfigError
 
-__all__ = ["Info", "Kernel", "NonFiniteStateError", "State", "action_of", "apply"]
+__all__ = ["Info", "Kernel", "NonFiniteStateError", "State", "action_of", "apply", "begin"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,25 @@ class State:
     def with_log_q(self, key: str, value: Tensor) -> State:
         """Return this state with one more cached log-density."""
         return replace(self, log_q={**self.log_q, key: value})
+
+    def united(self, other: State) -> State:
+        """Return this state with what another kernel's state of the same fields knows besides.
+
+        Raises:
+            ConfigError: the two do not agree on S, so that their kernels have different targets.
+        """
+        if self.action is None or other.action is None:
+            action = other.action if self.action is None else self.action
+        else:
+            action = self.action
+            differ = ~torch.isclose(action, other.action, rtol=1e-5, atol=1e-5, equal_nan=True)
+            if bool(differ.any()):
+                chain = int(differ.nonzero()[0])
+                raise ConfigError(
+                    "kernels that are applied in turn need the same action, but for one S = "
+                    f"{float(action[chain]):.9g}, for another {float(other.action[chain]):.9g}"
+                )
+        return State(self.field, action, {**other.log_q, **self.log_q})
 
 
 @dataclass(frozen=True)
@@ -102,7 +122,19 @@ class Kernel(ABC):
 
     @abstractmethod
     def init(self, field: Any) -> Any:
-        """Return the state of a batch of fields."""
+        """Return the state of a batch of fields, and refuse what the kernel is not right for.
+
+        Every kernel of a run has this called before the first step of every process, a resumed one
+        too, for each block of chains and each replica that lives there: what it keeps in the
+        kernel must not depend on the fields.  It leaves them as they are.
+
+        Args:
+            field: ``(chains, ...)``; for kernels of a whole ladder a list with one such batch per
+                replica, None where the replica lives on another rank.
+
+        Raises:
+            ConfigError: the kernel would not leave the target invariant, or not for these fields.
+        """
 
     @abstractmethod
     def step(self, state: Any, rng: Any) -> tuple[Any, Info]:
@@ -128,6 +160,27 @@ class Kernel(ABC):
 
     def set_tuning(self, values: Mapping[str, float]) -> None:  # noqa: B027
         """Restore what :meth:`tuning` returned."""
+
+
+def begin(kernel: Kernel, field: Any) -> Any:
+    """Return ``kernel.init(field)``, which must leave the field as it is.
+
+    Raises:
+        ConfigError: as :meth:`Kernel.init`, or it does not.
+    """
+    if not isinstance(field, Tensor):
+        return kernel.init(field)
+    given = field.clone()
+    state = kernel.init(field)
+    kept = state.field if isinstance(state, State) else field
+    same = kept.shape == given.shape and kept.dtype == given.dtype
+    # NaN is not equal to itself.
+    if not (same and bool(((kept == given) | ((kept != kept) & (given != given))).all())):
+        raise ConfigError(
+            f"{kernel.name}: init should return a state of the field that it is given, but its "
+            "field is another"
+        )
+    return state
 
 
 def apply(kernel: Kernel, state: Any, rng: Randomness) -> tuple[Any, Info]:

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from flowmc.kernels.base import Info, Kernel, apply
+from flowmc.kernels.base import Info, Kernel, apply, begin
 from flowmc.random import Randomness, shared_stream
+from flowmc.registry import ConfigError
 
 __all__ = ["Cycle", "Mixture", "Repeat", "concatenate"]
 
@@ -30,7 +31,16 @@ class _Composed(Kernel):
             self.parts[name] = kernel
 
     def init(self, field: Any) -> Any:
-        return next(iter(self.parts.values())).init(field)
+        first, *others = [begin(kernel, field) for kernel in self.parts.values()]
+        for other in others:
+            if type(other) is not type(first):
+                raise ConfigError(
+                    f"the kernels of a {self.name} share one state, but one begins with a "
+                    f"{type(first).__name__}, another with a {type(other).__name__}"
+                )
+            if hasattr(first, "united"):
+                first = first.united(other)
+        return first
 
     @property
     def adapts(self):
@@ -117,7 +127,7 @@ class Repeat(Kernel):
         self.spreads = kernel.spreads
 
     def init(self, field: Any) -> Any:
-        return self.kernel.init(field)
+        return begin(self.kernel, field)
 
     def step(self, state: Any, rng: Randomness) -> tuple[Any, Info]:
         infos = []

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.flows.base import Flow, Identity
-from flowmc.kernels.base import Info, Kernel, State, action_of, apply
+from flowmc.kernels.base import Info, Kernel, State, action_of, apply, begin
 from flowmc.native import find_action
 from flowmc.random import Randomness, Streams, shared_stream
 from flowmc.registry import ConfigError
@@ -76,20 +76,39 @@ class LadderState:
         replicas[index] = state
         return replace(self, replicas=tuple(replicas))
 
+    def united(self, other: LadderState) -> LadderState:
+        """Return this ladder with what another kernel's state of the same fields knows besides.
 
-def init_ladder(actions: Sequence[Action], fields: Sequence[Tensor]) -> LadderState:
-    """Return the state of a ladder from one batch of fields per replica."""
+        Raises:
+            ConfigError: as :meth:`State.united`.
+        """
+        found = self
+        for index, state in self.here.items():
+            found = found.with_replica(index, state.united(other.replica(index)))
+        return found
+
+
+def init_ladder(
+    fields: Sequence[Tensor | None], begin_one: Callable[[int, Tensor], State]
+) -> LadderState:
+    """Return the state of a ladder from one batch of fields per replica that lives here.
+
+    Args:
+        fields: one per replica, None where it lives on another rank.
+        begin_one: returns the state of a replica, given its index and fields.
+    """
+    replicas = tuple(
+        None if field is None else begin_one(r, field) for r, field in enumerate(fields)
+    )
+    chains = next(len(field) for field in fields if field is not None)
+    return LadderState(replicas, torch.arange(len(fields)).repeat(chains, 1))
+
+
+def _check_count(actions: Sequence[Action], fields: Sequence[Tensor | None]) -> None:
     if len(fields) != len(actions):
         raise ValueError(
             f"a ladder of {len(actions)} replicas needs as many fields, not {len(fields)}"
         )
-    for action, field in zip(actions, fields, strict=True):
-        action.check_field(field)
-    replicas = tuple(
-        State(field, action(field)) for action, field in zip(actions, fields, strict=True)
-    )
-    walkers = torch.arange(len(actions)).repeat(fields[0].shape[0], 1)
-    return LadderState(replicas, walkers)
 
 
 class EachReplica(Kernel):
@@ -102,8 +121,9 @@ class EachReplica(Kernel):
         self.actions = list(actions)
         self.name = self.kernels[0].name
 
-    def init(self, field: Sequence[Tensor]) -> LadderState:
-        return init_ladder(self.actions, field)
+    def init(self, field: Sequence[Tensor | None]) -> LadderState:
+        _check_count(self.actions, field)
+        return init_ladder(field, lambda r, own: begin(self.kernels[r], own))
 
     def step(self, state: LadderState, rng: Randomness) -> tuple[LadderState, Info]:
         parts = {}
@@ -152,8 +172,10 @@ class OnReplica(Kernel):
     def __init__(self, kernel: Kernel, replica: int) -> None:
         self.kernel, self.replica, self.name = kernel, replica, kernel.name
 
-    def init(self, field: Any) -> Any:
-        raise TypeError("a ladder is initialised by its exchange")
+    def init(self, field: Sequence[Tensor | None]) -> LadderState:
+        return init_ladder(
+            field, lambda r, own: begin(self.kernel, own) if r == self.replica else State(own)
+        )
 
     def step(self, state: LadderState, rng: Randomness) -> tuple[LadderState, Info]:
         parts = {}
@@ -253,8 +275,14 @@ class Exchange(Kernel):
         self.schedule = schedule
         self.check_inverse = check_inverse
 
-    def init(self, field: Sequence[Tensor]) -> LadderState:
-        return init_ladder(self.actions, field)
+    def init(self, field: Sequence[Tensor | None]) -> LadderState:
+        _check_count(self.actions, field)
+
+        def begin_one(r: int, own: Tensor) -> State:
+            self.actions[r].check_field(own)
+            return State(own, self.actions[r](own))
+
+        return init_ladder(field, begin_one)
 
     @torch.no_grad()
     def step(self, state: LadderState, rng: Randomness) -> tuple[LadderState, Info]:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from flowmc.actions.base import Action
 from flowmc.flows.base import Flow, Identity
+from flowmc.kernels import Cycle
 from flowmc.kernels.base import Kernel, State, action_of
 from flowmc.nonequilibrium.starts import update
 
@@ -89,6 +90,7 @@ class Process(nn.Module):
             )
         self.actions, self.kernels = list(actions), [list(each) for each in kernels]
         self.flows = nn.ModuleList(given)
+        self._begun: set[int] = set()
 
     @property
     def steps(self) -> int:
@@ -135,6 +137,7 @@ class Process(nn.Module):
             increment = new + change - old
             work, total_det = work + increment, total_det - change
             # ... then the configuration.
+            self._begin(index, y[torch.isfinite(new)])
             state, acceptance = _updated(kernels, State(y, new), rng)
             x, old = state.field, action_of(action, state)
             heat = heat + (old - new)
@@ -143,6 +146,12 @@ class Process(nn.Module):
         return Evolution(
             x, work, heat, total_det, old, torch.stack(step_work), torch.tensor(acceptances)
         )
+
+    def _begin(self, index: int, field: Tensor) -> None:
+        """Let the kernels of a step see a field before they are first used."""
+        if index not in self._begun and self.kernels[index] and len(field):
+            Cycle(self.kernels[index]).init(field[:1])
+            self._begun.add(index)
 
     @torch.no_grad()
     def reverse(
@@ -168,6 +177,7 @@ class Process(nn.Module):
         total_det = torch.zeros_like(old)
         step_work, acceptances = [], []
         for index in reversed(range(self.steps)):
+            self._begin(index, field[torch.isfinite(old)])
             state, acceptance = _updated(self.kernels[index][::-1], State(field, old), rng)
             moved = action_of(self.actions[index], state)
             heat = heat + (moved - old)

@@ -13,6 +13,7 @@ from flowmc.actions.gauge import Wilson
 from flowmc.actions.scalar import HoppingAction
 from flowmc.actions.solved import log_partition
 from flowmc.flows.base import Prior
+from flowmc.kernels import Cycle
 from flowmc.kernels.base import Kernel, State, apply
 from flowmc.lattice import lattice_momenta_squared
 
@@ -110,7 +111,7 @@ class MarkovStart:
 
     def begin(self, rng: torch.Generator) -> State:
         """Return the chains before their first update."""
-        return self.kernels[0].init(begin(self.action, self.chains, self.start, rng))
+        return Cycle(self.kernels).init(begin(self.action, self.chains, self.start, rng))
 
     def advance(self, state: State, done: int, rng: torch.Generator) -> State:
         """Do one update; kernels adapt if it is one of the thermalization.

@@ -13,7 +13,7 @@ from flowmc.actions.base import Action
 from flowmc.flows.base import Flow, FlowModel, Identity
 from flowmc.flows.local import LocalFlowModel
 from flowmc.kernels import Cycle, EachReplica, Info, Kernel, Mixture, OnReplica, Repeat
-from flowmc.kernels.base import apply
+from flowmc.kernels.base import apply, begin
 from flowmc.parallel import Communicator
 from flowmc.parallel.devices import choose_device
 from flowmc.random import Randomness
@@ -65,13 +65,16 @@ class TimedKernel(Kernel):
 
     takes_streams = True
 
-    def __init__(self, kernel: Kernel, device: torch.device) -> None:
+    def __init__(self, kernel: Kernel, device: torch.device, where: str) -> None:
         self.kernel, self.name, self.spreads = kernel, kernel.name, kernel.spreads
         self.seconds, self.calls = 0.0, 0
-        self._device = device
+        self._device, self._where = device, where
 
     def init(self, field: Any) -> Any:
-        return self.kernel.init(field)
+        try:
+            return begin(self.kernel, field)
+        except ValueError as error:
+            raise ConfigError(f"{self._where}: {error}") from error
 
     @property
     def adapts(self):
@@ -111,7 +114,10 @@ def assemble(config: RunConfig, communicator: Communicator | None = None) -> Ass
     dtype = torch.float64 if config.chains.precision == 64 else torch.float32
     flows = _Flows(config, dtype, device)
     kernels = [_kernel(entry, config, flows) for entry in config.updates]
-    timed = [TimedKernel(kernel, device) for kernel in kernels]
+    timed = [
+        TimedKernel(kernel, device, entry.where)
+        for kernel, entry in zip(kernels, config.updates, strict=True)
+    ]
     top: Cycle | Mixture
     if config.run.schedule == "cycle":
         top = Cycle(timed)

@@ -146,6 +146,9 @@ def _start(
         origins,
         resumed=False,
     )
+    if runner.tuner is not None:
+        # It has built the kernels again.
+        communicator.together(runner.init_kernels)
     if gathered is not None:
         texts = {path: text for _, _, part in gathered for path, text in part.items()}
         for path, sentences in texts.items():
@@ -201,6 +204,7 @@ def _resume(
         dict(enumerate(provenance["origins"])),
         resumed=True,
     )
+    communicator.together(runner.init_kernels)
     for key, value in environment(assembly.device).items():
         if provenance.get(key) != value:
             text = f"{key} was {provenance.get(key)} and is {value}: rounding may differ"

@@ -45,6 +45,7 @@ from flowmc.run.rehearsal import (
     kernel_names,
     measure_replica,
 )
+from flowmc.run.start import first_state
 from flowmc.run.tables import seconds_of
 
 __all__ = ["RunStopped", "Runner"]
@@ -277,11 +278,24 @@ class Runner:
         self.proposals = self._share_proposals()
         for block, state in self.states.items():
             assert isinstance(state, LadderState)
-            for r, replica in state.here.items():
-                field = replica.field
-                state = state.with_replica(r, State(field, self.assembly.actions[r](field)))
-            self.states[block] = state
+            fresh = self._fresh_state(block, state)
+            assert isinstance(fresh, LadderState)
+            self.states[block] = replace(state, replicas=fresh.replicas)
         self._log("progress", text="the ladder moved", couplings=couplings)
+
+    def init_kernels(self) -> None:
+        """Let the kernels see the fields that they will move, as a new run does; no state changes.
+
+        Raises:
+            ConfigError: a kernel is not right for the theory or these fields.
+        """
+        for block, state in self.states.items():
+            self._fresh_state(block, state)
+
+    def _fresh_state(self, block: int, state: State | LadderState) -> State | LadderState:
+        replicas = state.here if isinstance(state, LadderState) else {0: state}
+        fields = {r: replica.field for r, replica in replicas.items()}
+        return first_state(self.assembly, fields, self.config.chains.blocks[block][0])
 
     def _wired(self, block: int, state: State | LadderState) -> State | LadderState:
         """Connect a ladder with its replicas on other ranks."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from flowmc.actions.base import Action
 from flowmc.flows.base import FlowModel
 from flowmc.io import StoredField, load_field
 from flowmc.kernels import LadderState, State
+from flowmc.kernels.base import begin
 from flowmc.random import stream
 from flowmc.registry import ConfigError
 from flowmc.run.assembly import Assembly
@@ -116,27 +117,48 @@ def first_state(
 ) -> State | LadderState:
     """Return the state of one block from the fields of its replicas on this rank.
 
+    It is that of all kernels' :meth:`~flowmc.kernels.base.Kernel.init`: the only way to a state.
+
+    Args:
+        assembly: of the run.
+        fields: of the replicas that live here.
+        first: number of the block's first chain.
+
     Raises:
-        ConfigError: naming the first chain whose field or action is not finite.
+        ConfigError: naming the first chain whose field or action is not finite, or from a kernel
+            that is not right for this theory or these fields.
     """
-    replicas: list[State | None] = [None] * len(assembly.actions)
     for r, batch in fields.items():
-        action = assembly.actions[r]
-        action.check_field(batch)
-        value = action(batch)
-        finite = torch.isfinite(value) & torch.isfinite(batch.flatten(1)).all(1)
-        if not bool(finite.all()):
-            chain = first + int((~finite).nonzero()[0])
-            raise ConfigError(
-                f"[chains]: the start configuration of chain {chain} is not finite, or its action "
-                "is not: choose another start"
-            )
-        replicas[r] = State(batch, value)
-    if not assembly.is_ladder:
-        assert replicas[0] is not None
-        return replicas[0]
-    chains = len(next(iter(fields.values())))
-    return LadderState(tuple(replicas), torch.arange(len(replicas)).repeat(chains, 1))
+        assembly.actions[r].check_field(batch)
+        _require_finite(torch.isfinite(batch.flatten(1)).all(1), first)
+    given = [fields.get(r) for r in range(len(assembly.actions))]
+    state = begin(assembly.kernel, given if assembly.is_ladder else given[0])
+    wanted = LadderState if assembly.is_ladder else State
+    if not isinstance(state, wanted):
+        raise ConfigError(
+            f"[[update]]: the init of a kernel should return a {wanted.__name__}, not a "
+            f"{type(state).__name__}"
+        )
+    if isinstance(state, State):
+        return _with_action(state, assembly.actions[0], first)
+    for r, replica in state.here.items():
+        state = state.with_replica(r, _with_action(replica, assembly.actions[r], first))
+    return state
+
+
+def _with_action(state: State, action: Action, first: int) -> State:
+    value = action(state.field) if state.action is None else state.action
+    _require_finite(torch.isfinite(value), first)
+    return replace(state, action=value)
+
+
+def _require_finite(finite: Tensor, first: int) -> None:
+    if not bool(finite.all()):
+        chain = first + int((~finite).nonzero()[0])
+        raise ConfigError(
+            f"[chains]: the start configuration of chain {chain} is not finite, or its action "
+            "is not: choose another start"
+        )
 
 
 def purpose_of(purpose: str, replica: int) -> str:

@@ -38,9 +38,12 @@ from flowmc.kernels import (
     LocalFlow,
     Mixture,
     Repeat,
+    SignFlip,
 )
+from flowmc.kernels.base import begin
 from flowmc.kernels.integrators import trajectory
 from flowmc.observables import phi2, plaquette, polyakov_loop, susceptibility
+from flowmc.registry import ConfigError
 
 PHI4 = Phi4([2, 2], m2=-4.0, lam=8.0)
 HOPPING = Phi4([4], kappa=0.3, lam=0.4)
@@ -107,7 +110,7 @@ def gauge_model(action, rng):
 
 def check(action, kernel, rng, steps=3):
     before, fresh = draw(action, rng), draw(action, rng)
-    state = kernel.init(before)
+    state = begin(kernel, before)
     for _ in range(steps):
         state, _ = kernel.step(state, rng)
     if state.action is not None:
@@ -167,6 +170,13 @@ def test_hmc_mixed_with_independence(action, composition, rng):
     assert check(action, kernel, rng, steps=4) > THRESHOLD
 
 
+@pytest.mark.parametrize("composition", [Cycle, Mixture])
+@pytest.mark.parametrize("action", [PHI4, HOPPING], ids=repr)
+def test_sign_flip_mixed_with_hmc(action, composition, rng):
+    kernel = composition([HMC(action, steps=2), Repeat(SignFlip(action), 3)])
+    assert check(action, kernel, rng) > THRESHOLD
+
+
 # Blocks of one site and of several, many blocks at once, and collars that are of two sides at once.
 LOCAL = [
     (PHI4, [1, 1], 0.3),
@@ -200,7 +210,7 @@ def test_local_flow_mixed_with_others(composition, rng):
 
 def check_ladder(actions, kernel, rng, steps=4):
     before = [draw(action, rng) for action in actions]
-    state = kernel.init(before)
+    state = begin(kernel, before)
     for _ in range(steps):
         state, _ = kernel.step(state, rng)
     p_values = []
@@ -274,7 +284,7 @@ def test_the_wrong_weight_of_a_defect_is_caught(rng):
     wrong = Wrong("U(1)", [4, 4], beta=2.5, defect=0.3)
     before, fresh = draw(right, rng), draw(right, rng)
     kernel = HMC(wrong, steps=4)
-    state = kernel.init(before)
+    state = begin(kernel, before)
     for _ in range(6):
         state, _ = kernel.step(state, rng)
     batches = (before, state.field, fresh)
@@ -333,6 +343,9 @@ def test_blocks_without_frozen_sites_between_them_are_caught(rng):
 
     kernel.tiling = Touching(action.lattice, kernel.block)
     kernel.tiling.count *= 2
+    with pytest.raises(ConfigError, match="local updates need"):
+        kernel.init(action.cold(1))
+    kernel._check_locality = lambda device: None
     assert check(action, kernel, rng, steps=6) < THRESHOLD
 
 
@@ -397,7 +410,7 @@ def test_a_stale_action_after_exchange_is_caught(rng):
 
     kernel = KeepsActions(SCALAR_LADDER[:2], [Scale(1.2)])
     before = [draw(action, rng) for action in SCALAR_LADDER[:2]]
-    state = kernel.init(before)
+    state = begin(kernel, before)
     for _ in range(8):
         state, _ = kernel.step(state, rng)
     action = SCALAR_LADDER[0]
