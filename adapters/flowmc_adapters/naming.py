@@ -11,6 +11,7 @@ _OF_CONFIGURATIONS = frozenset(
     {".lime", ".ildg", ".scidac", ".nersc", ".milc", ".openqcd", ".hirep", ".bmw", ".bridge"}
     | {".h5", ".hdf5", ".npy", ".npz"}
 )
+_OF_PACKED_FILES = frozenset({".gz", ".bz2", ".xz", ".zst", ".lz4", ".lz"})
 _OF_SETTINGS = frozenset({".cfg", ".conf"})
 _SUFFIXES = _OF_CONFIGURATIONS | _OF_SETTINGS | {".dat", ".bin", ".txt"}
 
@@ -19,12 +20,17 @@ def number_in_name(path: str | os.PathLike[str]) -> int | None:
     """The configuration number at the end of a file name: 1000 of "lat.1000", "run1n1000",
     "conf-1000.lime"; None if there is none.
     """
-    name = Path(path).name
+    name = _without_packing(Path(path).name)
     stem, dot, suffix = name.rpartition(".")
     if dot and not suffix.isdigit():
         name = stem
     found = re.search(r"(?:^|[._\-n])(\d+)$", name)
     return int(found[1]) if found else None
+
+
+def _without_packing(name: str) -> str:
+    stem, dot, suffix = name.rpartition(".")
+    return stem if stem and f"{dot}{suffix.lower()}" in _OF_PACKED_FILES else name
 
 
 def named_like_configuration(path: str | os.PathLike[str], head: bytes) -> bool:
@@ -35,7 +41,7 @@ def named_like_configuration(path: str | os.PathLike[str], head: bytes) -> bool:
         path: the file.
         head: its first bytes.
     """
-    suffix = Path(path).suffix.lower()
+    suffix = Path(_without_packing(Path(path).name)).suffix.lower()
     if number_in_name(path) is not None or suffix in _OF_CONFIGURATIONS:
         return True
     return suffix in _OF_SETTINGS and b"\0" in head
@@ -53,6 +59,7 @@ def converted_name(path: str | os.PathLike[str], suffix: str) -> str:
     name, selection = Path(path).name, ""
     if not os.path.lexists(path) and (found := re.fullmatch(r"(.+)#(\d+)", name)):
         name, selection = found[1], f"_{found[2]}"
+    name = _without_packing(name)
     stem, dot, old = name.rpartition(".")
     if dot and stem and f".{old.lower()}" in _SUFFIXES:
         name = stem

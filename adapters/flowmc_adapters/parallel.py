@@ -45,6 +45,7 @@ from .registry import (
     signs_text,
 )
 from .transfer import Sums, slabs_of, transfer
+from .unpacking import UnpackingLayout, command_for
 
 
 @dataclass
@@ -260,6 +261,10 @@ def _header(
     with _together(comm):
         if comm.rank == 0:
             reader = detect(path, layout)
+            if isinstance(reader, UnpackingLayout):
+                raise FormatError(
+                    path, None, f"compressed files are read by one process: {command_for(path)}"
+                )
             if not isinstance(reader, LayoutFormat):
                 raise FormatError(
                     path, None, f"{reader.name} files cannot be read by several ranks: convert it"

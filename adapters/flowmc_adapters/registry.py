@@ -33,6 +33,7 @@ from .openqcd.export import OpenQcdFormat
 from .openqcd.hirep import HirepFormat
 from .selection import split_selection
 from .transfer import Progress
+from .unpacking import compression_of, unpacking
 from .unsupported import refuse
 
 ENTRY_POINT_GROUP = "flowmc.formats"
@@ -94,8 +95,11 @@ def detect(path: PathLike, layout: str | None = None) -> Format:
         raise FormatError(path, None, f"{what}: give a single configuration file")
     head = read_head(path)
     path, selection = split_selection(path)
-    for candidate in formats().values():
-        if candidate.detect(head, path):
+    candidates = list(formats().values())
+    if compression_of(head):
+        candidates = [unpacking(path, detect)]
+    for candidate in candidates:
+        if compression_of(head) or candidate.detect(head, path):
             if selection is not None and not candidate.several:
                 raise FormatError(
                     path,

@@ -8,6 +8,14 @@ from .errors import FormatError
 from .formats import PathLike
 
 _EXPORT = "export it as NERSC or ILDG with the code that wrote it"
+_ARCHIVES = (
+    (b"PK\x03\x04", "a zip archive, and no npz file of links", "unzip"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd, which cannot be read here", "zstd -d"),
+    (b"\x04\x22\x4d\x18", "compressed with lz4, which cannot be read here", "lz4 -d"),
+    (b"LZIP", "compressed with lzip, which cannot be read here", "lzip -d -k"),
+    (b"\x1f\x9d", "compressed with compress, which cannot be read here", "uncompress"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "7z x"),
+)
 _MILC_1996 = 53546
 _CP_PACS = 19920410
 
@@ -37,11 +45,11 @@ def _name(head: bytes) -> str | None:
         return "a git-LFS pointer, not the data: fetch the file with `git lfs pull`"
     if head.startswith(b"magic_number"):
         return "the text that MILC writes beside a configuration: give the configuration itself"
-    if head.startswith(b"PK\x03\x04"):
-        return "a zip archive (perhaps .npz): unpack it and give the npy file inside"
-    for magic, compression in ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz")):
+    for magic, what, command in _ARCHIVES:
         if head.startswith(magic):
-            return f"compressed with {compression}: decompress it first"
+            return f"{what}: unpack it with `{command} FILE`"
+    if head[257:262] == b"ustar":
+        return "a tar archive: unpack it with `tar -xf FILE` and give the configuration inside"
     return _binary_name(head)
 
 

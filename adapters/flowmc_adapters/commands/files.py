@@ -13,7 +13,8 @@ from pathlib import Path
 from ..errors import FormatError
 from ..heads import read_head
 from ..naming import name_pattern, named_like_configuration, natural_key
-from ..registry import detect
+from ..registry import detect, formats
+from ..unpacking import compression_of, unpacked_head
 from ..unsupported import is_configuration
 
 _UNKNOWN = "no configuration"
@@ -117,6 +118,12 @@ def _reason_to_skip(path: Path) -> str | None:
     if not path.is_file():
         return ""
     try:
+        head = read_head(path)
+        compression = compression_of(head)
+        if compression is not None:  # not unpacked for that
+            head = unpacked_head(path, compression)
+            known = any(one.detect(head, path) for one in formats().values())
+            return None if known or named_like_configuration(path, head) else _UNKNOWN
         found = detect(path)
         found.read_header(path)
     except FormatError as error:

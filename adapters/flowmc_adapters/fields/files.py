@@ -24,6 +24,7 @@ from ..numpy_files.npy import array_type, read_array, write_array
 from ..openqcd.u1 import find_u1, read_u1
 from ..registry import detect
 from ..selection import file_of, split_selection
+from ..unpacking import compression_of, is_compressed, unpacked
 from .configuration import SCALAR, U1, FieldConfiguration, is_field_shape
 
 FIELD_FORMATS = ("hdf5", "ildg", "lime", "npy")
@@ -41,6 +42,9 @@ def field_format(path: PathLike) -> str | None:
     if Path(path).is_dir():
         return None
     head = read_head(path)
+    if compression_of(head):
+        with unpacked(path) as plain:
+            return field_format(plain)
     if head.startswith(b"\x93NUMPY"):
         return "npy"
     if head.startswith(MAGIC) and fields_hdf5.is_field_file(path):
@@ -62,6 +66,9 @@ def is_field(path: PathLike, layout: str | None = None) -> bool:
         FormatError: a damaged npy file.
         OSError: the file cannot be opened.
     """
+    if is_compressed(path):
+        with unpacked(path) as plain:
+            return is_field(plain)
     found = field_format(path)
     if layout == "u1" and found is None and find_u1(path) is not None:
         return True
@@ -75,6 +82,9 @@ def field_numbers(path: PathLike) -> list[int]:
         FormatError: no HDF5 file, or damaged.
         OSError: the file cannot be opened.
     """
+    if is_compressed(path):
+        with unpacked(path) as plain:
+            return field_numbers(plain)
     path, selection = split_selection(path)
     if selection is not None and selection.isdecimal():
         return [int(selection)]
@@ -104,6 +114,9 @@ def read_field(
             whatever `check_checksum` is).
         OSError: the file cannot be opened.
     """
+    if is_compressed(path):
+        with unpacked(path) as plain:
+            return read_field(plain, number=number, kind=kind, check_checksum=check_checksum)
     found = field_format(path)
     path, selection = split_selection(path)
     if found == "hdf5":

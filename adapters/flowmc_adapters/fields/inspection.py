@@ -12,6 +12,7 @@ from ..configuration import Checksum, PathLike
 from ..errors import FormatError
 from ..numpy_files.npy import NumpyFormat, array_header, read_array
 from ..numpy_files.siblings import is_one_direction
+from ..unpacking import is_compressed, unpacked
 from .configuration import U1, FieldConfiguration, compact_plaquette
 from .files import field_format, field_numbers, read_field
 
@@ -42,6 +43,9 @@ def examine_fields(path: PathLike) -> FieldFindings | None:
         FormatError: damaged; its child CheckError: numbers that are not finite.
         OSError: the file cannot be opened.
     """
+    if is_compressed(path):
+        with unpacked(path) as plain:
+            return examine_fields(plain)
     found = field_format(path)
     if found == "npy":
         return _examine_array(path)

@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,16 +64,20 @@ def opened(path: PathLike, driven: Any = None) -> Iterator[Any]:
         FormatError: no HDF5 file, truncated, or damaged.
         OSError: it cannot be opened.
     """
-    with guarded(path):
-        import h5py
-
-        # Without locks: they fail on many network file systems, and readers need none
-        file = h5py.File(path if driven is None else driven, "r", locking=False)
-    try:
-        yield file
-    finally:
+    with ExitStack() as stack:
+        if driven is None and os.fspath(path).startswith("/proc/self/fd/"):
+            # A file without a name, for which the library looks
+            driven = stack.enter_context(open(path, "rb"))
         with guarded(path):
-            file.close()
+            import h5py
+
+            # Without locks: they fail on many network file systems, and readers need none
+            file = h5py.File(path if driven is None else driven, "r", locking=False)
+        try:
+            yield file
+        finally:
+            with guarded(path):
+                file.close()
 
 
 @contextmanager
