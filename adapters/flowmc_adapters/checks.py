@@ -8,6 +8,7 @@ from .configuration import DIRECTIONS, Checksum, Header, PathLike
 from .errors import CheckError
 from .lime.text import parse_real, xlf_values
 from .observables import GroupErrors, Measurements
+from .printing import printable
 
 # As QDP++ and Grid ask for. Headers are printed with 6 to 15 digits, often from sums in single
 # precision; a wrong order of sites or directions shows in the first digits.
@@ -100,6 +101,9 @@ def judge(header: Header, computed: str | None, measurements: Measurements) -> V
             f"xlf-info says plaquette {xlf:.12g}, the links give "
             f"{measurements.plaquettes.mean:.12g}"
         )
+    # Headers are quoted in some of these
+    failed = {name: printable(reason) for name, reason in failed.items()}
+    warnings = list(map(printable, warnings))
     return Verdict(header, measurements, checksum, failed, warnings, group_error)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from .printing import printable
+
 
 class FormatError(ValueError):
     """A file that cannot be used, with the place and the reason.
@@ -23,7 +25,8 @@ class FormatError(ValueError):
 
     def __str__(self) -> str:
         where = "" if self.offset is None else f": byte {self.offset}"
-        return f"{self.path}{where}: {self.reason}"
+        # Names and reasons may quote what a foreign file holds
+        return printable(f"{self.path}{where}: {self.reason}")
 
 
 class CheckError(FormatError):

@@ -69,4 +69,4 @@ def converted_name(path: str | os.PathLike[str], suffix: str) -> str:
 def natural_key(path: str | os.PathLike[str]) -> list[tuple[int, int | str]]:
     """For sorting names by the numbers in them: lat.900 before lat.1000."""
     parts = re.split(r"(\d+)", os.fspath(path))
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in parts]
+    return [(0, int(part)) if i % 2 else (1, part) for i, part in enumerate(parts)]

@@ -1,5 +1,7 @@
 """`inspect` and `convert`: what they print for people and for scripts, and their exit status."""
 
+import argparse
+import contextlib
 import json
 import os
 import pickle
@@ -7,6 +9,7 @@ import re
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import flowmc_adapters
@@ -397,6 +400,97 @@ def test_links_that_are_projected_or_rounded_pass(tmp_path, make_configuration):
     assert main(convert) == 1
     assert main([*convert, "--reunitarize"]) == 0
     assert main(["inspect", str(tmp_path / "conf")]) == 0
+
+
+STEERING = "\x1b[2J\x1b]0;title\x07\u202e\x9b31m"
+
+
+def hostile_files(folder, conf):
+    """Files whose heads, keys, values and names would steer a terminal or fake lines of output."""
+    text = STEERING.encode("utf-8")
+    content = conf.read_bytes()
+    key = content.replace(b"ENSEMBLE_ID = ", b"E" + text + b" = 1\nE" + text + b" = ", 1)
+    lime = b"\x45\x67\x89\xab\x00\x01\xc0\x00" + bytes(8) + text.ljust(128, b"\0")
+    contents = {
+        "key": key,
+        "value": content.replace(b"CREATOR = flowmc", b"CREATOR = " + text, 1),
+        "datatype": content.replace(b"_GAUGE", text, 1),
+        "kind": lime,
+        "kinds": lime + text,
+        "npy": b"\x93NUMPY\x01\x00" + (len(text) + 1).to_bytes(2, "little") + text + b"\n",
+        "unknown": text * 10,
+    }
+    for name, data in contents.items():
+        (folder / f"lat.{name}.1").write_bytes(data)
+    for name in (
+        f"lat{STEERING}.2",
+        "lat\nok fake.3",
+        os.fsdecode(b"lat\xff\xfe.4"),
+        "lat1\xb23.5",
+    ):
+        (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("command", ["inspect", "inspect one by one", "convert"])
+def test_no_text_of_a_foreign_file_steers_the_terminal(tmp_path, conf, command, encoding):
+    folder = tmp_path / "hostile"
+    folder.mkdir()
+    hostile_files(folder, conf)
+    files = [str(path) for path in folder.iterdir()]
+    arguments = {
+        "inspect": ["inspect", str(folder)],
+        "inspect one by one": ["inspect", *files],
+        "convert": ["convert", str(folder), str(tmp_path / "new"), "--format", "ildg"],
+    }[command]
+    done = subprocess.run(
+        [sys.executable, "-m", "flowmc_adapters", *arguments],
+        env=os.environ
+        | {
+            "PYTHONPATH": str(Path(flowmc_adapters.__file__).parents[1]),
+            "PYTHONIOENCODING": encoding,
+        },
+        capture_output=True,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode in (1, 2), output
+    assert b"Traceback" not in output
+    text = output.decode(encoding)
+    assert all(letter.isprintable() or letter == "\n" for letter in text)
+    assert not re.search("(?m)^ok fake", text)
+    assert r"lat\xff\xfe.4" in text
+
+
+def test_messages_of_errors_are_printable(tmp_path, conf):
+    hostile_files(tmp_path, conf)
+    for path in tmp_path.iterdir():
+        with contextlib.suppress(OSError):
+            try:
+                texts = read(path).warnings
+            except FormatError as error:
+                texts = [str(error)]
+            assert all(text.isprintable() for text in texts)
+
+
+def test_ten_thousand_names_take_no_time(tmp_path, monkeypatch):
+    """What is done with the names of an ensemble does not grow with their square."""
+    from flowmc_adapters.commands import convert as command
+    from flowmc_adapters.commands import inspect as other
+    from flowmc_adapters.commands.files import FileList
+    from flowmc_adapters.inspection import Inspection
+
+    names = [f"/absent/lat.{number}" for number in range(20_000)]
+    monkeypatch.setattr(command, "expand", lambda _: FileList(names, [], many=True))
+    arguments = argparse.Namespace(
+        source=["x"], destination=str(tmp_path), format="nersc", existing=None, json=True
+    )
+    empty = dict.fromkeys(inspect(tmp_path / "absent"))
+    begin = time.process_time()
+    pairs, _ = command._pairs(arguments)
+    text = other._summary([Inspection(empty | {"path": name}) for name in names])
+    assert time.process_time() - begin < 5  # minutes, with a search of the list for each name
+    assert len(pairs) == 20_000
+    assert "numbers 0 to 19999" in text
 
 
 def test_options_are_checked_before_anything_is_read(conf, tmp_path, capsys):

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import sys
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ..errors import CheckError, FormatError
 from ..fields.files import field_format, field_numbers, is_field, read_field
 from ..inspection import CHECK_FAILED, FINE, UNUSABLE
 from ..naming import converted_name, number_in_name
+from ..printing import printable, say
 from ..registry import format_named, formats, read_header
 from ..transfer import Progress
 from .common import (
@@ -138,10 +140,10 @@ def _convert(arguments: argparse.Namespace, comm: Any) -> int:
     if arguments.json:
         print(json.dumps(results if several or not results else results[0], indent=2))
     elif not pairs:
-        print("nothing to do: all files are there already")
+        say("nothing to do: all files are there already")
     elif several:
         failed = sum(result["error"] is not None for result in results)
-        print(f"{len(results)} files: {len(results) - failed} converted, {failed} failed")
+        say(f"{len(results)} files: {len(results) - failed} converted, {failed} failed")
     return status
 
 
@@ -224,7 +226,7 @@ def _pairs(arguments: argparse.Namespace) -> tuple[list[tuple[str, str]], bool]:
     chosen = expand(arguments.source)
     if not arguments.json:
         for path, reason in chosen.skipped:
-            print(f"skipped {path}: {reason}", file=sys.stderr)
+            say(f"skipped {printable(path)}: {printable(reason)}", sys.stderr)
     destination = arguments.destination
     several = chosen.many or len(chosen.files) > 1 or os.path.isdir(destination)
     if not chosen.files:
@@ -235,7 +237,7 @@ def _pairs(arguments: argparse.Namespace) -> tuple[list[tuple[str, str]], bool]:
         Path(destination).mkdir(parents=True, exist_ok=True)
         suffix = format_named(arguments.format).suffix or f".{arguments.format}"
         names = [converted_name(path, suffix) for path in chosen.files]
-        doubles = sorted({name for name in names if names.count(name) > 1})
+        doubles = sorted(name for name, count in Counter(names).items() if count > 1)
         if doubles:
             raise ValueError(
                 f"several sources would be written to {', '.join(doubles[:3])}: convert them to "
@@ -259,13 +261,14 @@ def _pairs(arguments: argparse.Namespace) -> tuple[list[tuple[str, str]], bool]:
 
 def _report(result: dict[str, Any]) -> None:
     if result["error"] is not None:
-        print(f"error: {result['error']}", file=sys.stderr)
+        say(f"error: {printable(result['error'])}", sys.stderr)
         return
+    source, destination = printable(result["source"]), printable(result["destination"])
     for warning in result["warnings"]:
-        print(f"warning: {result['source']}: {warning}", file=sys.stderr)
-    print(
-        f"{result['source']} ({result['source_format']}, {result['source_precision']} bit) -> "
-        f"{result['destination']} ({result['format']}, {result['precision']} bit)"
+        say(f"warning: {source}: {printable(warning)}", sys.stderr)
+    say(
+        f"{source} ({result['source_format']}, {result['source_precision']} bit) -> "
+        f"{destination} ({result['format']}, {result['precision']} bit)"
     )
 
 
@@ -273,5 +276,5 @@ def _refused(message: str, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"error": message}, indent=2))
     else:
-        print(f"error: {message}", file=sys.stderr)
+        say(f"error: {printable(message)}", sys.stderr)
     return UNUSABLE

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from typing import Any
 
 from ..inspection import CHECK_FAILED, FINE, UNUSABLE, Inspection, examine
 from ..metadata import DERIVED_KEYS
 from ..naming import number_in_name
+from ..printing import printable, say
 from .common import (
     add_reading_arguments,
     by_first_rank,
@@ -47,7 +49,7 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     try:
         comm = communicator(arguments)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return UNUSABLE
     with only_first_rank_prints(comm):
         return _inspect(arguments, comm)
@@ -71,17 +73,17 @@ def _inspect(arguments: argparse.Namespace, comm: Any) -> int:
         found.append(inspection)
         if not arguments.json:
             progress.clear()
-            print(_line(inspection) if brief else ("\n" if i else "") + _table(inspection))
+            say(_line(inspection) if brief else ("\n" if i else "") + _table(inspection))
             sys.stdout.flush()
     progress.clear()
     if arguments.json:
         print(json.dumps([inspection.report for inspection in found], indent=2))
     elif brief:
         for path, reason in chosen.skipped:
-            print(f"skipped   {path}: {reason}")
-        print(_summary(found))
+            say(f"skipped   {printable(path)}: {printable(reason)}")
+        say(_summary(found))
     if not found:
-        print("error: no configuration file among these", file=sys.stderr)
+        say("error: no configuration file among these", sys.stderr)
         return UNUSABLE
     return max(inspection.status for inspection in found)
 
@@ -89,10 +91,11 @@ def _inspect(arguments: argparse.Namespace, comm: Any) -> int:
 def _line(inspection: Inspection) -> str:
     """One line: verdict, file, what it holds, or why not."""
     report = inspection.report
-    words = [f"{_VERDICTS[inspection.status]:<9}", str(report["path"])]
+    path = printable(str(report["path"]))
+    words = [f"{_VERDICTS[inspection.status]:<9}", path]
     if report["error"] is not None:
         # The path stands at the front already
-        return " ".join([*words, "", str(report["error"]).removeprefix(f"{report['path']}: ")])
+        return " ".join([*words, "", printable(str(report["error"])).removeprefix(f"{path}: ")])
     words.append(f" {report['format']}")
     if report["dims"] is not None:
         group = report["kind"] if report["nc"] is None else f"SU({report['nc']})"
@@ -109,7 +112,7 @@ def _line(inspection: Inspection) -> str:
     words.append("no checksum" if checksum is None else f"checksum {_checksum_word(checksum)}")
     warnings = report["warnings"]
     if inspection.status != FINE:
-        words.append(f"- {inspection.reason}")
+        words.append(f"- {printable(inspection.reason)}")
     elif warnings:
         words.append(f"({len(warnings)} warning{'s' if len(warnings) > 1 else ''})")
     return " ".join(words)
@@ -139,7 +142,7 @@ def _summary(found: list[Inspection]) -> str:
     if missing:
         more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
         lines.append(f"missing numbers: {', '.join(map(str, missing[:10]))}{more}")
-    twice = sorted({number for number in numbers if numbers.count(number) > 1})
+    twice = sorted(number for number, count in Counter(numbers).items() if count > 1)
     if twice:
         lines.append(f"numbers that occur twice: {', '.join(map(str, twice[:10]))}")
     return "\n".join(lines)
@@ -160,7 +163,7 @@ def _table(inspection: Inspection) -> str:
 
     def add(name: str, value: Any, form: str = "") -> None:
         if value is not None:
-            rows.append((name, format(value, form)))
+            rows.append((printable(name), printable(format(value, form))))
 
     add("format", report["format"])
     add("writer", report["writer"])
@@ -190,11 +193,11 @@ def _table(inspection: Inspection) -> str:
     for key, value in inspection.metadata.items():
         if key in DERIVED_KEYS or key == "SEQUENCE_NUMBER":
             continue
-        # What no terminal can show, and what would steer it, becomes a question mark
-        text = "".join(c if c.isprintable() else "?" for c in " ".join(value.split()))
+        text = printable(" ".join(value.split()))
         add(f"  {key}", text if len(text) <= 100 else f"{text[:97]}...")
     for warning in report["warnings"]:
         add("warning", warning)
     add("error", report["error"])
-    width = max([14, *(len(name) for name, _ in rows)])
-    return "\n".join([str(report["path"]), *(f"  {name:<{width}} {value}" for name, value in rows)])
+    width = min(40, max([14, *(len(name) for name, _ in rows)]))
+    path = printable(str(report["path"]))
+    return "\n".join([path, *(f"  {name:<{width}} {value}" for name, value in rows)])

@@ -6,6 +6,8 @@ import sys
 import time
 from typing import TextIO
 
+from ..printing import encodable, printable
+
 _WIDTH = 24
 _SECONDS = 0.2
 
@@ -59,6 +61,6 @@ class ProgressLine:
         if share > 0.02:
             seconds = (self._drawn - self._start) * (1 / share - 1)
             left = f"  {int(seconds) // 60}:{int(seconds) % 60:02d} left"
-        text = f"[{bar}] {self._done}/{self._files}{left}  {self._name[:40]}"
-        self._stream.write(f"\r\x1b[K{text}")
+        text = f"[{bar}] {self._done}/{self._files}{left}  {printable(self._name[:40])}"
+        self._stream.write(f"\r\x1b[K{encodable(text, self._stream)}")
         self._stream.flush()

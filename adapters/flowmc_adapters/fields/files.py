@@ -22,6 +22,7 @@ from ..lime import container as lime
 from ..lime import fields as fields_lime
 from ..numpy_files.npy import array_type, read_array, write_array
 from ..openqcd.u1 import find_u1, read_u1
+from ..printing import printable
 from ..registry import detect
 from ..selection import file_of, split_selection
 from ..unpacking import compression_of, is_compressed, unpacked
@@ -155,6 +156,7 @@ def read_field(
         if check_checksum:
             raise CheckError(path, None, reason)
         field.warnings.append(reason)
+    field.warnings[:] = map(printable, field.warnings)  # they may quote the file
     return field
 
 
