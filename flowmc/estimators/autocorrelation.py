@@ -244,14 +244,15 @@ def format_value(value: float, error: float, digits: int = 2) -> str:
     """Return ``"0.31498(72)"``: the error in units of the last digits of the value.
 
     Errors of 1 and more keep their decimal point, ``"12.3(1.4)"``; numbers far from 1 get an
-    exponent, ``"1.23(45)e-12"``.
+    exponent, ``"1.23(45)e-12"``.  Without an error (all measurements equal) there is none to
+    print: ``"1 (constant)"``.
     """
     if not math.isfinite(value):
         return str(value)
     if not math.isfinite(error):
         return f"{value:.6g}(?)"
     if error == 0:
-        return f"{value:.6g}(0)"
+        return f"{value:.6g} (constant)"
     scale = math.floor(math.log10(max(abs(value), error)))
     if not -5 <= scale < 7:
         return f"{format_value(value / 10.0**scale, error / 10.0**scale, digits)}e{scale:+03d}"

@@ -445,7 +445,6 @@ def _exponential_mean(logs: ArrayLike, bound: Bound, source: str) -> FreeEnergy:
     flat = torch.from_numpy(np.ascontiguousarray(array).reshape(-1))
     plain = log_mean_exp(flat)
     fluctuations = np.exp(array - plain.value) - 1
-    verdict = judge_weights(flat)
     if array.ndim == 1:
         error, bias, known = plain.error, plain.bias, _MeanError(plain.error)
     else:
@@ -453,6 +452,8 @@ def _exponential_mean(logs: ArrayLike, bound: Bound, source: str) -> FreeEnergy:
         error = known.error
         # The delta method: the logarithm of a mean with this error, tau_int included.
         bias = -0.5 * error**2
+    tau = known.tau_int if math.isfinite(known.tau_int) else 0.5
+    verdict = judge_weights(flat, tau_int=tau)
     estimate = FreeEnergy(
         plain.value,
         error,

@@ -65,7 +65,7 @@ class MultiEnsemble:
         self,
         histories: Sequence[History],
         actions: ArrayLike,
-        tau_int: Sequence[float] | None = None,
+        tau_int: ArrayLike | None = None,
     ) -> None:
         self.histories = list(histories)
         self.energies = np.asarray(actions, dtype=np.float64)
@@ -79,7 +79,10 @@ class MultiEnsemble:
             raise ValueError("an action is not finite on a configuration")
         if len({history.ensemble for history in self.histories}) < len(lengths):
             raise ValueError("ensembles need different names")
-        factor = 2 * np.maximum(0.5, np.asarray(tau_int or [0.5] * len(lengths), dtype=float))
+        times = np.full(len(lengths), 0.5) if tau_int is None else np.asarray(tau_int, float)
+        if times.shape != lengths.shape or not np.isfinite(times).all():
+            raise ValueError(f"{len(lengths)} ensembles need as many finite tau_int, not {times}")
+        factor = 2 * np.maximum(0.5, times)
         self.counts = lengths / factor
         self.places = np.split(np.arange(lengths.sum()), np.cumsum(lengths)[:-1])
         # What one configuration of each ensemble counts.

@@ -129,9 +129,13 @@ def log_partition_ratio(history: History, log_weights: ArrayLike) -> Obs:
 
 
 def judge_weights(
-    log_weights: ArrayLike, blocks: int | None = None, *, tail_of: ArrayLike | None = None
+    log_weights: ArrayLike,
+    blocks: int | None = None,
+    *,
+    tail_of: ArrayLike | None = None,
+    tau_int: float = 0.5,
 ) -> Verdict:
-    """Return what a set of log-weights is good for.
+    r"""Return what a set of log-weights is good for.
 
     Args:
         log_weights: ``(N,)``.
@@ -139,6 +143,8 @@ def judge_weights(
         tail_of: ``(N,)``, the log-weights without what a sample counts by its origin: samples that
             count differently make steps in the distribution, which are no tail.  By default
             ``log_weights``.
+        tau_int: of the weights, where samples are correlated: they count as
+            :math:`N / 2 \tau_{int}`.
     """
     logs = torch.as_tensor(np.asarray(log_weights, dtype=np.float64))
     samples = len(logs)
@@ -149,10 +155,13 @@ def judge_weights(
     spread = float(finite.std(correction=0))
     warnings = []
     if spread > 0:
-        if samples * ess.value < SMALLEST_EFFECTIVE:
+        independent = samples / (2 * max(0.5, tau_int))
+        if independent * ess.value < SMALLEST_EFFECTIVE:
+            correlated = f" (tau_int = {tau_int:.3g})" if tau_int > 0.5 else ""
             warnings.append(
-                f"{samples} configurations are fewer than 10 / ESS (ESS = {ess.value:.2g}): the "
-                f"ESS is biased up and there are at most {samples * ess.value:.1f} effective "
+                f"{independent:.0f} {'independent ' if correlated else ''}configurations"
+                f"{correlated} are fewer than 10 / ESS (ESS = {ess.value:.2g}): the "
+                f"ESS is biased up and there are at most {independent * ess.value:.1f} effective "
                 "configurations; use more of them, a nearer target or a better flow"
             )
         if share > LARGEST_SHARE and samples > 2 / LARGEST_SHARE:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.actions.theory import build_action, check_couplings
+from flowmc.estimators.reweighting import LARGEST_PARETO_K, LARGEST_SHARE, SMALLEST_EFFECTIVE
 from flowmc.estimators.weights import (
     effective_sample_size,
     independence_acceptance,
@@ -42,8 +43,12 @@ __all__ = [
     "evaluate_sampler",
     "read_toml",
     "run",
+    "weight_warnings",
 ]
 
+# Numbers drawn for an evaluation are not those by which the card of a flow was measured, whatever
+# the seeds.
+_PURPOSE = "evaluate again"
 # Keys of [exchange] that describe the HMC chains behind the configurations.
 ENSEMBLE_KEYS = (
     "chains",
@@ -82,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         sys.stderr.write(f"flowmc evaluate: {error}\n")
         return 1
     if args.json:
-        sys.stdout.write(json.dumps(result) + "\n")
+        sys.stdout.write(json.dumps({**result, "warnings": warnings}) + "\n")
     else:
         sys.stdout.write(_table(result))
     for warning in warnings:
@@ -137,6 +142,7 @@ def evaluate(
             seed=seed,
             device=device,
             dtype=torch.float64 if local.card.get("precision", 64) == 64 else torch.float32,
+            purpose=_PURPOSE,
             **{key: chains[key] for key in ENSEMBLE_KEYS if key in chains},
         )
         return {**head, "action": repr(target), **result}, warnings
@@ -146,7 +152,9 @@ def evaluate(
             check_flow_fits(loaded.card, action, same_couplings=False)
         target = action or loaded.action
         model = loaded.model.at(target)
-        result, warnings = evaluate_sampler(model, target, samples, batch=batch, seed=seed)
+        result, warnings = evaluate_sampler(
+            model, target, samples, batch=batch, seed=seed, purpose=_PURPOSE
+        )
         return {**head, "action": repr(target), **result}, warnings
     first, second, flow = _ends(loaded, action, table)
     options = loaded.card.get("training", {}).get("config", {}).get("exchange", {})
@@ -160,6 +168,7 @@ def evaluate(
         seed=seed,
         device=device,
         dtype=torch.float64 if loaded.card.get("precision", 64) == 64 else torch.float32,
+        purpose=_PURPOSE,
         **{key: options[key] for key in ENSEMBLE_KEYS if key in options},
     )
     return {**head, "action": f"{first!r} -> {second!r}", **result}, warnings
@@ -173,11 +182,13 @@ def evaluate_sampler(
     *,
     batch: int = 1024,
     seed: int = 0,
+    purpose: str = "evaluate",
     communicator: Communicator | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Draw from a sampler and measure its weights; return the result and warnings.
 
     Batches are dealt to the ranks of a communicator; the result is the same for any number.
+    Streams of random numbers are named by ``seed`` and ``purpose``.
 
     Raises:
         DensityError: see :func:`evaluate`.
@@ -190,7 +201,7 @@ def evaluate_sampler(
     started = time.perf_counter()
     for index, size in enumerate(_batches(samples, batch)):
         if index % communicator.size == communicator.rank:
-            x, log_q = model.sample(size, stream(seed, index, "evaluate", device))
+            x, log_q = model.sample(size, stream(seed, index, purpose, device))
             logs.append((index, (-action(x) - log_q).cpu()))
     parts = [part for own in communicator.allgather(logs) for part in own]
     log_weights = torch.cat([part for _, part in sorted(parts, key=lambda part: part[0])])
@@ -219,6 +230,7 @@ def evaluate_exchange(
     dtype: torch.dtype = torch.float64,
     chains: int = 256,
     separation: int = 10,
+    purpose: str = "evaluate",
     communicator: Communicator | None = None,
     **hmc: Any,
 ) -> tuple[dict[str, Any], list[str]]:
@@ -235,6 +247,7 @@ def evaluate_exchange(
         device, dtype: of the configurations.
         chains: number of chains per end.
         separation: trajectories between two measurements of a chain.
+        purpose: names the streams of random numbers, with the seed.
         communicator: of the ranks among which the chains are dealt; the result is the same for any
             number of them.
         hmc: further arguments of :class:`~flowmc.training.Ensemble`.
@@ -246,8 +259,8 @@ def evaluate_exchange(
     communicator = communicator or Communicator()
     chains = min(chains, samples)
     draws = []
-    for action, purpose in ((action_a, "evaluate from"), (action_b, "evaluate to")):
-        ensemble = Ensemble(action, purpose, seed, chains=chains, dtype=dtype, device=device, **hmc)
+    for action, name in ((action_a, f"{purpose} from"), (action_b, f"{purpose} to")):
+        ensemble = Ensemble(action, name, seed, chains=chains, dtype=dtype, device=device, **hmc)
         ensemble.distribute(communicator)
         measured = [ensemble.own_field]
         for _ in range(-(-samples // chains) - 1):
@@ -379,27 +392,45 @@ def _weight_results(
         "log_z_error": _number(log_z.error),
         "kl": _number(kullback_leibler(log_weights, bins).value),
         "max_weight_share": _number(share),
+        "pareto_k": _number(tail),
         "seconds_per_sample": seconds,
     }
-    if share > 0.05:
+    warnings += weight_warnings(samples, ess.value, share, tail, log_z.error)
+    return result, warnings
+
+
+def weight_warnings(
+    samples: int, ess: float, share: float, pareto_k: float, log_z_error: float
+) -> list[str]:
+    """Return what is to be said about a set of weights, from what is known of them.
+
+    Args:
+        samples: how many.
+        ess: effective sample size per sample.
+        share: of the largest weight in the sum of all.
+        pareto_k: index of their tail; NaN if it is not known.
+        log_z_error: of ln Z.
+    """
+    warnings = []
+    if share > LARGEST_SHARE:
         warnings.append(
             f"a single sample carries {share:.0%} of the total weight: ess, acceptance and log_z "
             "are guesses, most likely too good; use more samples or a better flow"
         )
-    elif tail > 0.7:
+    elif pareto_k > LARGEST_PARETO_K:
         warnings.append(
-            f"the weights have a heavy tail (Pareto k = {tail:.2f} > 0.7): ess and log_z may be "
-            f"off by more than their errors; a chain of these proposals would stick"
+            f"the weights have a heavy tail (Pareto k = {pareto_k:.2f} > {LARGEST_PARETO_K}): ess "
+            "and log_z may be off by more than their errors; a chain of these proposals would stick"
         )
-    if samples * ess.value < 10:
+    if samples * ess < SMALLEST_EFFECTIVE:
         warnings.append(
-            f"only {samples * ess.value:.1f} effective samples: ess is biased up, use more samples"
+            f"only {samples * ess:.1f} effective samples: ess is biased up, use more samples"
         )
-    if log_z.error > 0.3:
+    if log_z_error > 0.3:
         warnings.append(
-            f"log_z is biased low by about {0.5 * log_z.error**2:.2g} at this number of samples"
+            f"log_z is biased low by about {0.5 * log_z_error**2:.2g} at this number of samples"
         )
-    return result, warnings
+    return warnings
 
 
 def check_density(flow: Flow | FlowModel, x: Tensor, log_weights: Tensor) -> float:

@@ -32,6 +32,7 @@ def evaluate_local(
     dtype: torch.dtype = torch.float64,
     chains: int = 256,
     separation: int = 10,
+    purpose: str = "evaluate",
     communicator: Communicator | None = None,
     **hmc: Any,
 ) -> tuple[dict[str, Any], list[str]]:
@@ -48,6 +49,7 @@ def evaluate_local(
         device, dtype: of the configurations.
         chains: number of chains.
         separation: trajectories between two measurements of a chain.
+        purpose: names the streams of random numbers, with the seed.
         communicator: of the ranks that the chains are dealt to; the result is the same for any
             number of them.
         hmc: further arguments of :class:`~flowmc.training.Ensemble`.
@@ -60,7 +62,7 @@ def evaluate_local(
     kernel = LocalFlow(action, model)
     blocks = kernel.tiling.count
     chains = max(1, min(chains, samples // blocks))
-    ensemble = Ensemble(action, "evaluate", seed, chains=chains, dtype=dtype, device=device, **hmc)
+    ensemble = Ensemble(action, purpose, seed, chains=chains, dtype=dtype, device=device, **hmc)
     ensemble.distribute(communicator)
     size = max(1, batch // blocks)
     rounds = []
@@ -73,7 +75,7 @@ def evaluate_local(
             if index % communicator.size != communicator.rank:
                 continue
             started = time.perf_counter()
-            rng = stream(seed, index, f"evaluate local {number}", device)
+            rng = stream(seed, index, f"{purpose} local {number}", device)
             _, info = kernel.step(kernel.init(field), rng)
             seconds += time.perf_counter() - started
             proposals += info.is_accepted.numel()

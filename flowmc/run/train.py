@@ -22,13 +22,13 @@ from typing import Any, Literal, TextIO, cast
 import numpy as np
 import torch
 
-from flowmc import messages
+from flowmc import messages, zoo
 from flowmc.actions.theory import describe_theory
 from flowmc.durations import seconds_of
 from flowmc.flows.base import Flow, FlowModel
 from flowmc.flows.cards import resolved
 from flowmc.flows.continuous import ContinuousFlow
-from flowmc.flows.files import FlowFileError, read_card, save_flow
+from flowmc.flows.files import FlowFileError, flow_path, read_card, save_flow
 from flowmc.flows.local import LocalFlowModel
 from flowmc.parallel import CollectiveError, Communicator, world
 from flowmc.parallel.devices import choose_device, choose_threads, describe
@@ -211,6 +211,8 @@ def train(
             flow.steps = plan.keys.refined_steps
         announce(f"measures the flow with {plan.keys.evaluate_samples} samples")
         measured = _measure(plan, objective, device, ranks)
+        for text in measured["warnings"]:
+            announce(f"warning: {text}")
         assert isinstance(module, (FlowModel, Flow, LocalFlowModel))
         card = _card(plan, trainer, measured, command)
         ranks.from_root(lambda: save_flow(output, module, card))
@@ -317,10 +319,12 @@ def _measure(
     samples, seed = plan.keys.evaluate_samples, plan.settings.seed
     module = objective.module
     if isinstance(module, FlowModel):
-        result, _ = evaluate_sampler(module, plan.action, samples, seed=seed, communicator=ranks)
+        result, warnings = evaluate_sampler(
+            module, plan.action, samples, seed=seed, communicator=ranks
+        )
     elif isinstance(module, LocalFlowModel):
         assert plan.ensemble is not None
-        result, _ = evaluate_local(
+        result, warnings = evaluate_local(
             module,
             plan.action,
             samples,
@@ -332,7 +336,7 @@ def _measure(
         )
     else:
         assert isinstance(module, Flow) and plan.ends is not None and plan.ensemble is not None
-        result, _ = evaluate_exchange(
+        result, warnings = evaluate_exchange(
             module,
             *plan.ends,
             samples,
@@ -344,7 +348,7 @@ def _measure(
         )
     # How fast this machine was is not a property of the flow.
     del result["seconds_per_sample"]
-    return result
+    return {**result, "warnings": warnings}
 
 
 def _card(plan: Plan, trainer: Trainer, measured: dict[str, Any], command: str) -> dict[str, Any]:
@@ -361,6 +365,8 @@ def _card(plan: Plan, trainer: Trainer, measured: dict[str, Any], command: str) 
         "measured": measured,
         "command": command,
     }
+    if plan.keys.start_from is not None:
+        card["training"]["ancestors"] = _ancestors(plan.keys.start_from)
     if plan.keys.refined_steps is not None:
         card["flow"]["parameters"]["steps"] = plan.keys.refined_steps
     if plan.ends is None:
@@ -374,6 +380,17 @@ def _card(plan: Plan, trainer: Trainer, measured: dict[str, Any], command: str) 
     else:
         card["from"], card["to"] = (dict(end.parameters) for end in plan.ends)
     return card
+
+
+def _ancestors(source: str) -> list[dict[str, Any]]:
+    """Return name and training seconds of the flow that a training began from, and of its own."""
+    name = source if source.startswith(zoo.PREFIX) else Path(source).name
+    try:
+        training = read_card(flow_path(source)).get("training", {})
+    except (ConfigError, OSError):
+        training = {}  # the file is gone since then
+    found = {name: training.get("seconds"), **zoo.ancestors(training)}
+    return [{"flow": flow, "seconds": seconds} for flow, seconds in found.items()]
 
 
 class _Log:

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from flowmc import zoo
+from flowmc.estimators.autocorrelation import format_value
 from flowmc.registry import ConfigError
 
 __all__ = ["run"]
@@ -42,6 +43,10 @@ def _table(cards: dict[str, dict[str, Any]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
+    if any("!" in row[-1] for row in rows):
+        lines.append(
+            "!: not to be believed as they stand; flowmc zoo NAME says why (measured.warnings)"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -54,10 +59,12 @@ def _row(card: dict[str, Any]) -> tuple[str, ...]:
     group = "" if theory["group"] == "R" else f" {theory['group']}"
     measured = card.get("measured", {})
     shown = [
-        f"{key} {measured[key]:.3g}"
+        f"{key} {_measured(measured, key)}"
         for key in ("ess", "acceptance", "swap_rate")
         if measured.get(key) is not None
     ]
+    if measured.get("warnings"):
+        shown[0] += "!"
     return (
         card["kind"],
         f"{theory['action']}{group} {couplings}",
@@ -66,6 +73,12 @@ def _row(card: dict[str, Any]) -> tuple[str, ...]:
         str(card.get("parameters", "?")),
         ", ".join(shown),
     )
+
+
+def _measured(measured: dict[str, Any], key: str) -> str:
+    """Return a number of a card with its error, where the card has one."""
+    error = measured.get(f"{key}_error")
+    return f"{measured[key]:.3g}" if error is None else format_value(measured[key], error)
 
 
 def _couplings(couplings: dict[str, float]) -> str:

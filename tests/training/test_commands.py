@@ -34,7 +34,9 @@ KEYS = {
     "log_z_error",
     "kl",
     "max_weight_share",
+    "pareto_k",
     "seconds_per_sample",
+    "warnings",
 }
 
 SAMPLER = """
@@ -113,6 +115,10 @@ def test_train_and_evaluate_a_sampler(config, tmp_path, capsys):
     assert call(evaluate, output, "--samples", 200, "--batch", 64, "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert set(result) == KEYS and result["samples"] == 200
+    # With the seed of the training, other draws than those of the card.
+    assert card["measured"]["samples"] == 100
+    assert call(evaluate, output, "--samples", 100, "--seed", 3, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["log_z"] != card["measured"]["log_z"]
     # Other couplings, and another lattice for a flow that transfers.
     config.write_text(SAMPLER.replace("[4, 4]", "[6, 4]").replace("m2 = -0.5", "m2 = 0.0"))
     assert call(evaluate, output, "--samples", 50, "--config", config) == 0
@@ -138,7 +144,9 @@ def test_train_and_evaluate_an_exchange_flow(tmp_path, capsys):
     assert call(train, config, "--output", output) == 0
     card = read_card(output)
     assert card["from"] == {"m2": -0.5, "lambda": 1.0} and card["to"]["m2"] == 0.5
-    capsys.readouterr()
+    # 32 samples are too few, and the card of the flow says so as the command does.
+    assert card["measured"]["warnings"]
+    assert f"warning: {card['measured']['warnings'][0]}" in capsys.readouterr().err
     assert call(evaluate, output, "--samples", 64, "--json") == 0
     result = json.loads(capsys.readouterr().out)
     extra = {"swap_rate", "swap_rate_error", "jeffreys", "swap_rate_gaussian"}

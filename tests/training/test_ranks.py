@@ -160,6 +160,7 @@ def assert_same_flow(one, other):
     (tensors, measured), (others, others_measured) = result(one), result(other)
     for key, tensor in tensors.items():
         torch.testing.assert_close(tensor, others[key], rtol=1e-9, atol=1e-12)
+    assert measured.pop("warnings") == others_measured.pop("warnings")
     assert measured == pytest.approx(others_measured, rel=1e-6, abs=1e-9)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flowmc.actions import Phi4
-from flowmc.flows.files import load_flow
+from flowmc.flows.files import load_flow, read_card
 from flowmc.registry import ConfigError
 from flowmc.run.train import train
 from flowmc.run.training_plan import make_plan
@@ -54,6 +54,9 @@ def test_kernels_of_a_smaller_lattice_are_embedded(trained, tmp_path):
     assert torch.equal(flow.kernels, expected.kernels)
     assert bool(flow.kernels.any())
     assert train(make_plan(tables([8, 8], start_from=str(trained))), tmp_path / "l.safetensors")
+    [before] = read_card(tmp_path / "l.safetensors")["training"]["ancestors"]
+    seconds = small.card["training"]["seconds"]
+    assert before == {"flow": trained.name, "seconds": seconds}
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Every flow of the zoo loads, and is as good as its card says."""
 
 import json
+import math
 
 import pytest
 import torch
 
 from flowmc.actions import Wilson
+from flowmc.cli import main
 from flowmc.estimators.weights import (
     effective_sample_size,
     independence_acceptance,
@@ -16,6 +18,7 @@ from flowmc.flows.files import load_flow, load_local_flow, read_card
 from flowmc.flows.matching import orient
 from flowmc.kernels import HMC
 from flowmc.random import stream
+from flowmc.run.evaluate import weight_warnings
 from flowmc.run.evaluate_local import evaluate_local
 from flowmc.zoo import path, zoo_list
 
@@ -29,6 +32,40 @@ def test_card_is_that_of_the_file(name):
     assert copied == json.loads(json.dumps(inside))
     assert "command" in copied
     assert path(name).stat().st_size < 1_000_000
+
+
+def test_cards_say_what_is_not_to_be_believed(capsys):
+    """One weight above 5 % of all is a criterion of the package: it holds for its own flows."""
+    marked = set()
+    for name, card in zoo_list().items():
+        measured = card["measured"]
+        if "max_weight_share" in measured:
+            assert measured["warnings"] == weight_warnings(
+                measured["samples"],
+                measured["ess"],
+                measured["max_weight_share"],
+                measured.get("pareto_k") or math.nan,
+                measured["log_z_error"],
+            )
+            if measured["max_weight_share"] > 0.05:
+                assert "a single sample carries" in measured["warnings"][0]
+                marked.add(name)
+    assert main(["zoo"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines[1:-1] if "!" in line} == marked and marked
+    [line] = [line for line in lines if line.startswith("su3_4d_b6.00_b6.30")]
+    assert "ess 0.022(22)!" in line
+
+
+def test_cards_know_the_trainings_that_theirs_began_from():
+    seconds = {name: card["training"]["seconds"] for name, card in zoo_list().items()}
+    for card in zoo_list().values():
+        training = card["training"]
+        source = training["config"]["training"].get("start_from")
+        found = {entry["flow"]: entry["seconds"] for entry in training.get("ancestors", [])}
+        assert (source in found) if source else not found
+        assert found == {flow: seconds[flow.removeprefix("zoo:")] for flow in found}
+    assert len(zoo_list()["phi4_64x64_l4.398"]["training"]["ancestors"]) == 4
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def _at_target(combination: Combination, theory: int, known: Sequence[str]) -> S
     means = combination.means(theory)
     for quantity, index in components(means):
         name = component_label(quantity, index)
-        sentences = [*verdict.warnings, *of_means, *_frozen(combination, quantity), *known]
+        sentences = [*verdict.warnings, *of_means, *_frozen(combination, name), *known]
         entries.append(Entry(name, judged(name, means[quantity][index], *sentences)))
     independent = multi.independent(action)
     total = len(combination.actions[theory])
@@ -201,9 +201,9 @@ def _comparisons(combination: Combination, k: int) -> list[Comparison]:
     found = []
     for quantity, index in components(own):
         name = component_label(quantity, index)
-        frozen = [combination.frozen[k][quantity]] if quantity in combination.frozen[k] else []
+        frozen = [combination.frozen[k][name]] if name in combination.frozen[k] else []
         here = judged(name, own[quantity][index], *frozen)
-        sentences = [*of_means, *_frozen(combination, quantity)]
+        sentences = [*of_means, *_frozen(combination, name)]
         there = judged(name, combined[quantity][index], *sentences)
         difference = judged(name, own[quantity][index] - combined[quantity][index])
         floor = 1e-9 * max(abs(here.value), here.error)

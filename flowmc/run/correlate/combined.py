@@ -54,7 +54,7 @@ class Combination:
     Attributes:
         tau_int: of every ensemble, from its action.
         multi: the estimator.
-        frozen: by ensemble and observable, why a topological charge cannot be trusted.
+        frozen: by ensemble and quantity, why a topological charge cannot be trusted.
 
     Raises:
         ConfigError: ensembles do not overlap at all.

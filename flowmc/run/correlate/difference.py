@@ -117,7 +117,7 @@ class Difference(Measurement):
                 own[side] = shift.means(columns, series)
                 reweighted[side] = shift.plain_means(columns, series)
                 sign = "+" if side == "plus" else "-"
-                weights[f"{self.coupling} {sign} {step:g}"] = shift.verdict(columns)
+                weights[f"{self.coupling} {sign} {step:g}"] = shift.verdict(columns, history)
             slopes.append(_slope(own, step))
             plain.append(_slope(reweighted, step))
             ends.append(own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowmc.actions.base import Action
-from flowmc.estimators.reweighting import Verdict, judge_weights, log_weights_of, reweight
+from flowmc.estimators.gain import block_length
+from flowmc.estimators.history import History, result_of
+from flowmc.estimators.reweighting import (
+    Verdict,
+    judge_weights,
+    log_partition_ratio,
+    log_weights_of,
+    reweight,
+)
 from flowmc.flows.base import Flow, Identity
 from flowmc.run.correlate.measurement import Columns, Context, Sample, Series
 from flowmc.run.rehearsal import measure_field
@@ -88,9 +97,12 @@ class Shift:
                 found[path.removeprefix("plain/observables/")] = values
         return self._weighted(series, found, columns[PLAIN_LOG_WEIGHT])
 
-    def verdict(self, columns: Columns) -> Verdict:
-        """Return what the weights are good for."""
-        return judge_weights(columns[LOG_WEIGHT])
+    def verdict(self, columns: Columns, history: History) -> Verdict:
+        """Return what the weights are good for, with their autocorrelation."""
+        logs = columns[LOG_WEIGHT]
+        tau = result_of("weight", log_partition_ratio(history, logs)).tau_int
+        tau = tau if math.isfinite(tau) else 0.5
+        return judge_weights(logs, len(logs) // block_length(history, tau), tau_int=tau)
 
     def _weighted(
         self, series: Series, columns: Mapping[str, NDArray], log_weights: NDArray

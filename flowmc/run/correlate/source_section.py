@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
 from flowmc.estimators.autocorrelation import MINIMUM_HOPS, NEAR_INTEGERS, count_hops
 from flowmc.run.correlate.measurement import (
     Columns,
@@ -39,7 +44,7 @@ class SourceSection(Measurement):
         for label, index in components(means):
             name = component_label(label, index)
             # Frozen charges have small apparent errors.
-            sentences = [frozen[label]] if label in frozen else []
+            sentences = [frozen[name]] if name in frozen else []
             entries.append(Entry(name, judged(name, means[label][index], *sentences)))
         return Section(
             self.label,
@@ -50,18 +55,28 @@ class SourceSection(Measurement):
 
 
 def tunnelling(series: Series) -> dict[str, str]:
-    """Return a warning for every topological charge that hardly ever changes, by label."""
+    """Return a warning for every topological charge that hardly ever changes.
+
+    By the name of the quantity: an observable ``topological_charge``, or the last column of
+    ``gradient_flow`` at the largest flow time.
+    """
     found = {}
-    for label, values in series.under("observables").items():
-        if not label.startswith("topological_charge") or values.ndim != 1:
-            continue
+    for name, values in _charges(series):
         if abs(values - values.round()).mean() > NEAR_INTEGERS:
             continue  # its changes cannot be counted
         hops = sum(count_hops(part) for part in series.history.split(values))
         if hops < MINIMUM_HOPS:
-            found[label] = (
-                f"{label} changed {hops} times in {len(values)} configurations: the ensemble is "
+            found[name] = (
+                f"{name} changed {hops} times in {len(values)} configurations: the ensemble is "
                 f"frozen (at least {MINIMUM_HOPS} changes needed), and errors of everything that "
                 "depends on the charge are lower bounds"
             )
     return found
+
+
+def _charges(series: Series) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    for label, values in series.under("observables").items():
+        if label.startswith("topological_charge") and values.ndim == 1:
+            yield label, values
+        elif label.startswith("gradient_flow") and values.ndim == 3 and values.shape[2] == 3:
+            yield component_label(label, (values.shape[1] - 1, 2)), values[:, -1, 2]

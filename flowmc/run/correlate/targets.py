@@ -60,7 +60,7 @@ class Target(Measurement):
 
     def analyse(self, series: Series) -> Section:
         columns, history = series.under(self.label), series.history
-        verdict = self.shift.verdict(columns)
+        verdict = self.shift.verdict(columns, history)
         source = series.means()
         source = {**source, **self.context.derived.values(source)}
         target = self.shift.means(columns, series)

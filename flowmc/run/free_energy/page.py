@@ -82,7 +82,8 @@ def write_page(directory: Path, config: FreeEnergyConfig, outcome: Outcome) -> N
 
 
 def _bounded(named: Named) -> str:
-    text = str(named.estimate)
+    """Return the estimate with its marks: of a bound, and of an error that is one."""
+    text = str(named.estimate) + ("!" if named.estimate.error_is_bound else "")
     return text.replace(">= ", "≥ ").replace("<= ", "≤ ").replace("~ ", "≈ ")
 
 
@@ -160,7 +161,7 @@ def _line(outcome: Outcome) -> str:
     rows = [
         [
             *(f"{value:g}" for value in couplings.values()),
-            escape(str(estimate)),
+            escape(f"{estimate}!" if estimate.error_is_bound else str(estimate)),
             _digits(estimate.tau_int),
             _digits(overlap),
         ]
