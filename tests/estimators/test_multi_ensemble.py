@@ -126,6 +126,12 @@ def test_ensembles_that_do_not_overlap_are_named():
         MultiEnsemble(found.histories, found.energies[:1])
     with pytest.raises(ValueError, match="different names"):
         MultiEnsemble([found.histories[0]] * 2, found.energies)
+    times = [1.0, 3.0]
+    listed = MultiEnsemble(found.histories, found.energies, times)
+    array = MultiEnsemble(found.histories, found.energies, np.array(times))
+    np.testing.assert_array_equal(listed.free_energies, array.free_energies)
+    with pytest.raises(ValueError, match="as many finite tau_int"):
+        MultiEnsemble(found.histories, found.energies, [1.0])
 
 
 def test_links_of_a_chain_and_of_many_equal_ensembles():

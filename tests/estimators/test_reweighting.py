@@ -209,6 +209,8 @@ def test_verdicts():
     rng = np.random.default_rng(1)
     sound = judge_weights(0.3 * rng.normal(size=2000))
     assert not sound.warnings and "sound" in str(sound)
+    slow = judge_weights(0.3 * rng.normal(size=2000), tau_int=200.0)
+    assert slow.is_bound and "5 independent configurations" in slow.warnings[0]
     few = judge_weights(3.0 * rng.normal(size=60))
     assert few.is_bound and any("fewer than 10 / ESS" in text for text in few.warnings)
     heavy = judge_weights(np.where(np.arange(2000) == 7, 9.0, 0.0) + 0.1 * rng.normal(size=2000))

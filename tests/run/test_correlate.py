@@ -343,6 +343,15 @@ def test_diagnostics_mark_numbers_as_bounds(tmp_path, capsys):
     source = document["sections"]["source"]
     assert source["results"]["topological_charge"]["is_bound"]
     assert any("frozen" in text for text in source["warnings"])
+    # The charge along the gradient flow is one as well; the energies beside it are not.
+    flowed = {"name": "gradient_flow", "flow_time": 0.5, "points": 2}
+    tables = {**tables, "measure": {"observables": [flowed]}, "target": []}
+    config = write_config(tmp_path / "c.toml", {**tables, "ensemble": {"files": "cold"}})
+    status, document, error = correlate(capsys, config, "--output", tmp_path / "out_flow")
+    assert status == 0, error
+    results = document["sections"]["source"]["results"]
+    frozen = [name for name, one in results.items() if any("frozen" in t for t in one["warnings"])]
+    assert [name.rpartition("[")[2] for name in frozen] == ["1,2]"]
 
 
 def test_rows_count_only_when_they_are_on_the_disk(tmp_path):
