@@ -17,7 +17,13 @@ from typing import Any
 
 from flowmc import __version__, arguments
 from flowmc.launcher import first_speaks, launched_processes
-from flowmc.messages import is_output_lost, open_standard_streams, say, settle_standard_streams
+from flowmc.messages import (
+    is_output_lost,
+    one_line,
+    open_standard_streams,
+    say,
+    settle_standard_streams,
+)
 from flowmc.registry import nearest
 from flowmc.run.keys import check_keys
 
@@ -166,7 +172,7 @@ def _sentence(error: Exception) -> str:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:
         text = str(error)
-    return " ".join(text.split())
+    return one_line(text)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import TextIO
 __all__ = [
     "Unfailing",
     "is_output_lost",
+    "one_line",
     "open_standard_streams",
     "say",
     "settle_standard_streams",
@@ -21,6 +22,8 @@ __all__ = [
 
 # A stream that is closed or whose descriptor is gone raises ValueError.
 _LOST = (OSError, ValueError)
+# Characters of one sentence.
+_LONGEST = 1500
 
 
 def say(text: str, *, prefix: str = "flowmc: ") -> None:
@@ -33,6 +36,18 @@ def say(text: str, *, prefix: str = "flowmc: ") -> None:
     if sys.stderr is not None:
         with contextlib.suppress(*_LOST):
             print(f"{prefix}{text}", file=sys.stderr, flush=True)
+
+
+def one_line(text: str) -> str:
+    """Return a text as one line of bearable length, without control characters.
+
+    What errors quote may come from damaged files.
+    """
+    line = " ".join(text.split())
+    line = "".join(c if c.isprintable() else "?" for c in line)
+    return (
+        line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+    )
 
 
 class Unfailing:

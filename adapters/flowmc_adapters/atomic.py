@@ -18,21 +18,22 @@ ENDING = ".partial"
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], *, follow: bool = True) -> Iterator[Path]:
     """A new, empty file to fill, that takes the place of `path` when the block ends well.
 
     It is a hidden file in the same directory (same file system, so that the rename is atomic),
     flushed to the disk before it gets the name. If anything is raised the hidden file is removed
     and `path` is as before. A kill leaves `path` as before, too. A symbolic link is followed: its
-    target is replaced, not the link. A file that is replaced keeps its permissions and, as far as
-    the system allows it, its group and owner.
+    target is replaced, not the link; with `follow=False` the link itself. A file that is replaced
+    keeps its permissions and, as far as the system allows it, its group and owner.
 
     Raises:
         IsADirectoryError: `path` is a directory.
         OSError: it is a pipe, a socket or a device; or as from opening, flushing or renaming.
     """
-    old = _replaced(path)
-    target = Path(os.path.realpath(path))
+    # What a link leads to is of no concern where the link itself is replaced.
+    old = _replaced(path) if follow or not os.path.islink(path) else None
+    target = Path(os.path.realpath(path) if follow else os.path.abspath(path))
     temporary = target.with_name(f".{_shortened(target.name)}.{secrets.token_hex(8)}{ENDING}")
     # Mode 0666 through the umask, as open() would create it, unless a private file is about to be
     # replaced; O_EXCL never follows a planted link.
@@ -56,9 +57,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def atomic_write(path: str | os.PathLike[str], *, follow: bool = True) -> Iterator[BinaryIO]:
     """As `atomic_path`, with the new file open for writing and reading."""
-    with atomic_path(path) as temporary, open(temporary, "w+b") as file:
+    with atomic_path(path, follow=follow) as temporary, open(temporary, "w+b") as file:
         yield file
 
 

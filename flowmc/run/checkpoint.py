@@ -1,7 +1,10 @@
 """The checkpoint: everything the next update depends on, in one file that is replaced atomically.
 
-``checkpoint.h5`` has the attributes ``layout``, ``update`` (number of updates done) and ``tuning``
-(JSON of what kernels adapted), and
+``checkpoint.h5`` has the attributes ``layout``, ``update`` (number of updates done), ``tuning``
+(JSON of what kernels adapted), ``seed`` and ``configuration`` (which run it is of, see
+:func:`~flowmc.run.directory.identity_of`), ``rows`` (CRC-32 of all rows of measurements up to here,
+see :class:`~flowmc.run.measurements.MeasurementFile`), the checksums of
+:mod:`~flowmc.run.raw_hdf5`, and
 
 ========================================== =========================================================
 blocks/NNNN/replicas/R/field              ``(chains of the block, ...)``
@@ -23,9 +26,8 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -33,29 +35,55 @@ from torch import Tensor
 from flowmc.kernels import LadderState, State
 from flowmc.parallel import Communicator
 from flowmc.registry import ConfigError
-from flowmc.run.raw_hdf5 import write_shared
+from flowmc.run.own_files import opened
+from flowmc.run.raw_hdf5 import CheckedArrays, write_shared
 
-__all__ = ["Checkpoint", "read_checkpoint", "settled", "write_checkpoint"]
+__all__ = ["Checkpoint", "Head", "read_checkpoint", "read_head", "settled", "write_checkpoint"]
 
-LAYOUT = 2
+LAYOUT = 3
+# Without checksums, seed, configuration and rows.
+_UNCHECKED_LAYOUT = 2
+_REMEDY = "restore it from a copy, or start again with another --output"
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a checkpoint says about itself.
+
+    Attributes:
+        update: number of updates done, thermalization included.
+        tuning: what kernels adapted.
+        seed: of the run; None in a file of earlier versions, as the following.
+        configuration: which run it is of.
+        rows: checksum of the rows of measurements up to here.
+    """
+
+    update: int
+    tuning: Mapping[str, float]
+    seed: int | None = None
+    configuration: str | None = None
+    rows: int | None = None
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether the file has checksums, and all of it is as it was written."""
+        return self.seed is not None
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run after ``update`` updates, as far as this rank has it.
+    """The state of a run after some updates, as far as this rank has it.
 
     Attributes:
-        update: number of updates done, thermalization included.
+        head: number of updates and the like; rank 0 knows ``rows``.
         states: by block.
         streams: states of the random streams, uint8, by block and replica.
-        tuning: what kernels adapted.
         pending: sums of the unfinished row of measurements; of all ranks.
     """
 
-    update: int
+    head: Head
     states: Mapping[int, State | LadderState]
     streams: Mapping[tuple[int, int], Tensor]
-    tuning: Mapping[str, float]
     pending: Mapping[str, np.ndarray]
 
 
@@ -89,10 +117,14 @@ def write_checkpoint(
     Raises:
         OSError, CollectiveError: disk full and the like; the old checkpoint is then untouched.
     """
+    head = checkpoint.head
     attributes = {
         "layout": LAYOUT,
-        "update": checkpoint.update,
-        "tuning": json.dumps(dict(sorted(checkpoint.tuning.items()))),
+        "update": head.update,
+        "tuning": json.dumps(dict(sorted(head.tuning.items()))),
+        "seed": head.seed,
+        "configuration": head.configuration,
+        "rows": head.rows,
     }
     arrays = dict(_arrays(checkpoint))
     if communicator.rank == 0:
@@ -122,13 +154,23 @@ def _host(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().numpy()
 
 
+def read_head(path: Path) -> Head:
+    """Return what a checkpoint says about itself.
+
+    Raises:
+        ConfigError: it cannot be opened, is damaged, or of another version.
+    """
+    with opened(path, "checkpoint", _REMEDY) as file:
+        return _head(path, CheckedArrays(file))
+
+
 def read_checkpoint(
-    path: str | os.PathLike[str],
+    path: Path,
     device: torch.device,
     own: Mapping[int, Sequence[int]],
     replicas: int,
 ) -> Checkpoint:
-    """Read what a rank needs of a checkpoint.
+    """Read what a rank needs of a checkpoint; all that is read is compared with its checksums.
 
     Args:
         path: the file.
@@ -139,61 +181,64 @@ def read_checkpoint(
     Raises:
         ConfigError: it cannot be opened, is damaged, or of another version or run.
     """
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            if int(file.attrs["layout"]) != LAYOUT:
-                raise ConfigError(f"{path} was written by another version of flowmc")
-            pending: dict[str, np.ndarray] = {}
+    with opened(path, "checkpoint", _REMEDY) as file:
+        arrays = CheckedArrays(file)
+        head = _head(path, arrays)
+        pending = {name: arrays.read(f"pending/{name}") for name in arrays.below("pending/")}
+        states: dict[int, State | LadderState] = {}
+        streams = {}
+        for block, here in own.items():
+            prefix = f"blocks/{block:04d}"
+            states[block] = _read_block(arrays, prefix, device, here, replicas)
+            for r in here:
+                stored = arrays.read(f"{prefix}/replicas/{r}/random")
+                streams[block, r] = torch.from_numpy(stored)
+        return Checkpoint(head, states, streams, pending)
 
-            def visit(name: str, item: Any) -> None:
-                if isinstance(item, h5py.Dataset):
-                    pending[name] = item[()]
 
-            if "pending" in file:
-                file["pending"].visititems(visit)
-            states: dict[int, State | LadderState] = {}
-            streams = {}
-            for block, here in own.items():
-                group = file[f"blocks/{block:04d}"]
-                states[block] = _read_block(group, device, here, replicas)
-                for r in here:
-                    stored = group[f"replicas/{r}/random"]
-                    streams[block, r] = torch.from_numpy(stored[()])
-            return Checkpoint(
-                int(file.attrs["update"]),
-                states,
-                streams,
-                json.loads(file.attrs["tuning"]),
-                pending,
-            )
-    except (KeyError, OSError) as error:
+def _head(path: Path, arrays: CheckedArrays) -> Head:
+    found = arrays.attributes
+    layout = found.get("layout")
+    if layout not in (LAYOUT, _UNCHECKED_LAYOUT):
         raise ConfigError(
-            f"{path} is not a sound checkpoint ({error}): restore it from a copy, or start again "
-            "with another --output"
-        ) from error
+            f"{path} has layout {layout!r}, this flowmc reads {_UNCHECKED_LAYOUT} and {LAYOUT}: "
+            "use the version of flowmc that made it"
+        )
+    if arrays.is_checked != (layout == LAYOUT):
+        raise ValueError("it has lost its checksums")
+    tuning = {str(key): float(value) for key, value in json.loads(found["tuning"]).items()}
+    update = int(found["update"])
+    if not arrays.is_checked:
+        return Head(update, tuning)
+    return Head(update, tuning, int(found["seed"]), str(found["configuration"]), int(found["rows"]))
 
 
 def _read_block(
-    group: h5py.Group, device: torch.device, here: Sequence[int], replicas: int
+    arrays: CheckedArrays,
+    prefix: str,
+    device: torch.device,
+    here: Sequence[int],
+    replicas: int,
 ) -> State | LadderState:
-    def tensor(dataset: h5py.Dataset) -> Tensor:
-        return torch.from_numpy(dataset[()]).to(device)
+    def tensor(name: str) -> Tensor:
+        return torch.from_numpy(arrays.read(name)).to(device)
 
     found: list[State | None] = [None] * replicas
     walkers: Tensor | None = None
     for r in here:
-        stored = group[f"replicas/{r}"]
-        action = tensor(stored["action"]) if "action" in stored else None
-        caches = stored["log_q"].items() if "log_q" in stored else ()
+        where = f"{prefix}/replicas/{r}/"
+        stored = arrays.below(where)
         state = State(
-            tensor(stored["field"]), action, {key: tensor(value) for key, value in caches}
+            tensor(f"{where}field"),
+            tensor(f"{where}action") if "action" in stored else None,
+            {key: tensor(f"{where}log_q/{key}") for key in arrays.below(f"{where}log_q/")},
         )
         if replicas == 1:
             return state
         found[r] = state
-        walker = torch.from_numpy(stored["walker"][()])
+        walker = torch.from_numpy(arrays.read(f"{where}walker"))
         if walkers is None:
             walkers = torch.full((len(walker), replicas), -1, dtype=torch.int64)
         walkers[:, r] = walker
     assert walkers is not None
-    return LadderState(tuple(found), walkers, int(group["sweep"][0]))
+    return LadderState(tuple(found), walkers, int(arrays.read(f"{prefix}/sweep")[0]))

@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
             _say(communicator, text)
         if runner.resumed:
             _say(communicator, f"resuming {path} after update {runner.update}")
+        began = runner.update
         reason = runner.go(started)
     finally:
         directory.release()
@@ -54,7 +55,19 @@ def run(args: argparse.Namespace) -> int:
         f"stopped after update {runner.update} of {runner.total} ({reason}); continue "
         f"with: {shlex.join([*command, '--resume'])}",
     )
-    return 0
+    if reason != "time limit":
+        return 0
+    took, done = time.monotonic() - started, runner.update - began
+    assert config.run.time_limit is not None
+    if took > seconds_of(config.run.time_limit, "[run]: time_limit"):
+        gained = f"{done} update{'s' if done != 1 else ''} of this process"
+        _say(
+            communicator,
+            f"time_limit = {config.run.time_limit!r} is too short: the start and {gained} took "
+            f"{took:.1f} s; a batch system would have ended it without a checkpoint",
+        )
+    # Submitted again, such a run would never end.
+    return 0 if done else 1
 
 
 def _check_same(path: str, own: str, of_root: str) -> None:

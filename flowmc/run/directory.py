@@ -23,9 +23,11 @@ from flowmc.registry import ConfigError
 from flowmc.run.assembly import Assembly
 from flowmc.run.config import RunConfig, changed_keys
 from flowmc.run.lock import Lock
+from flowmc.run.measurements import MeasurementFile
+from flowmc.run.own_files import naming, read_text
 from flowmc.run.toml_text import toml_text
 
-__all__ = ["RunDirectory", "environment"]
+__all__ = ["RunDirectory", "environment", "identity_of"]
 
 # What commands write that take no lock.
 _UNLOCKED = ("report.html", "results.json.gz")
@@ -150,11 +152,30 @@ class RunDirectory:
             ConfigError: it is missing or damaged.
         """
         try:
-            return json.loads(self.provenance.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"{self.provenance} cannot be read ({error}): the run cannot be resumed"
-            ) from error
+            found = json.loads(read_text(self.provenance))
+            if not isinstance(found, dict):
+                raise ValueError("it is no JSON object")
+            return found
+        except (OSError, ValueError, RecursionError) as error:
+            raise self._unreadable(self.provenance, error) from error
+
+    @staticmethod
+    def _unreadable(path: Path, error: Exception) -> ConfigError:
+        text = getattr(error, "strerror", None) or error
+        return ConfigError(
+            f"{path} cannot be read ({text}), the run cannot be resumed: restore it from a copy"
+        )
+
+    def read_config(self) -> dict[str, Any]:
+        """Return the resolved configuration.
+
+        Raises:
+            ConfigError: it is missing or damaged.
+        """
+        try:
+            return tomllib.loads(read_text(self.config))
+        except (OSError, ValueError, RecursionError) as error:
+            raise self._unreadable(self.config, error) from error
 
     def check_resumable(self, config: RunConfig) -> None:
         """Refuse to resume as anything but what was started.
@@ -162,12 +183,7 @@ class RunDirectory:
         Raises:
             ConfigError: naming the first key that differs.
         """
-        try:
-            old = tomllib.loads(self.config.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"{self.config} cannot be read ({error}): the run cannot be resumed"
-            ) from error
+        old = self.read_config()
         new = tomllib.loads(toml_text(config.resolved))
         for key, (before, after) in changed_keys(old, new).items():
             if key not in _FREE_KEYS and not key.startswith("parallel"):
@@ -175,11 +191,31 @@ class RunDirectory:
                     f"{key} was {_shown(before)} when the run in {self.path} was started and is "
                     f"{_shown(after)} now: restore it to resume, or choose another --output"
                 )
-            if key == "run.updates" and after < before:
+            if key == "run.updates" and not (type(before) is int and before <= after):
                 raise ConfigError(
                     f"run.updates was {before} and is {after} now: a run can be extended, not "
                     "shortened"
                 )
+
+    def check_blank(self, config: RunConfig) -> None:
+        """Refuse to start over a run that has lost its checkpoint.
+
+        What a kill leaves of a start, before the first checkpoint, holds no rows and is of this
+        configuration.
+
+        Raises:
+            ConfigError: naming the key that differs, or what would be lost.
+        """
+        if self.config.exists():
+            self.check_resumable(config)
+        written = [path.name for path in (self.log, self.ensemble) if path.exists()]
+        if self.measurements.exists() and not MeasurementFile.is_blank(self.measurements):
+            written.append(self.measurements.name)
+        if written:
+            raise ConfigError(
+                f"{self.checkpoint} is missing, but {self.path} holds {' and '.join(written)} of a "
+                "run: restore the checkpoint from a copy, or choose another --output"
+            )
 
     def check_flows(self, fingerprints: Mapping[str, str]) -> None:
         """Refuse to resume with other weights than the run was started with.
@@ -187,13 +223,25 @@ class RunDirectory:
         Raises:
             ConfigError: naming the flow.
         """
-        stored = self.read_provenance().get("flows", {})
+        stored = self.read_provenance().get("flows")
         for name, digest in fingerprints.items():
-            if stored.get(name, {}).get("fingerprint") != digest:
+            entry = stored.get(name) if isinstance(stored, dict) else None
+            if not isinstance(entry, dict) or entry.get("fingerprint") != digest:
                 raise ConfigError(
                     f"the flow {name!r} is not the one that the run in {self.path} was started "
                     "with: restore it to resume, or choose another --output"
                 )
+
+
+def identity_of(resolved: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of what a resolved configuration may never change in a run."""
+    # As it reads back from a file, where keys that are not set are missing.
+    table = tomllib.loads(toml_text(resolved))
+    table.pop("parallel", None)
+    for key in _FREE_KEYS:
+        section, _, name = key.partition(".")
+        table.get(section, {}).pop(name, None)
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
 
 
 def environment(device: torch.device) -> dict[str, str | int]:
@@ -224,7 +272,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def _write_text(path: Path, text: str) -> None:
-    with atomic_write(path) as file:
+    with naming(path), atomic_write(path, follow=False) as file:
         file.write(text.encode())
 
 

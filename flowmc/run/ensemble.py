@@ -13,6 +13,7 @@ from flowmc.actions.base import Action
 from flowmc.groups import SUN
 from flowmc.io import number_in_name, write_field
 from flowmc.run.config import RunConfig
+from flowmc.run.own_files import naming
 from flowmc.run.start import StartFiles, base_name
 
 __all__ = ["CARRIED", "ConfigurationWriter", "field_metadata", "origin_of"]
@@ -78,14 +79,15 @@ class ConfigurationWriter:
             seed = self.config.chains.seed
             metadata["CHAIN"] = str(chain)
             metadata["RANDOM_STATE"] = f"seed {seed}, chain {chain}, update {production_update}"
-        write_field(
-            path,
-            chain_field,
-            self.config.action,
-            format=self.settings.format,
-            precision=self.settings.precision,
-            metadata=metadata,
-        )
+        with naming(path):
+            write_field(
+                path,
+                chain_field,
+                self.config.action,
+                format=self.settings.format,
+                precision=self.settings.precision,
+                metadata=metadata,
+            )
         return path
 
 

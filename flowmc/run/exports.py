@@ -212,7 +212,7 @@ def write_hdf5(path: str | os.PathLike[str], results: Iterable[Result]) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with atomic_path(path) as temporary, h5py.File(temporary, "w", locking=False) as file:
         for index, result in enumerate(results):
             group = file.create_group(f"results/{index:04d}")
             group.attrs["name"] = result.name

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from flowmc.messages import Unfailing, say
+from flowmc.run.own_files import naming, open_own, read_text
 
 __all__ = ["Display", "Journal"]
 
@@ -35,8 +36,10 @@ class Journal:
             return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"event": event, "time": now, "update": update, **values})
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with naming(self.path):
+            descriptor = open_own(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(line + "\n")
 
     def last_timing(self, update: int) -> dict[str, Any]:
         """Return ``seconds`` and ``kernels`` of the last event at or before an update."""
@@ -44,22 +47,38 @@ class Journal:
         if self.path is None:
             return found
         with contextlib.suppress(FileNotFoundError):
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError):
+            for line in read_text(self.path).splitlines():
+                with contextlib.suppress(ValueError, RecursionError):
                     event = json.loads(line)
-                    if "seconds" in event and event.get("update", 0) <= update:
+                    if isinstance(event, dict) and _is_timing(event, update):
                         found = event
         return found
 
 
+def _is_timing(event: Mapping[str, Any], update: int) -> bool:
+    """Whether an event has the times up to an update; a log may have been edited or damaged."""
+    seconds, at, kernels = event.get("seconds"), event.get("update"), event.get("kernels")
+    if not isinstance(seconds, int | float) or not 0 <= seconds < 1e15:
+        return False
+    if not isinstance(at, int) or at > update or not isinstance(kernels, dict):
+        return False
+    times = [own.get("seconds") for own in kernels.values() if isinstance(own, dict)]
+    calls = [own.get("calls") for own in kernels.values() if isinstance(own, dict)]
+    numbers = [value for value in (*times, *calls) if isinstance(value, int | float)]
+    return len(numbers) == 2 * len(kernels) and all(0 <= value < 1e15 for value in numbers)
+
+
 def _drop_partial_line(path: Path) -> None:
     """Remove the end of a line whose writing was cut short by a kill."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole != len(content):
-        os.truncate(path, whole)
+    with naming(path):
+        descriptor = open_own(path, os.O_RDWR)
+        with os.fdopen(descriptor, "r+b") as file:
+            content = file.read()
+            whole = content.rfind(b"\n") + 1
+            if whole != len(content):
+                os.ftruncate(descriptor, whole)
 
 
 class Display:

@@ -3,12 +3,17 @@
 HDF5 sees the file only while it is created.  Afterwards rows are raw bytes at known offsets, so
 that a kill at any instant cannot damage the structure, and a resumed run rewrites the rows it
 repeats with the same bytes.  :mod:`flowmc.run` documents the layout for readers.
+
+The CRC-32 of the rows up to a checkpoint is in the checkpoint: of the bytes of all columns of the
+first row in the order of their names, ``updates`` last, then of the second row, and so on.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +23,16 @@ import h5py
 import numpy as np
 from flowmc_adapters import atomic_write
 
+from flowmc.registry import ConfigError
+from flowmc.run.own_files import datasets_in, naming, open_own, opened
 from flowmc.run.raw_hdf5 import contiguous, write_all
 
-__all__ = ["Layout", "MeasurementFile"]
+__all__ = ["Layout", "MeasurementFile", "check_rows", "rows_missing_in"]
 
 PHASES = ("thermalization", "production")
+_WHAT = "measurement file"
+# Bytes of rows that are held at a time.
+_SLAB = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -60,22 +70,25 @@ class MeasurementFile:
         path: the file, of this layout.
         layout: what it holds.
 
+    Attributes:
+        checksum: CRC-32 of the rows so far, which goes on with every row that is written.
+
     Raises:
-        ValueError: the file has another layout.
-        OSError: the file cannot be opened.
+        ConfigError: the file is damaged, or has another layout.
+        OSError: the file cannot be opened for writing.
     """
 
-    def __init__(self, path: str | os.PathLike[str], layout: Layout) -> None:
-        self.path, self.layout = Path(path), layout
+    def __init__(self, path: str | os.PathLike[str], layout: Layout, checksum: int = 0) -> None:
+        self.path, self.layout, self.checksum = Path(path), layout, checksum
         self._offsets: dict[str, int] = {}
-        with h5py.File(path, "r") as file:
-            found = _shapes(file)
-            if found != layout.datasets():
-                raise ValueError(f"{path} does not have the datasets of this configuration")
-            for name, (shape, _) in found.items():
-                if shape[0]:
-                    self._offsets[name] = file[name].id.get_offset()
-        self._descriptor = os.open(path, os.O_RDWR)
+        with opened(self.path, _WHAT) as file:
+            found = datasets_in(file)
+            if _shapes(found) != layout.datasets():
+                raise ConfigError(f"{path} does not have the datasets of this configuration")
+            for name, dataset in found.items():
+                if len(dataset):
+                    self._offsets[name] = dataset.id.get_offset()
+        self._descriptor = open_own(self.path, os.O_RDWR)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], layout: Layout) -> MeasurementFile:
@@ -86,35 +99,44 @@ class MeasurementFile:
     @classmethod
     def extend(cls, path: str | os.PathLike[str], layout: Layout) -> MeasurementFile:
         """Replace a file of fewer rows by one of this layout that begins with the same rows."""
-        with h5py.File(path, "r") as old:
+        with opened(Path(path), _WHAT) as file:
+            old = datasets_in(file)
             shorter = {name: (shape[1:], dtype) for name, (shape, dtype) in _shapes(old).items()}
             wanted = {
                 name: (shape[1:], dtype) for name, (shape, dtype) in layout.datasets().items()
             }
             if shorter != wanted:
-                raise ValueError(f"{path} does not have the datasets of this configuration")
-            _create(Path(path), layout, old)
+                raise ConfigError(f"{path} does not have the datasets of this configuration")
+        with h5py.File(path, "r", locking=False) as file:
+            _create(Path(path), layout, datasets_in(file))
         return cls(path, layout)
 
     @staticmethod
     def rows_in(path: str | os.PathLike[str]) -> dict[str, int]:
         """Return the number of rows of a file by phase."""
-        with h5py.File(path, "r") as file:
-            return {phase: len(file[f"{phase}/updates"]) for phase in PHASES}
+        with opened(Path(path), _WHAT) as file:
+            found = datasets_in(file)
+            return {phase: len(found[f"{phase}/updates"]) for phase in PHASES}
+
+    @staticmethod
+    def is_blank(path: str | os.PathLike[str]) -> bool:
+        """Whether no row has been written into a file yet."""
+        with opened(Path(path), _WHAT) as file:
+            found = datasets_in(file)
+            return all(bool((found[f"{phase}/updates"][()] < 0).all()) for phase in PHASES)
 
     @staticmethod
     def columns_in(
         path: str | os.PathLike[str],
     ) -> tuple[dict[str, tuple[tuple[int, ...], str]], dict[str, Any]]:
         """Return ``columns`` and ``column_attributes`` of a file; see :class:`Layout`."""
-        with h5py.File(path, "r") as file:
-            group = file[PHASES[0]]
-            shapes = _shapes(group)
-            columns = {name: (shape[1:], dtype) for name, (shape, dtype) in shapes.items()}
+        with opened(Path(path), _WHAT) as file:
+            found = datasets_in(file[PHASES[0]])
+            columns = {name: (shape[1:], dtype) for name, (shape, dtype) in _shapes(found).items()}
             attributes = {
-                name: json.loads(group[name].attrs["parameters"])
-                for name in columns
-                if "parameters" in group[name].attrs
+                name: json.loads(dataset.attrs["parameters"])
+                for name, dataset in found.items()
+                if "parameters" in dataset.attrs
             }
         return columns, attributes
 
@@ -124,7 +146,8 @@ class MeasurementFile:
         Raises:
             OSError: as from writing.
         """
-        for name in sorted(row, key=lambda name: name == "updates"):
+        checksum = self.checksum
+        for name in sorted(row, key=_last_updates):
             tail, dtype = self.layout.columns[name]
             value = np.asarray(row[name], dtype)
             if value.shape != tail:
@@ -132,19 +155,132 @@ class MeasurementFile:
             data = np.ascontiguousarray(value)
             path = f"{phase}/{name}"
             offset = self._offsets[path] + index * data.nbytes
-            write_all(self._descriptor, memoryview(data.tobytes()), offset)
+            content = data.tobytes()
+            checksum = zlib.crc32(content, checksum)
+            with naming(self.path):
+                write_all(self._descriptor, memoryview(content), offset)
+        self.checksum = checksum
 
     def flush(self) -> None:
-        """Have all rows on the disk before a checkpoint counts on them."""
-        os.fsync(self._descriptor)
+        """Have all rows on the disk before a checkpoint counts on them.
+
+        Raises:
+            OSError: the file is not there any more, or another one is; or as from writing.
+        """
+        with naming(self.path):
+            os.fsync(self._descriptor)
+        own = os.fstat(self._descriptor)
+        try:
+            found = os.stat(self.path, follow_symlinks=False)
+        except FileNotFoundError:
+            found = None
+        if found is None or (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino):
+            text = "was removed or replaced while the run was writing it"
+            raise OSError(errno.ESTALE, text, str(self.path))
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)
 
 
-def _create(path: Path, layout: Layout, old: h5py.File | None) -> None:
-    with atomic_write(path) as target, h5py.File(target, "w") as file:
+def _rows_until(update: int, thermalization: int, measure_every: int) -> dict[str, int]:
+    """Return how many rows a run has written after so many updates, by phase."""
+    return {
+        "thermalization": min(update, thermalization) // measure_every,
+        "production": max(0, update - thermalization) // measure_every,
+    }
+
+
+def _missing_rows(
+    datasets: Mapping[str, h5py.Dataset], rows: Mapping[str, int], layout: Mapping[str, Any]
+) -> int:
+    """Return how many of the rows that should be in a file are not.
+
+    Args:
+        datasets: of the file.
+        rows: that should be there, by phase, see :func:`_rows_until`.
+        layout: with the attributes ``thermalization`` and ``measure_every`` of the file.
+    """
+    every, missing = int(layout["measure_every"]), 0
+    for phase, begin in (("thermalization", 0), ("production", int(layout["thermalization"]))):
+        count = rows[phase]
+        found = datasets[f"{phase}/updates"][:count]
+        expected = begin + every * np.arange(1, count + 1)
+        missing += count - int((found == expected[: len(found)]).sum())
+    return missing
+
+
+def rows_missing_in(path: Path, update: int) -> int:
+    """Return how many rows up to an update are not in a file.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    with opened(path, _WHAT) as file:
+        every, thermalization = (int(file.attrs[k]) for k in ("measure_every", "thermalization"))
+        rows = _rows_until(update, thermalization, every)
+        return _missing_rows(datasets_in(file), rows, file.attrs)
+
+
+def check_rows(path: Path, update: int, checksum: int | None) -> int:
+    """Compare a file with what a checkpoint says of it; return the checksum of its rows.
+
+    Args:
+        path: the file.
+        update: of the checkpoint.
+        checksum: of the rows up to there; None if the checkpoint knows of none.
+
+    Raises:
+        ConfigError: the file is damaged, or rows are missing or have changed.
+    """
+    with opened(path, _WHAT) as file:
+        found = datasets_in(file)
+        every, thermalization = (int(file.attrs[k]) for k in ("measure_every", "thermalization"))
+        rows = _rows_until(update, thermalization, every)
+        missing = _missing_rows(found, rows, file.attrs)
+        if missing:
+            raise ConfigError(
+                f"{missing} of {sum(rows.values())} rows up to update {update} of the checkpoint "
+                f"are missing in {path}: it is older than the checkpoint; restore the one that "
+                "belongs to it"
+            )
+        own = _checksum(found, rows)
+        if checksum is not None and own != checksum:
+            raise ConfigError(
+                f"rows up to update {update} of the checkpoint have changed in {path} since they "
+                "were written: restore the file from a copy"
+            )
+        return own
+
+
+def _checksum(datasets: Mapping[str, h5py.Dataset], rows: Mapping[str, int]) -> int:
+    checksum = 0
+    for phase in PHASES:
+        names = sorted((n for n in datasets if n.startswith(f"{phase}/")), key=_last_updates)
+        columns = [datasets[name] for name in names]
+        width = sum(column.nbytes // max(1, len(column)) for column in columns)
+        slab = max(1, _SLAB // max(1, width))
+        for begin in range(0, rows[phase], slab):
+            end = min(begin + slab, rows[phase])
+            parts = [
+                np.ascontiguousarray(column[begin:end]).reshape(end - begin, -1).view(np.uint8)
+                for column in columns
+            ]
+            checksum = zlib.crc32(np.concatenate(parts, axis=1).data, checksum)
+    return checksum
+
+
+def _last_updates(name: str) -> tuple[bool, str]:
+    """Sort names, those of the update numbers last."""
+    return name.endswith("updates"), name
+
+
+def _create(path: Path, layout: Layout, old: Mapping[str, h5py.Dataset] | None) -> None:
+    with (
+        naming(path),
+        atomic_write(path, follow=False) as target,
+        h5py.File(target, "w", locking=False) as file,
+    ):
         for key, value in layout.attributes.items():
             file.attrs[key] = value
         if layout.couplings:
@@ -165,12 +301,5 @@ def _create(path: Path, layout: Layout, old: h5py.File | None) -> None:
                     ]
 
 
-def _shapes(file: h5py.Group) -> dict[str, tuple[tuple[int, ...], str]]:
-    found: dict[str, tuple[tuple[int, ...], str]] = {}
-
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            found[name] = item.shape, item.dtype.str
-
-    file.visititems(visit)
-    return found
+def _shapes(datasets: Mapping[str, h5py.Dataset]) -> dict[str, tuple[tuple[int, ...], str]]:
+    return {name: (dataset.shape, dataset.dtype.str) for name, dataset in datasets.items()}

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from flowmc.actions.base import Action
 from flowmc.kernels import LadderState, State
 from flowmc.parallel import Communicator
 from flowmc.parallel.devices import choose_threads
@@ -11,14 +16,21 @@ from flowmc.parallel.distribution import Distribution
 from flowmc.random import stream
 from flowmc.registry import ConfigError
 from flowmc.run.assembly import Assembly, assemble
-from flowmc.run.checkpoint import Checkpoint, read_checkpoint, settled, write_checkpoint
+from flowmc.run.checkpoint import (
+    Checkpoint,
+    Head,
+    read_checkpoint,
+    read_head,
+    settled,
+    write_checkpoint,
+)
 from flowmc.run.columns import attributes_of, couplings_of, layout_of, rows_of
 from flowmc.run.config import RunConfig
 from flowmc.run.diagnostics import Diagnostics
-from flowmc.run.directory import RunDirectory, environment
+from flowmc.run.directory import RunDirectory, environment, identity_of
 from flowmc.run.ensemble import origin_of
-from flowmc.run.ladder_tuning import check_tunable
-from flowmc.run.measurements import Layout, MeasurementFile
+from flowmc.run.ladder_tuning import LadderTuner, check_tunable
+from flowmc.run.measurements import Layout, MeasurementFile, check_rows
 from flowmc.run.rehearsal import observable_shapes, rehearse
 from flowmc.run.runner import Runner
 from flowmc.run.start import (
@@ -30,6 +42,10 @@ from flowmc.run.start import (
 )
 
 __all__ = ["open_run"]
+
+# Differences of one action computed twice, per degree of freedom: far above rounding, far below
+# what another theory makes.
+_SAME_ACTION = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
 def open_run(
@@ -48,21 +64,32 @@ def open_run(
     """
 
     def look() -> bool:
-        resuming = resume and directory.checkpoint.exists()
-        if resuming:
-            directory.check_resumable(config)
-        elif directory.holds_a_run and not resume:
+        # First the lock: what is there may only be judged while nobody else writes it.
+        directory.claim()
+        if not directory.holds_a_run:
+            return False
+        if not resume:
             raise ConfigError(
                 f"{directory.path} already holds a run: add --resume to continue it, or choose "
                 "another --output"
             )
-        return resuming
+        if not directory.checkpoint.exists():
+            directory.check_blank(config)
+            return False
+        directory.check_resumable(config)
+        return True
 
     resuming = communicator.from_root(look)
     choose_threads(communicator)
     assembly = communicator.together(lambda: assemble(config, communicator))
     prepare = _resume if resuming else _start
-    return prepare(config, assembly, directory, communicator)
+    runner = prepare(config, assembly, directory, communicator)
+    if communicator.rank == 0 and not directory.lock_works:
+        runner.warn(
+            f"the file system of {directory.path} has no locks, so nothing keeps a second flowmc "
+            "out of it: start one at a time"
+        )
+    return runner
 
 
 def _start(
@@ -115,7 +142,6 @@ def _start(
             {key: value for part in parts for key, value in part.items()}
             for parts in zip(*gathered, strict=True)
         )
-        directory.claim()
         directory.write_provenance(
             config,
             assembly,
@@ -133,7 +159,8 @@ def _start(
         for r in replicas
     }
     pending = Diagnostics(schema, config.chains.count).state()
-    checkpoint = Checkpoint(0, states, streams, assembly.kernel.tuning(), pending)
+    head = Head(0, assembly.kernel.tuning(), seed, identity_of(config.resolved), 0)
+    checkpoint = Checkpoint(head, states, streams, pending)
     write_checkpoint(directory.checkpoint, checkpoint, communicator)
     runner = Runner(
         config,
@@ -171,9 +198,21 @@ def _resume(
         CollectiveError: one of these, on several ranks.
     """
 
-    def establish() -> tuple[Layout, dict[str, Any]]:
-        directory.claim()
+    def look() -> tuple[Head, dict[str, Any]]:
+        head = read_head(directory.checkpoint)
+        _check_same_run(config, directory, head)
         directory.check_flows(assembly.fingerprints)
+        rows = check_rows(directory.measurements, head.update, head.rows)
+        provenance = directory.read_provenance()
+        origins = provenance.get("origins")
+        if not isinstance(origins, list) or len(origins) != config.chains.count:
+            raise ConfigError(
+                f"{directory.provenance} does not say where all chains come from: restore it from "
+                "a copy"
+            )
+        return dataclasses.replace(head, rows=rows), provenance
+
+    def establish() -> Layout:
         columns, attributes = MeasurementFile.columns_in(directory.measurements)
         layout = Layout(
             rows_of(config),
@@ -185,31 +224,105 @@ def _resume(
         if MeasurementFile.rows_in(directory.measurements) != dict(layout.rows):
             MeasurementFile.extend(directory.measurements, layout).close()
         directory.write_config(config)
-        return layout, directory.read_provenance()
+        return layout
 
-    layout, provenance = communicator.from_root(establish)
+    head, provenance = communicator.from_root(look)
     distribution = _distribute(config, assembly, communicator)
     own = distribution.blocks_of(communicator.rank)
     checkpoint = communicator.together(
         lambda: read_checkpoint(directory.checkpoint, assembly.device, own, len(assembly.actions))
     )
+    communicator.together(lambda: _check_states(config, assembly, directory.checkpoint, checkpoint))
+    # Only now that all of it is sound is anything written.
+    layout = communicator.from_root(establish)
     runner = Runner(
         config,
         assembly,
         directory,
         communicator,
         distribution,
-        checkpoint,
+        dataclasses.replace(checkpoint, head=head),
         layout,
         dict(enumerate(provenance["origins"])),
         resumed=True,
     )
     communicator.together(runner.init_kernels)
-    for key, value in environment(assembly.device).items():
-        if provenance.get(key) != value:
-            text = f"{key} was {provenance.get(key)} and is {value}: rounding may differ"
-            runner.journal.write("warning", runner.update, text=text)
+    if not head.is_checked:
+        runner.warn(
+            f"{directory.checkpoint} comes from an earlier version of flowmc and has no checksums: "
+            "only its actions and the presence of its rows were compared"
+        )
+    changed = [
+        f"{key} was {provenance.get(key)} and is {value}"
+        for key, value in environment(assembly.device).items()
+        if provenance.get(key) != value
+    ]
+    if changed:
+        runner.warn(f"{', '.join(changed)}: rounding may differ")
     return runner
+
+
+def _check_same_run(config: RunConfig, directory: RunDirectory, head: Head) -> None:
+    """Refuse a checkpoint of another run; collective errors name what differs.
+
+    Raises:
+        ConfigError: it is of another seed or configuration, or beyond the end of this one.
+    """
+    path, seed = directory.checkpoint, config.chains.seed
+    remedy = "restore the one that belongs to it"
+    if head.seed not in (None, seed):
+        raise ConfigError(
+            f"{path} is of a run with seed {head.seed}, not of this one with seed {seed}: {remedy}"
+        )
+    if head.configuration not in (None, identity_of(config.resolved)):
+        raise ConfigError(
+            f"{path} is of a run with another configuration than {directory.config}: {remedy}"
+        )
+    total = config.run.thermalization + config.run.updates
+    if not 0 <= head.update <= total:
+        raise ConfigError(f"{path} is at update {head.update} of a run that has {total}: {remedy}")
+
+
+def _check_states(
+    config: RunConfig, assembly: Assembly, path: Path, checkpoint: Checkpoint
+) -> None:
+    """Compare the fields and actions of a checkpoint with the theory.
+
+    Raises:
+        ConfigError: a field is not of this theory, or its action is another one.
+    """
+    actions, own = assembly.actions, {block: () for block in checkpoint.states}
+    if config.ladder is not None and config.ladder.tune:
+        tuner = LadderTuner(config, own)
+        tuner.set_tuning(checkpoint.head.tuning)
+        moved = tuner.configured().ladder
+        assert moved is not None
+        actions = moved.actions
+    for block, state in checkpoint.states.items():
+        first, last = config.chains.blocks[block]
+        replicas = state.here if isinstance(state, LadderState) else {0: state}
+        for r, replica in replicas.items():
+            where = f"{path}: chains {first} to {last - 1}"
+            try:
+                _check_state(actions[r], replica, last - first, assembly.dtype)
+            except (ConfigError, ValueError, TypeError) as error:
+                raise ConfigError(f"{where}: {error}") from error
+
+
+def _check_state(action: Action, state: State, chains: int, dtype: torch.dtype) -> None:
+    action.check_field(state.field)
+    if state.field.shape[0] != chains or state.field.real.dtype != dtype:
+        raise ConfigError("the fields are not of the shape or precision of this run")
+    if state.action is None:
+        return
+    bound = _SAME_ACTION[dtype] * (state.action.abs() + state.field[0].numel())
+    if state.action.shape != (chains,) or not bool(
+        ((action(state.field) - state.action).abs() <= bound).all()
+    ):
+        raise ConfigError(
+            "the action of the stored fields is not the one stored beside them: the theory, or "
+            "what computes it, has changed since, restore it or choose another --output"
+        )
 
 
 def _distribute(config: RunConfig, assembly: Assembly, communicator: Communicator) -> Distribution:

@@ -1,7 +1,7 @@
 """A run directory as others read it: measurements, diagnostics, log, configuration.
 
 Nothing here writes, and nothing assumes that the run has ended: rows not written yet are left out,
-a half-written last line of the log is skipped.
+a half-written last line of the log is skipped.  What is damaged is refused in one sentence.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from numpy.typing import NDArray
 
 from flowmc import zoo
 from flowmc.registry import ConfigError
+from flowmc.run.checkpoint import Head, read_head
+from flowmc.run.directory import identity_of
+from flowmc.run.measurements import check_rows
+from flowmc.run.own_files import datasets_in, opened, read_text
 
 __all__ = ["Phase", "RecordedRun"]
 
@@ -70,6 +74,7 @@ class RecordedRun:
         couplings: of the ladder, one mapping (or number) per replica; empty without ladder.
         thermalization: what was measured before adaptation was frozen.
         production: what counts.
+        head: what the checkpoint says about itself; None without one.
     """
 
     path: Path
@@ -77,6 +82,7 @@ class RecordedRun:
     couplings: tuple[Any, ...]
     thermalization: Phase
     production: Phase
+    head: Head | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> RecordedRun:
@@ -94,27 +100,48 @@ class RecordedRun:
                 f"{path} holds no measurements.h5: it is not a run directory, or the run stopped "
                 "before its first measurement"
             )
-        try:
-            # The run may still be writing, and some file systems of clusters know no locks.
-            with h5py.File(file, "r", locking=False) as handle:
-                attributes = {key: _plain(value) for key, value in handle.attrs.items()}
-                layout = attributes.get("layout")
-                if layout != LAYOUT:
-                    raise ConfigError(
-                        f"{file} has layout {layout!r}, this flowmc reads {LAYOUT}: use the "
-                        "version of flowmc that made it"
-                    )
-                thermalization = _phase(handle.get("thermalization"))
-                production = _phase(handle.get("production"))
-                couplings = _tuned(_couplings(handle), production)
-        except OSError as error:
-            raise ConfigError(f"{file} cannot be read: {error}") from error
+        # First the checkpoint: rows that it counts on stay what they are.
+        head = read_head(path / "checkpoint.h5") if (path / "checkpoint.h5").exists() else None
+        with opened(file, "measurement file") as handle:
+            attributes = {key: _plain(value) for key, value in handle.attrs.items()}
+            layout = attributes.get("layout")
+            if layout != LAYOUT:
+                raise ConfigError(
+                    f"{file} has layout {layout!r}, this flowmc reads {LAYOUT}: use the "
+                    "version of flowmc that made it"
+                )
+            datasets = datasets_in(handle)
+            _check_shapes(attributes, datasets)
+            thermalization = _phase(datasets, "thermalization")
+            production = _phase(datasets, "production")
+            couplings = _tuned(_couplings(handle), production)
+        if head is not None:
+            check_rows(file, head.update, head.rows)
         if production.rows == 0:
             raise ConfigError(
                 f"{path} holds no production measurement yet ({thermalization.rows} rows of "
                 "thermalisation are written): let the run go on, then report again"
             )
-        return cls(path, attributes, couplings, thermalization, production)
+        run = cls(path, attributes, couplings, thermalization, production, head)
+        run.check()
+        return run
+
+    def check(self) -> None:
+        """Compare what stands beside the measurements with them; missing files are no error.
+
+        Raises:
+            ConfigError: naming the file that is damaged or of another run.
+        """
+        if (self.path / "config.toml").exists():
+            _check_config(self.path / "config.toml", self.config_text, self.head)
+        text = self._text("provenance.json")
+        try:
+            if text and not isinstance(json.loads(text), dict):
+                raise ValueError("it is no JSON object")
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"{self.path / 'provenance.json'} is damaged ({error}): restore it from a copy"
+            ) from error
 
     @property
     def chains(self) -> int:
@@ -166,7 +193,7 @@ class RecordedRun:
         for line in self._text("log.jsonl").splitlines():
             try:
                 event = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(event, dict):
                 events.append(event)
@@ -198,7 +225,12 @@ class RecordedRun:
         """Return ``{kernel: {seconds, calls}}`` since the start, from the last line that has it."""
         for event in reversed(self.log):
             if isinstance(event.get("kernels"), dict):
-                return event["kernels"]
+                times = event["kernels"]
+                return {
+                    name: own
+                    for name, own in times.items()
+                    if isinstance(own, dict) and _numbers(own, "seconds", "calls")
+                }
         return {}
 
     @property
@@ -226,11 +258,7 @@ class RecordedRun:
 
     def step_sizes(self) -> dict[str, list[float]]:
         """Return the mean step size of each HMC kernel, one per replica, from the checkpoint."""
-        try:
-            with h5py.File(self.path / "checkpoint.h5", "r", locking=False) as handle:
-                tuning = json.loads(handle.attrs["tuning"])
-        except (OSError, KeyError, ValueError):
-            return {}
+        tuning = {} if self.head is None else self.head.tuning
         lengths = self._trajectories()
         sizes: dict[str, list[float]] = {}
         for key, value in tuning.items():
@@ -285,13 +313,67 @@ class RecordedRun:
 
     def _text(self, name: str) -> str:
         try:
-            return (self.path / name).read_text(encoding="utf-8", errors="replace")
-        except OSError:
+            return read_text(self.path / name)
+        except FileNotFoundError:
             return ""
+        except OSError as error:
+            raise ConfigError(f"{self.path / name} cannot be read: {error.strerror}") from error
+
+
+def _check_config(path: Path, text: str, head: Head | None) -> None:
+    """Refuse a configuration that is none, or not the one of the checkpoint."""
+    try:
+        table = tomllib.loads(text)
+        for name in ("theory", "chains", "run"):
+            if not isinstance(table.get(name, {}), dict):
+                raise ValueError(f"{name} is no table")
+        updates = table.get("update", [])
+        if not isinstance(updates, list) or not all(isinstance(one, dict) for one in updates):
+            raise ValueError("update is no list of tables")
+        if head is not None and head.configuration not in (None, identity_of(table)):
+            raise ValueError("it is not the configuration that the checkpoint was written with")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged ({error}): restore it from a copy") from error
 
 
 def _timed(event: Mapping[str, Any]) -> bool:
-    return all(isinstance(event.get(key), int | float) for key in ("update", "seconds"))
+    return _numbers(event, "update", "seconds")
+
+
+def _numbers(entry: Mapping[str, Any], *keys: str) -> bool:
+    """Whether all of these are there and finite numbers."""
+    values = [entry.get(key) for key in keys]
+    # Python's integers may be beyond all floats.
+    return all(isinstance(v, int | float) and abs(v) < 1e300 for v in values)
+
+
+# Attributes of the file, and what they may not be below.
+_COUNTS = {"chains": 1, "replicas": 1, "measure_every": 1, "thermalization": 0, "updates": 0}
+
+
+def _check_shapes(attributes: Mapping[str, Any], datasets: Mapping[str, h5py.Dataset]) -> None:
+    """Raise ValueError if the file does not have the form that flowmc gives it."""
+    for key, least in _COUNTS.items():
+        value = attributes.get(key)
+        if type(value) is not int or not least <= value < 2**53:
+            raise ValueError(f"its attribute {key} is {value!r}")
+    chains, replicas = attributes["chains"], attributes["replicas"]
+    wanted = {
+        "updates": ("i", ()),
+        "observables": ("f", (chains, replicas)),
+        "kernels": ("if", (chains,)),
+        "walkers": ("i", (chains, replicas)),
+        "couplings": ("f", (replicas,)),
+    }
+    for name, data in datasets.items():
+        phase, _, rest = name.partition("/")
+        kinds, leading = wanted.get(rest.partition("/")[0], ("", ()))
+        rows = datasets.get(f"{phase}/updates")
+        if rows is None or rows.ndim != 1 or rest.count("/") > 2:
+            raise ValueError(f"{name} is not expected")
+        shape = (len(rows), *leading)
+        if data.dtype.kind not in kinds or data.shape[: len(shape)] != shape:
+            raise ValueError(f"{name} has type {data.dtype} and shape {data.shape}")
 
 
 def _trainings(entry: Any) -> Iterator[Mapping[str, Any]]:
@@ -308,27 +390,44 @@ def _trainings(entry: Any) -> Iterator[Mapping[str, Any]]:
             yield from _trainings(value)
 
 
-def _phase(group: h5py.Group | None) -> Phase:
-    if group is None or "updates" not in group:
+def _phase(datasets: Mapping[str, h5py.Dataset], phase: str) -> Phase:
+    """Read the rows of a phase that are written."""
+    own = {
+        name.removeprefix(f"{phase}/"): data
+        for name, data in datasets.items()
+        if name.startswith(f"{phase}/")
+    }
+    if "updates" not in own:
         return Phase(np.empty(0, np.int64))
-    updates = group["updates"][()]
+    updates = own["updates"][()]
     unwritten = np.flatnonzero(updates < 0)
     rows = int(unwritten[0]) if unwritten.size else len(updates)
-    walkers = group.get("walkers")
+    if (updates[rows:] >= 0).any() or (np.diff(updates[:rows]) <= 0).any():
+        raise ValueError(f"rows of {phase} are missing among those that are written")
+
+    def below(group: str) -> dict[str, NDArray]:
+        prefix = f"{group}/"
+        return {
+            name.removeprefix(prefix): data[:rows]
+            for name, data in own.items()
+            if name.startswith(prefix)
+        }
+
+    kernels: dict[str, dict[str, NDArray]] = {}
+    for path, values in below("kernels").items():
+        name, _, key = path.rpartition("/")
+        kernels.setdefault(name, {})[key] = values
     return Phase(
         updates[:rows],
-        {name: data[:rows] for name, data in group.get("observables", {}).items()},
-        {
-            name: {key: data[:rows] for key, data in values.items()}
-            for name, values in group.get("kernels", {}).items()
-        },
-        None if walkers is None else walkers[:rows],
+        below("observables"),
+        kernels,
+        own["walkers"][:rows] if "walkers" in own else None,
         len(updates),
-        {name: data[:rows] for name, data in group.get("couplings", {}).items()},
+        below("couplings"),
         {
-            name: json.loads(data.attrs["parameters"])
-            for name, data in group.get("observables", {}).items()
-            if "parameters" in data.attrs
+            name.removeprefix("observables/"): json.loads(data.attrs["parameters"])
+            for name, data in own.items()
+            if name.startswith("observables/") and "parameters" in data.attrs
         },
     )
 

@@ -137,8 +137,17 @@ class Recorder:
         if rows:
             self._base = None
 
+    @property
+    def checksum(self) -> int:
+        """CRC-32 of all rows so far, on rank 0; 0 elsewhere."""
+        return 0 if self._measurements is None else self._measurements.checksum
+
     def sync(self) -> None:
-        """Have all written rows on the disk."""
+        """Have all written rows on the disk.
+
+        Raises:
+            OSError: on rank 0, as :meth:`~flowmc.run.measurements.MeasurementFile.flush`.
+        """
         if self._measurements is not None:
             self._measurements.flush()
 

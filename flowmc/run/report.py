@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flowmc.estimators.cost import average, break_even, break_even_bound, gain, gain_bound
+from flowmc.messages import one_line, say
 from flowmc.registry import ConfigError
 from flowmc.run.recorded import RecordedRun
 from flowmc.run.report_text import comparison_text, report_text
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         analyses = [analyse_run(RecordedRun.open(path)) for path in args.directories]
     except ConfigError as error:
-        print(f"flowmc report: {error}", file=sys.stderr)
+        say(one_line(str(error)), prefix="flowmc report: ")
         return 2
     if args.json:
         document = analyses[0].as_dict() if len(analyses) == 1 else compare(analyses)
@@ -38,8 +38,9 @@ def run(args: argparse.Namespace) -> int:
         print("\n" + comparison_text(compare(analyses)))
         return 0
     page = _write_page(analyses[0])
-    if page is not None:
-        print(f"\nPlots: {page}")
+    if page is None:
+        return 2
+    print(f"\nPlots: {page}")
     return 0
 
 
@@ -138,7 +139,8 @@ def _write_page(analysis: Analysis) -> Path | None:
     try:
         return write_page(analysis)
     except OSError as error:
-        print(f"flowmc report: report.html was not written: {error}", file=sys.stderr)
+        path, text = analysis.run.path / "report.html", error.strerror or error
+        say(f"{path} was not written: {text}", prefix="flowmc report: ")
         return None
 
 

@@ -27,6 +27,7 @@ from flowmc.run.html_parts import (
     title_of,
 )
 from flowmc.run.ladder_page import ladder_section
+from flowmc.run.own_files import naming
 from flowmc.run.summary import Analysis
 from flowmc.run.text_parts import duration, step_size_text, value_text
 
@@ -41,7 +42,8 @@ def write_page(analysis: Analysis) -> Path:
     """
     path = analysis.run.path / "report.html"
     text = page(analysis).encode()
-    with atomic_write(path) as file:
+    # Into somebody else's directory, perhaps, where a planted link would lead elsewhere.
+    with naming(path), atomic_write(path, follow=False) as file:
         file.write(text)
     return path
 

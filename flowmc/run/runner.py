@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,11 +30,11 @@ from flowmc.parallel.proposals import SharedProposals
 from flowmc.parallel.wires import BlockWire
 from flowmc.random import Streams
 from flowmc.run.assembly import Assembly, assemble
-from flowmc.run.checkpoint import Checkpoint, settled, write_checkpoint
+from flowmc.run.checkpoint import Checkpoint, Head, settled, write_checkpoint
 from flowmc.run.columns import schema_in
 from flowmc.run.config import RunConfig
 from flowmc.run.diagnostics import Diagnostics, Piece, leaves
-from flowmc.run.directory import RunDirectory
+from flowmc.run.directory import RunDirectory, identity_of
 from flowmc.run.ensemble import ConfigurationWriter, Origins
 from flowmc.run.infos import of_all_ranks
 from flowmc.run.interrupts import Interrupts
@@ -81,6 +82,7 @@ class Runner:
 
     Attributes:
         update: updates done, thermalization included.
+        warnings: what users should know of the directory and the resume, on rank 0.
     """
 
     def __init__(
@@ -99,17 +101,19 @@ class Runner:
         self.config, self.assembly, self.directory = config, assembly, directory
         self.communicator, self.distribution = communicator, distribution
         self.own = distribution.blocks_of(communicator.rank)
-        self.update = self._checkpointed = checkpoint.update
+        head = checkpoint.head
+        self.update = self._checkpointed = head.update
+        self._identity = identity_of(config.resolved)
         self.states = {
             block: self._wired(block, settled(state)) for block, state in checkpoint.states.items()
         }
         self.tuner: LadderTuner | None = None
         if config.ladder is not None and config.ladder.tune:
             self.tuner = LadderTuner(config, self.own)
-            self.tuner.set_tuning(checkpoint.tuning)
-            self._set_ladder(checkpoint.tuning)
-        elif checkpoint.tuning:
-            assembly.kernel.set_tuning(checkpoint.tuning)
+            self.tuner.set_tuning(head.tuning)
+            self._set_ladder(head.tuning)
+        elif head.tuning:
+            assembly.kernel.set_tuning(head.tuning)
         self.proposals = self._share_proposals()
         self.streams: dict[tuple[int, int], torch.Generator] = {}
         for cell, state in checkpoint.streams.items():
@@ -127,7 +131,7 @@ class Runner:
         is_root = communicator.rank == 0
         self.recorder = Recorder(
             communicator,
-            MeasurementFile(directory.measurements, layout) if is_root else None,
+            MeasurementFile(directory.measurements, layout, head.rows or 0) if is_root else None,
             layout,
             self.diagnostics,
         )
@@ -136,7 +140,13 @@ class Runner:
         )
         self.journal = Journal(directory.log if is_root else None)
         self.resumed = resumed
+        self.warnings: list[str] = []
         self._restore_clocks()
+
+    def warn(self, text: str) -> None:
+        """Log a warning, and have the command say it."""
+        self.warnings.append(text)
+        self.journal.write("warning", self.update, text=text)
 
     @property
     def total(self) -> int:
@@ -146,7 +156,7 @@ class Runner:
     def remarks(self) -> list[str]:
         """Return what users should know before a run, on rank 0; collective."""
         communicator = self.communicator
-        texts = list(self.assembly.remarks)
+        texts = [*self.warnings, *self.assembly.remarks]
         if communicator.size == 1:
             return texts
         texts.append(describe(communicator, self.assembly.device))
@@ -242,10 +252,10 @@ class Runner:
         return stopped
 
     def _last_good(self) -> str:
-        return (
-            f"the last good checkpoint, update {self._checkpointed}, is in "
-            f"{self.directory.checkpoint}"
-        )
+        checkpoint = self.directory.checkpoint
+        if not checkpoint.exists():
+            return f"{checkpoint} is gone, its last update was {self._checkpointed}"
+        return f"the last good checkpoint, update {self._checkpointed}, is in {checkpoint}"
 
     def _share_proposals(self) -> SharedProposals | None:
         """Let ranks that own nothing draw flow proposals."""
@@ -410,17 +420,24 @@ class Runner:
 
     def _checkpoint(self) -> None:
         self.recorder.flush()
-        self.recorder.sync()
+        self.communicator.from_root(self._sync)
+        seed = self.config.chains.seed
         checkpoint = Checkpoint(
-            self.update,
+            Head(self.update, self._tuning(), seed, self._identity, self.recorder.checksum),
             self.states,
             {cell: generator.get_state() for cell, generator in self.streams.items()},
-            self._tuning(),
             self._pending(),
         )
         write_checkpoint(self.directory.checkpoint, checkpoint, self.communicator)
         self._checkpointed = self.update
         self._log("checkpoint")
+
+    def _sync(self) -> None:
+        """Have all rows on the disk, in the file that is in the directory of this run."""
+        if not self.directory.is_in_place:
+            text = "was removed or replaced while the run was writing into it"
+            raise OSError(errno.ESTALE, text, str(self.directory.path))
+        self.recorder.sync()
 
     def _tuning(self) -> dict[str, float]:
         ladder = {} if self.tuner is None else self.tuner.tuning()

@@ -8,9 +8,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import h5py
-
 from flowmc.registry import ConfigError
+from flowmc.run.checkpoint import read_head
+from flowmc.run.measurements import rows_missing_in
+from flowmc.run.own_files import read_text
 
 __all__ = ["run", "status_of"]
 
@@ -23,7 +24,12 @@ def run(args: argparse.Namespace) -> int:
     for entry in [] if args.json else found:
         share = entry["update"] / entry["total"] if entry["total"] else 1.0
         text = f"{entry['path']}: {entry['update']} of {entry['total']} updates ({share:.0%})"
-        if entry["finished"]:
+        if entry["missing_rows"]:
+            text += (
+                f", but {entry['missing_rows']} rows of measurements up to there are missing: "
+                "restore the measurements.h5 that belongs to the checkpoint"
+            )
+        elif entry["finished"]:
             text += ", finished"
         elif entry["reason"]:
             text += f", last stopped by: {entry['reason']}"
@@ -32,46 +38,62 @@ def run(args: argparse.Namespace) -> int:
 
 
 def status_of(directory: str | Path) -> dict[str, Any]:
-    """Return ``{path, update, total, finished, reason}`` of a run directory.
+    """Return ``{path, update, total, finished, reason, missing_rows}`` of a run directory.
 
     ``update`` is that of the last checkpoint, thermalization included; ``reason`` why the last
-    invocation that ended by itself did so, or None.  Nothing depends on the clock: two answers that
-    are equal mean that nothing was gained in between.
+    invocation that ended by itself did so, or None; ``missing_rows`` how many measurements up to
+    the checkpoint are not there, without which a run is not finished.  Nothing depends on the
+    clock: two answers that are equal mean that nothing was gained in between.
 
     Raises:
         ConfigError: it is not a run directory, or damaged.
     """
     path = Path(directory)
-    try:
-        with h5py.File(path / "checkpoint.h5", "r", locking=False) as file:
-            update = int(file.attrs["update"])
-        table = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))["run"]
-        total = int(table["thermalization"]) + int(table["updates"])
-    except (OSError, ValueError, KeyError) as error:
+    checkpoint = path / "checkpoint.h5"
+    if not checkpoint.exists():
         raise ConfigError(
-            f"{path} is not a run directory with a checkpoint ({error}): give the --output of "
-            "flowmc run"
-        ) from error
+            f"{path} is not a run directory with a checkpoint: give the --output of flowmc run"
+        )
+    update = read_head(checkpoint).update
+    total = _total(path / "config.toml")
+    missing = rows_missing_in(path / "measurements.h5", update)
     return {
         "path": str(path),
         "update": update,
         "total": total,
-        "finished": update >= total,
+        "finished": update >= total and not missing,
         "reason": _reason(path / "log.jsonl"),
+        "missing_rows": missing,
     }
+
+
+def _total(path: Path) -> int:
+    """Return the number of updates that a configuration asks for."""
+    try:
+        run = tomllib.loads(read_text(path))["run"]
+        counts = run["thermalization"], run["updates"]
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError("the numbers of updates are no numbers")
+        return sum(counts)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        text = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path} cannot be read ({text}): restore it from a copy") from error
 
 
 def _reason(log: Path) -> str | None:
     reason = None
     try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+        lines = read_text(log).splitlines()
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise ConfigError(f"{log} cannot be read: {error.strerror}") from error
     for line in lines:
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(event, dict) and event.get("event") == "stop":
-            reason = event.get("reason")
+            found = event.get("reason")
+            reason = found if isinstance(found, str) else None
     return reason

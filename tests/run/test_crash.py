@@ -11,7 +11,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 
+from flowmc.parallel import Communicator
+from flowmc.run.checkpoint import read_checkpoint, write_checkpoint
 from tests.run.small_runs import config, digests, save_untrained_flow, write
 
 DRIVER = Path(__file__).with_name("crash_driver.py")
@@ -98,9 +101,11 @@ def test_the_comparison_can_fail(tmp_path):
     early = write(tmp_path / "b.toml", PLAIN | {"run": PLAIN["run"] | {"updates": 10}})
     command = [sys.executable, "-m", "flowmc.cli", "run", early, "--output", "other"]
     subprocess.run(command, env=environment(), cwd=tmp_path, check=True, capture_output=True)
-    with h5py.File(tmp_path / "other" / "checkpoint.h5", "r+") as file:
-        field = file["blocks/0000/replicas/0/field"]
-        field[0, 0, 0] += 1e-12
+    checkpoint = tmp_path / "other" / "checkpoint.h5"
+    # Written anew, with the checksums of what is changed.
+    stored = read_checkpoint(checkpoint, torch.device("cpu"), {0: [0], 1: [0]}, 1)
+    stored.states[0].field[0, 0, 0] += 1e-12
+    write_checkpoint(checkpoint, stored, Communicator())
     command = [sys.executable, "-m", "flowmc.cli", "run", path, "--output", "other", "--resume"]
     subprocess.run(command, env=environment(), cwd=tmp_path, check=True, capture_output=True)
     assert digests(tmp_path / "other") != digests(tmp_path / "reference")
@@ -143,6 +148,10 @@ def test_a_full_disk_stops_the_run_and_damages_nothing(tmp_path):
     errors = [line for line in said if "File too large; the last good checkpoint" in line]
     assert len(errors) == 2
     assert all(line.startswith("flowmc: error: cannot write while at update") for line in errors)
+    # Each names its file, and says nothing of HDF5.
+    files = [name for line in errors for name in ("log.jsonl", "measurements.h5", "checkpoint.h5")
+             if f"full/{name}: File too large;" in line]  # fmt: skip
+    assert len(files) == 2
     assert "Traceback" not in "".join(said)
     assert drive("full", path, tmp_path, 10**9, 10**9) == 0
     check_all(tmp_path, 0, 0)

@@ -195,7 +195,8 @@ def make_run(
         tuning = {"hmc/log_step_size": math.log(0.11)}
         if replicas > 1:
             tuning = {f"hmc/{r}/log_step_size": math.log(0.11 - 0.02 * r) for r in range(replicas)}
-        file.attrs["tuning"] = json.dumps(tuning)
+        # Of the time before there were checksums.
+        file.attrs.update(layout=2, update=total, tuning=json.dumps(tuning))
     return path
 
 

@@ -27,6 +27,7 @@ def test_a_finished_and_an_extended_run(tmp_path, capsys):
         "total": 45,
         "finished": False,
         "reason": "finished",
+        "missing_rows": 0,
     }
 
 

@@ -49,7 +49,7 @@ class SeriesStore:
         self.path = path
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._offsets: dict[str, int] = {}
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             self.measured = file["measured"][()].astype(bool)
             self.keys = _keys(file)
 
@@ -82,7 +82,7 @@ class SeriesStore:
         index = {name: i for i, name in enumerate(names)}
         keep = [_key(one) in old for one in ensemble.members]
         count = len(ensemble)
-        with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        with atomic_path(path) as temporary, h5py.File(temporary, "w", locking=False) as file:
             file.attrs["ensemble"] = ensemble.name
             file.attrs["replica_names"] = json.dumps(names)
             integers = np.dtype("<i8")
@@ -147,7 +147,7 @@ class SeriesStore:
 
     def columns(self) -> dict[str, NDArray[np.float64]]:
         """Return all columns by path, ``(configurations, ...)``."""
-        with h5py.File(self.path, "r") as file:
+        with h5py.File(self.path, "r", locking=False) as file:
             return {name: file[name][()] for name in self._shapes if name not in _OWN}
 
 
@@ -155,13 +155,13 @@ def measured_before(path: Path) -> set[Key]:
     """Return replica and number of all configurations that a file has complete rows of."""
     if not path.exists():
         return set()
-    with h5py.File(path, "r") as file:
+    with h5py.File(path, "r", locking=False) as file:
         keys, marks = _keys(file), file["measured"][()]
     return {key for key, mark in zip(keys, marks, strict=True) if mark}
 
 
 def _read_rows(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[Key, dict[str, NDArray]]:
-    with h5py.File(path, "r") as file:
+    with h5py.File(path, "r", locking=False) as file:
         found: dict[str, tuple[int, ...]] = {}
 
         def note(name: str, item: object) -> None:
