@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from flowmc.launcher import SLURM_AND_MPI, first_speaks, has_told_mpi, launched_processes
+from flowmc.messages import settle_standard_streams
 from flowmc.registry import ConfigError
 
 __all__ = ["CollectiveError", "Communicator", "Pending", "Traffic", "world"]
@@ -158,8 +158,7 @@ class Communicator:
 
     def abort(self, status: int) -> None:
         """End all ranks at once with this exit status."""
-        sys.stdout.flush()
-        sys.stderr.flush()
+        settle_standard_streams()
         os._exit(status)
 
     def together(self, function: Callable[[], T]) -> T:

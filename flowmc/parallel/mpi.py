@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 import pickle
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -25,6 +24,7 @@ mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
 from mpi4py import MPI  # noqa: E402  (reads mpi4py.rc)
 
 from flowmc.launcher import SLURM_AND_MPI  # noqa: E402
+from flowmc.messages import say, settle_standard_streams  # noqa: E402
 from flowmc.parallel.communicator import CollectiveError, Communicator, Pending  # noqa: E402
 from flowmc.registry import ConfigError  # noqa: E402
 
@@ -187,8 +187,7 @@ class MpiCommunicator(Communicator):
         return found[0]
 
     def abort(self, status: int) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        settle_standard_streams()
         MPI.COMM_WORLD.Abort(status)
 
     def together(self, function: Callable[[], T]) -> T:
@@ -271,11 +270,10 @@ class MpiCommunicator(Communicator):
         text = f"rank {self.rank} of {self.size} waited {waited:.0f} s {what}"
         if missing:
             text += f"; not heard from rank{'s' if len(missing) > 1 else ''} {who}"
-        print(
-            f"flowmc: error: {text}: hung, or much slower than the others; the last checkpoint is "
-            "intact (the time-out is [parallel] peer_timeout)",
-            file=sys.stderr,
-            flush=True,
+        say(
+            f"{text}: hung, or much slower than the others; the last checkpoint is intact (the "
+            "time-out is [parallel] peer_timeout)",
+            prefix="flowmc: error: ",
         )
         self.abort(1)
 

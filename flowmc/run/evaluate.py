@@ -30,6 +30,7 @@ from flowmc.estimators.weights import (
 from flowmc.flows.base import Flow, FlowModel
 from flowmc.flows.files import LoadedFlow, flow_path, load_flow, load_local_flow, read_card
 from flowmc.flows.matching import check_flow_fits, orient
+from flowmc.messages import say
 from flowmc.parallel import Communicator
 from flowmc.random import stream
 from flowmc.registry import ConfigError, nearest
@@ -81,17 +82,17 @@ def run(args: argparse.Namespace) -> int:
             device=check_device(args.device),
         )
     except ConfigError as error:
-        sys.stderr.write(f"flowmc evaluate: {error}\n")
+        say(str(error), prefix="flowmc evaluate: ")
         return 2
     except DensityError as error:
-        sys.stderr.write(f"flowmc evaluate: {error}\n")
+        say(str(error), prefix="flowmc evaluate: ")
         return 1
     if args.json:
         sys.stdout.write(json.dumps({**result, "warnings": warnings}) + "\n")
     else:
         sys.stdout.write(_table(result))
     for warning in warnings:
-        sys.stderr.write(f"warning: {warning}\n")
+        say(warning, prefix="warning: ")
     return 0
 
 

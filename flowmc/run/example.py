@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import sys
 import textwrap
 from pathlib import Path
 
 import flowmc
+from flowmc.messages import say
 from flowmc.registry import ConfigError, nearest
 
 __all__ = ["copy_example", "examples", "run"]
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     print("\n".join(map(str, written)))
     command = _command(written[0])
     if command:
-        print(f"flowmc: as it is meant to be run:  {command}", file=sys.stderr)
+        say(f"as it is meant to be run:  {command}")
     return 0
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 
 from flowmc.io import StoredField, load_field, number_in_name, write_field
 from flowmc.kernels import NonFiniteStateError, State
+from flowmc.messages import say
 from flowmc.parallel import Communicator
 from flowmc.parallel.devices import choose_threads
 from flowmc.random import stream
@@ -117,7 +117,7 @@ def _tell(
     info: Any,
 ) -> None:
     for note in stored.notes:
-        print(f"flowmc: {note}", file=sys.stderr)
+        say(note)
     acceptance = {
         name: float(leaf.is_accepted.double().mean())
         for name, leaf in leaves(info, kernel_names(assembly))

@@ -9,6 +9,7 @@ from typing import Any
 
 from flowmc import zoo
 from flowmc.estimators.autocorrelation import format_value
+from flowmc.messages import say
 from flowmc.registry import ConfigError
 
 __all__ = ["run"]
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             sys.stdout.write(_table(zoo.zoo_list()))
     except ConfigError as error:
-        sys.stderr.write(f"flowmc zoo: {error}\n")
+        say(str(error), prefix="flowmc zoo: ")
         return 2
     return 0
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flowmc.messages import say
 from flowmc.run.correlate.combine_config import read_combine_config
 from flowmc.run.correlate.combine_sections import combined_sections
 from flowmc.run.correlate.combine_session import CombineSession
@@ -87,4 +87,4 @@ def _combine(
 
 
 def _say(text: str) -> None:
-    print(f"flowmc: {text}", file=sys.stderr, flush=True)
+    say(text)
