@@ -318,8 +318,8 @@ for _built_in in (
     NumpyFormat(),
     NpzFormat(),
     Hdf5Format(),
-    OpenQcdFormat(),
     HirepFormat(),
+    OpenQcdFormat(),
     BridgeFormat(),
 ):
     register(_built_in)

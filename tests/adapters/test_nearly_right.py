@@ -4,18 +4,23 @@ what they are."""
 import re
 import struct
 
+import h5py
 import numpy as np
 import pytest
 from flowmc_adapters import (
     CheckError,
     Configuration,
+    FieldConfiguration,
     FormatError,
     convert,
     inspect,
     link_trace,
     read,
+    read_field,
     write,
+    write_field,
 )
+from flowmc_adapters.fields.files import is_field
 
 DIMS = (2, 3, 4, 5)
 
@@ -204,3 +209,54 @@ def test_milc_sums_of_either_order(tmp_path, make_links):
     path.with_name("lat.info").unlink()
     path.write_bytes(swapped(bytes(content), 96, 4))
     assert np.array_equal(read(path).links, links)
+
+
+@pytest.mark.parametrize("form", ["openqcd", "hirep"])
+@pytest.mark.parametrize("swap", ["everything", "the links alone"])
+def test_whole_files_in_the_other_byte_order(tmp_path, make_links, form, swap):
+    """openQCD writes little-endian and HiRep big-endian on every machine; other codes do not."""
+    links = make_links((4, 2, 6, 8))
+    path = tmp_path / "runn1"
+    write(path, Configuration(links), form)
+    content = path.read_bytes()
+    integers = 4 if form == "openqcd" else 5
+    start = 4 * integers + 8
+    if swap == "the links alone":
+        if form == "hirep":
+            pytest.skip("no known code does that")
+        path.write_bytes(swapped(content, start, 8))
+    else:
+        head = np.frombuffer(content, "u4", count=integers).byteswap().tobytes()
+        path.write_bytes(head + swapped(content[4 * integers :], 0, 8))
+    found = read(path)
+    assert found.format == form and np.array_equal(found.links, links)
+    assert any("endian" in warning for warning in found.warnings)
+    convert(path, tmp_path / "copy", form)
+    assert (tmp_path / "copy").read_bytes() == content
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(FormatError):
+        read(path)
+
+
+@pytest.mark.parametrize("size", [512, 2048, 4096, 65536])
+def test_hdf5_behind_a_user_block(tmp_path, make_links, size):
+    """Of MATLAB, Julia or any other program."""
+    links = make_links()
+    path = tmp_path / "lat.h5"
+    with h5py.File(path, "w", userblock_size=size) as file:
+        file["gauge/links"] = links
+        file["phi"] = 1.0
+    with open(path, "r+b") as file:
+        file.write(b"MATLAB 7.3 MAT-file")
+    found = read(path)
+    assert np.array_equal(found.links, links)
+    assert inspect(path)["format"] == "hdf5"
+    assert not is_field(path)
+    # Fields of our own, copied there
+    write_field(tmp_path / "one.h5", FieldConfiguration(np.ones((4, 6)), "scalar"), "hdf5")
+    with (
+        h5py.File(tmp_path / "one.h5") as source,
+        h5py.File(path, "w", userblock_size=size) as file,
+    ):
+        source.copy("configuration", file)
+    assert np.array_equal(read_field(path).values, np.ones((4, 6)))

@@ -16,7 +16,7 @@ from ..configuration import PathLike
 from ..errors import CheckError, FormatError
 from ..finite import first_non_finite
 from ..hdf5 import fields as fields_hdf5
-from ..hdf5.file import MAGIC
+from ..hdf5.file import is_hdf5
 from ..heads import read_head
 from ..lime import container as lime
 from ..lime import fields as fields_lime
@@ -48,7 +48,7 @@ def field_format(path: PathLike) -> str | None:
             return field_format(plain)
     if head.startswith(b"\x93NUMPY"):
         return "npy"
-    if head.startswith(MAGIC) and fields_hdf5.is_field_file(path):
+    if is_hdf5(head, path) and fields_hdf5.is_field_file(path):
         return "hdf5"
     if head[:4] == struct.pack(">I", lime.MAGIC) and fields_lime.is_field_file(path):
         return "lime"
@@ -69,7 +69,7 @@ def is_field(path: PathLike, layout: str | None = None) -> bool:
     """
     if is_compressed(path):
         with unpacked(path) as plain:
-            return is_field(plain)
+            return is_field(plain, layout)
     found = field_format(path)
     if layout == "u1" and found is None and find_u1(path) is not None:
         return True

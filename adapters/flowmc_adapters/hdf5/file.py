@@ -28,10 +28,31 @@ MAGIC = b"\x89HDF\r\n\x1a\n"
 # Superblock and groups that every HDF5 library since 2008 reads, with checksums in the headers;
 # fixed, so that equal input gives equal bytes whatever the library's defaults.
 VERSIONS = ("v108", "v108")
+_SMALLEST_USER_BLOCK, _LARGEST_USER_BLOCK = 512, 2**24
 _MOST_OBJECTS = 100_000
 # Deflate cannot do better than this.
 MOST_COMPRESSION = 1032
 _LARGEST_CHUNK = 2**26
+
+
+def is_hdf5(head: bytes, path: PathLike) -> bool:
+    """Whether a file is HDF5: by its magic at the beginning, or behind a user block of another
+    program, of 512 bytes or twice, four times ... as many.
+
+    Args:
+        head: its first bytes.
+        path: the file.
+    """
+    if head.startswith(MAGIC):
+        return True
+    offset, size = _SMALLEST_USER_BLOCK, Path(path).stat().st_size
+    with open(path, "rb") as file:
+        while offset <= min(_LARGEST_USER_BLOCK, size):
+            file.seek(offset)
+            if file.read(len(MAGIC)) == MAGIC:
+                return True
+            offset *= 2
+    return False
 
 
 @contextmanager

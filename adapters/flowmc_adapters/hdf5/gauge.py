@@ -30,7 +30,7 @@ from ..storage import FileStorage, OpenStorage
 from ..surplus import check_end
 from .attributes import attribute, real_attribute, text_attribute, vet_heaps
 from .checksum import PyQudaChecksum
-from .file import MAGIC, guarded, opened, stated_end
+from .file import guarded, is_hdf5, opened, stated_end
 from .layouts import STYLES, Found, find_links
 from .source import Hdf5Source
 from .writing import PYQUDA_METADATA, frame_of_style, parse_metadata
@@ -57,7 +57,7 @@ class Hdf5Format(LayoutFormat):
 
     def detect(self, head: bytes, path: PathLike) -> bool:
         """By magic, at the places where a user block allows it."""
-        return any(head.startswith(MAGIC, offset) for offset in (0, 512, 1024, 2048))
+        return is_hdf5(head, path)
 
     def read_header(
         self,

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..byte_order import proven_order
 from ..configuration import Header
 from ..errors import FormatError
 from ..formats import PathLike
@@ -53,12 +54,14 @@ class _Start:
         extents: T, X, Y, Z of the lattice.
         block: of the part that the file holds.
         plaquette: as stored, 3 for a cold field.
+        order: "<", as openQCD writes on every machine, or ">".
     """
 
     size: int
     extents: tuple[int, ...]
     block: tuple[int, ...]
     plaquette: float
+    order: str = "<"
 
     @property
     def total_bytes(self) -> int:
@@ -80,6 +83,8 @@ class OpenQcdFormat(LayoutFormat):
         start = _parse(head)
         if start is None:
             return False
+        if start.order == ">":
+            return Path(path).stat().st_size == start.total_bytes
         if start.size == _BLOCK.size or Path(path).stat().st_size == start.total_bytes:
             return True
         even = all(extent % 2 == 0 for extent in start.extents)
@@ -108,12 +113,15 @@ class OpenQcdFormat(LayoutFormat):
             )
         if any(extent % 2 for extent in start.extents):
             raise FormatError(path, 0, f"extents {_by(start.extents)} (t x y z): {_EVEN}")
-        place = Layout(start.size, (*start.extents[1:], start.extents[0]), 3, 3, 64, "<")
-        u1 = find_u1(path)
+        place = Layout(start.size, (*start.extents[1:], start.extents[0]), 3, 3, 64, start.order)
+        u1 = find_u1(path) if start.order == "<" else None
         if layout == "u1" or (u1 is not None and u1.alone):
             raise FormatError(path, None, _NOT_LINKS if u1 is not None else _NO_U1)
         check_size(path, place)
         warnings = ["no checksum in this file: damage would go unnoticed"]
+        if start.order == ">":
+            warnings.append("the file is big-endian, unlike those of openQCD itself")
+        place = proven_order(path, place, warnings)
         if u1 is None:
             failed = check_end(path, start.total_bytes, warnings)
         elif layout == "su3":
@@ -191,7 +199,8 @@ class _ExportFrame(Frame):
 def _parse(head: bytes) -> _Start | None:
     """The header, that of a block if it makes sense as one; None if nothing makes sense.
 
-    A block of an exported file would have the plaquette 1e-313.
+    A block of an exported file would have the plaquette 1e-313. In the other byte order, in which
+    other codes have written these files, no extent is small.
     """
     if len(head) >= _BLOCK.size:
         *numbers, plaquette = _BLOCK.unpack_from(head)
@@ -203,9 +212,12 @@ def _parse(head: bytes) -> _Start | None:
             return _Start(_BLOCK.size, extents, block, plaquette)
     if len(head) < _EXPORT.size:
         return None
-    *numbers, plaquette = _EXPORT.unpack_from(head)
-    extents = tuple(numbers)
-    return _Start(_EXPORT.size, extents, extents, plaquette) if _plausible(extents) else None
+    for order in "<>":
+        *numbers, plaquette = struct.unpack_from(f"{order}4id", head)
+        extents = tuple(numbers)
+        if _plausible(extents) and (order == "<" or not any(extent % 2 for extent in extents)):
+            return _Start(_EXPORT.size, extents, extents, plaquette, order)
+    return None
 
 
 def _plausible(extents: tuple[int, ...]) -> bool:

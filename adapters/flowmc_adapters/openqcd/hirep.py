@@ -49,11 +49,13 @@ class HirepFormat(LayoutFormat):
         """By a plausible header, whose plaquette may be wrong if the size of the file is right."""
         if len(head) < _HEADER.size:
             return False
-        nc, *extents, plaquette = _HEADER.unpack_from(head)
+        order, nc, extents, plaquette = _parse(head)
         if not _plausible(nc, extents):
             return False
         announced = _HEADER.size + math.prod(extents) * 64 * nc * nc
-        return Path(path).stat().st_size == announced or 1e-12 < abs(plaquette) <= 1 + 1e-9
+        if Path(path).stat().st_size == announced:
+            return True
+        return order == ">" and 1e-12 < abs(plaquette) <= 1 + 1e-9
 
     def read_header(
         self,
@@ -67,13 +69,15 @@ class HirepFormat(LayoutFormat):
             head = file.read(_HEADER.size)
         if len(head) < _HEADER.size:
             raise FormatError(path, len(head), "the HiRep header has 28 bytes: truncated")
-        nc, *extents, plaquette = _HEADER.unpack(head)
+        order, nc, extents, plaquette = _parse(head)
         if not _plausible(nc, extents):
             raise FormatError(
                 path, 0, f"HiRep header: N = {nc} and extents {extents} (t x y z) make no sense"
             )
         warnings = ["no checksum in this file: damage would go unnoticed"]
-        place = Layout(_HEADER.size, (*extents[1:], extents[0]), nc, nc, 64, ">")
+        if order == "<":
+            warnings.append("the file is little-endian, unlike those of HiRep itself")
+        place = Layout(_HEADER.size, (*extents[1:], extents[0]), nc, nc, 64, order)
         check_size(path, place)
         failed = check_end(path, _HEADER.size + place.total_bytes, warnings)
         return Header(
@@ -180,8 +184,19 @@ def _planes(raw: RawBytes, layout: Layout, slab: Slab) -> npt.NDArray[np.complex
     order of the file."""
     _, start, stop = slab
     lx, ly, lz, _ = layout.dims
-    sites = raw.view(">c16").reshape(lx, ly, lz, 4, layout.nc, layout.nc)
+    sites = raw.view(f"{layout.byte_order}c16").reshape(lx, ly, lz, 4, layout.nc, layout.nc)
     return sites[:, :, start:stop].transpose(2, 1, 0, 3, 4, 5)
+
+
+def _parse(head: bytes) -> tuple[str, int, list[int], float]:
+    """Byte order, N, extents and plaquette; big-endian, as HiRep writes, unless only the other
+    order makes sense."""
+    for order in "><":
+        nc, *extents, plaquette = struct.unpack_from(f"{order}5id", head)
+        if _plausible(nc, extents):
+            return order, nc, extents, plaquette
+    nc, *extents, plaquette = _HEADER.unpack_from(head)
+    return ">", nc, extents, plaquette
 
 
 def _plausible(nc: int, extents: tuple[int, ...] | list[int]) -> bool:

@@ -44,22 +44,23 @@ class OpenQcdSource(LinkSource):
     def __init__(self, storage: Storage, layout: Layout) -> None:
         self._path = storage.path
         self._cache = SliceCache(storage, layout, _SLICES)
+        self._order = layout.byte_order
         self.dims, self.nc, self.precision = layout.dims, 3, 64
 
     def read(self, slab: Slab, out: ComplexArray, checksum: ChecksumSum | None = None) -> None:
         """See `LinkSource.read`."""
         t = slab[0]
         odd, space, time = link_positions(self.dims, slab)
-        links = _links(self._cache.get(t))
+        links = _links(self._cache.get(t), self._order)
         out[..., :3, :, :] = links.take(space, axis=0)
         out[odd, 3] = links.take(time[odd], axis=0)
-        following = _links(self._cache.get((t + 1) % self.dims[-1]))
+        following = _links(self._cache.get((t + 1) % self.dims[-1]), self._order)
         out[~odd, 3] = following.take(time[~odd], axis=0)
 
     def read_space(self, slab: Slab, out: ComplexArray) -> None:
         """See `LinkSource.read_space`; spares the slice after the next one."""
         _, space, _ = link_positions(self.dims, slab)
-        out[..., :3, :, :] = _links(self._cache.get(slab[0])).take(space, axis=0)
+        out[..., :3, :, :] = _links(self._cache.get(slab[0]), self._order).take(space, axis=0)
         out[..., 3, :, :] = 0
 
     def _not_finite(self, slab: Slab, site: str) -> FormatError:
@@ -144,7 +145,7 @@ def _is_constant(storage: Storage, layout: Layout, t: int) -> bool:
     sites = layout.dims[2] // 2
     raw: RawBytes = np.empty(sites * _LINKS_PER_SITE * _LINK_BYTES, dtype=np.uint8)
     storage.read(layout.offset + t * (layout.total_bytes // layout.dims[-1]), raw)
-    links = _links(raw).reshape(sites, _LINKS_PER_SITE // 2, 2, 3, 3)[:, 1:]
+    links = _links(raw, layout.byte_order).reshape(sites, _LINKS_PER_SITE // 2, 2, 3, 3)[:, 1:]
     first = links[:1, :, :1]
     off_diagonal = links * (1 - np.eye(3))
     with np.errstate(all="ignore"):
@@ -195,5 +196,5 @@ def _positions_of_parity(
     return odd, space, np.where(odd, here, here + 1)
 
 
-def _links(raw: RawBytes) -> npt.NDArray[np.complex128]:
-    return raw.view("<c16").reshape(-1, 3, 3)
+def _links(raw: RawBytes, byte_order: str = "<") -> npt.NDArray[np.complexfloating]:
+    return raw.view(f"{byte_order}c16").reshape(-1, 3, 3)
