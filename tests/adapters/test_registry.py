@@ -139,8 +139,10 @@ def test_a_format_that_reads_into_memory_is_checked_as_well(
     write(tmp_path / "conf", configuration, "raw")
     assert any("not in SU(3)" in warning for warning in read(tmp_path / "conf").warnings)
     assert inspect(tmp_path / "conf")["unitarity_error"] == pytest.approx(1.01**2 - 1)
-    convert(tmp_path / "conf", tmp_path / "nersc", "nersc")
-    convert(tmp_path / "nersc", tmp_path / "again", "raw")
+    with pytest.raises(CheckError, match="check_group=False"):
+        convert(tmp_path / "conf", tmp_path / "nersc", "nersc")
+    convert(tmp_path / "conf", tmp_path / "nersc", "nersc", check_group=False)
+    convert(tmp_path / "nersc", tmp_path / "again", "raw", check_group=False)
     assert (tmp_path / "again").read_bytes() == (tmp_path / "conf").read_bytes()
 
 
