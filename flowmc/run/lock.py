@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -69,7 +70,8 @@ class Lock:
                 os.close(descriptor)
                 continue
             # By the clock of the file system: when the lock was taken.
-            os.utime(descriptor)
+            with contextlib.suppress(OSError):
+                os.utime(descriptor)
             self._descriptor = descriptor
             _HELD.add(self._identity)
             return

@@ -435,7 +435,7 @@ class Runner:
     def _sync(self) -> None:
         """Have all rows on the disk, in the file that is in the directory of this run."""
         if not self.directory.is_in_place:
-            text = "was removed or replaced while the run was writing into it"
+            text = "was removed or replaced, or its .lock was, while the run was writing into it"
             raise OSError(errno.ESTALE, text, str(self.directory.path))
         self.recorder.sync()
 

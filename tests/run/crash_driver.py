@@ -18,7 +18,7 @@ import flowmc.run.command  # noqa: F401  (imported before the forks)
 from flowmc.cli import main
 
 # All ways in which flowmc touches the disk.
-CALLS = ("pwrite", "replace", "fsync", "open", "mkdir", "truncate")
+CALLS = ("pwrite", "replace", "fsync", "open", "mkdir", "truncate", "ftruncate", "utime")
 
 
 def fork(config, directory, before=lambda: None):
