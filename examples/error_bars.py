@@ -1,9 +1,10 @@
 r"""Are error bars what they claim?  Series whose answers are known, analysed again and again.
 
-``python examples/error_bars.py`` (five minutes of one core) prints, for autoregressive series of
+``python examples/error_bars.py`` (six minutes of one core) prints, for autoregressive series of
 mean 0 and known tau_int, how many estimates come out without a mark and how far *their* means
 scatter in units of their errors (1 is right); how often chains around two means that are d standard
-deviations apart are found; and how often sound chains are taken for such.  ``--seed`` for others.
+deviations apart are found; how often sound chains are taken for such; how often energy errors of a
+sound chain are called wrong, beside those that are; and the gain of one series over another.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 from scipy.signal import lfilter
 
 from flowmc.estimators.autocorrelation import Estimate, analyse
+from flowmc.estimators.gain import variance_ratio
+from flowmc.estimators.history import History
+from flowmc.run.kernel_summary import energy_warnings
 
 # tau_int, measurements, chains, repetitions
 SERIES = (
@@ -104,6 +108,42 @@ def main() -> None:
             disagrees(analyse(autoregressive(rng, length, chains, tau))) for _ in range(count)
         )
         print(f"| {tau:g} | {chains} x {length} | {found} of {count} |", flush=True)
+
+    print("\n| sd(dH) | trajectories | <exp(-dH)> off by 4 errors | warnings | ... for dH + 0.5 |")
+    print("|---|---|---|---|---|")
+    for spread in (0.5, 1.0, 2.0, 4.0, 5.0, 7.0):
+        rng = np.random.default_rng(seed)
+        off = sound = wrong = 0
+        for _ in range(200):
+            errors = rng.normal(spread**2 / 2, spread, size=(5000, 4))
+            check = analyse(np.exp(-errors))
+            off += abs(check.mean - 1) > 4 * check.error
+            sound += bool(warned(errors, rng))
+            wrong += bool(warned(errors + 0.5, rng))
+        print(f"| {spread:g} | 20000 | {off / 2:.1f}% | {sound / 2:.1f}% | {wrong / 2:.1f}% |")
+
+    print("\n| tau_int | over | gain | mean | scatter | error quoted |")
+    print("|---|---|---|---|---|---|")
+    history = History.regular("e", 4000)
+    for tau, other in ((10.0, 0.5), (0.5, 10.0), (5.0, 5.0)):
+        rng = np.random.default_rng(seed)
+        gains = []
+        for _ in range(100):
+            series = [autoregressive(rng, 4000, 1, one)[:, 0] for one in (tau, other)]
+            gains.append(variance_ratio("gain", history, *(one - one.mean() for one in series)))
+        values = np.array([gain.value for gain in gains])
+        error = np.mean([gain.error for gain in gains])
+        print(
+            f"| {tau:g} | {other:g} | {tau / other:g} | {values.mean():.4g} | "
+            f"{values.std():.3g} | {error:.3g} |"
+        )
+
+
+def warned(errors: NDArray, rng: np.random.Generator) -> list[str]:
+    """Return what the report says about energy errors of trajectories, ``(rows, chains)``."""
+    accepted = rng.random(errors.shape) < np.exp(-np.maximum(errors, 0))
+    values = {"energy_error": errors, "accepted": accepted, "tried": np.ones(errors.shape)}
+    return energy_warnings("hmc", values, analyse(np.exp(-errors)))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,13 @@ from flowmc.estimators import weights
 from flowmc.estimators.autocorrelation import Estimate, analyse, format_value
 from flowmc.run.recorded import RecordedRun
 
-__all__ = ["SIGMAS", "mean_of_complete_rows", "summarise_kernels", "symmetry_pull"]
+__all__ = [
+    "SIGMAS",
+    "energy_warnings",
+    "mean_of_complete_rows",
+    "summarise_kernels",
+    "symmetry_pull",
+]
 
 SIGMAS = 4.0  # deviation of an exact identity that is worth a warning
 WIDEST_ENERGY_ERROR = 1.0  # standard deviation of dH up to which <exp(-dH)> can be tested
@@ -110,7 +116,7 @@ def _diagnostics(
         check = mean_of_complete_rows(values["exp_minus_energy_error"])
         if check is not None:
             result["exp_minus_energy_error"] = {"mean": check.mean, "error": check.error}
-            warnings += _energy_conservation(name, values, check)
+            warnings += energy_warnings(name, values, check)
     if "energy_error" in values:
         check = mean_of_complete_rows(values["energy_error"])
         if check is not None:
@@ -135,10 +141,13 @@ def _diagnostics(
     return result
 
 
-def _energy_conservation(
-    name: str, values: Mapping[str, NDArray], exponential: Estimate
-) -> list[str]:
+def energy_warnings(name: str, values: Mapping[str, NDArray], exponential: Estimate) -> list[str]:
     """Test the identities of reversible, area-preserving trajectories in equilibrium.
+
+    Args:
+        name: of the kernel.
+        values: ``energy_error``, ``tried`` and ``accepted``, ``(rows, chains)`` each.
+        exponential: <exp(-dH)>.
 
     <exp(-dH)> = 1 while sd(dH) is 1 at most: beyond that the mean hangs on trajectories so rare
     that a sound series has seen none, and errors are too small.  Where rows hold single
