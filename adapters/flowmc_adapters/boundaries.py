@@ -69,7 +69,12 @@ def require_open_end_allowed(path: PathLike, writer: Format, *, asked: bool) -> 
             f"readers of {writer.name} files take for a periodic field: write openqcd or hirep, or "
             "ask for it with open_boundaries=True (--open-boundaries)",
         )
-    return [
-        f"a field with open boundaries in time was written as {writer.name}, as asked: readers "
-        "take it for a periodic one, and its plaquette counts those that do not exist as zeros"
-    ]
+    return [taken_as_periodic(writer.name)]
+
+
+def taken_as_periodic(format: str) -> str:
+    """What to say about a field with open boundaries that was written in such a format."""
+    return (
+        f"a field with open boundaries in time was written as {format}, whose readers take it for "
+        "a periodic one; its plaquette counts those that do not exist as zeros"
+    )

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from .atomic import atomic_path, atomic_write
+from .boundaries import taken_as_periodic
 from .changes import Change, precision_change
 from .checks import Verdict, judge
 from .checksums import ChecksumSum
@@ -218,7 +219,9 @@ class LayoutFormat(Format):
         """See `Format.write`."""
         source = ArraySource(configuration.links, path)
         frame, change = self.plan(path, source, configuration.metadata, precision, options)
-        save(path, source, frame, change=change)
+        written = save(path, source, frame, change=change)
+        if written.measurements.group.open_boundary and not self.open_boundaries:
+            return [*frame.warnings, taken_as_periodic(self.name)]
         return frame.warnings
 
     def require_holds(

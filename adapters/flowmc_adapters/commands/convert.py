@@ -46,7 +46,8 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         nargs="+",
         metavar="SRC",
-        help="configuration files of any format; directories and patterns for whole ensembles",
+        help="configuration files of any format; directories and patterns for whole ensembles; "
+        "FILE#N for the N-th of several in a file",
     )
     parser.add_argument(
         "destination", metavar="DST", help="file to write; a directory for several files"

@@ -33,7 +33,10 @@ _VERDICTS = {FINE: "ok", CHECK_FAILED: "FAILED", UNUSABLE: "UNUSABLE"}
 def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `run_inspect`."""
     parser.add_argument(
-        "files", nargs="+", metavar="FILE", help="configuration files, directories, patterns"
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="configuration files, directories, patterns; FILE#N for the N-th of several in a file",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument(
