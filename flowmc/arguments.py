@@ -36,6 +36,7 @@ def run(parser: ArgumentParser) -> None:
         action="store_true",
         help="continue from the last checkpoint; start if there is none",
     )
+    _trust(parser)
 
 
 def step(parser: ArgumentParser) -> None:
@@ -50,6 +51,7 @@ def step(parser: ArgumentParser) -> None:
         "else that of IN plus 1); it selects the random numbers",
     )
     parser.add_argument("--json", action="store_true", help=_JSON)
+    _trust(parser)
 
 
 def train(parser: ArgumentParser) -> None:
@@ -62,6 +64,7 @@ def train(parser: ArgumentParser) -> None:
         default="cpu",
         help="cpu, cuda (a GPU for each rank), cuda:N, or auto (default: cpu)",
     )
+    _trust(parser)
 
 
 def evaluate(parser: ArgumentParser) -> None:
@@ -73,6 +76,7 @@ def evaluate(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     parser.add_argument("--json", action="store_true", help=_JSON)
+    _trust(parser)
 
 
 def correlate(parser: ArgumentParser) -> None:
@@ -85,6 +89,7 @@ def correlate(parser: ArgumentParser) -> None:
         help="measure only what has not been measured yet; start if nothing has",
     )
     parser.add_argument("--json", action="store_true", help=_JSON)
+    _trust(parser)
 
 
 def free_energy(parser: ArgumentParser) -> None:
@@ -97,6 +102,7 @@ def free_energy(parser: ArgumentParser) -> None:
         help="continue from the last checkpoint; start if there is none",
     )
     parser.add_argument("--json", action="store_true", help=_JSON)
+    _trust(parser)
 
 
 def status(parser: ArgumentParser) -> None:
@@ -127,4 +133,15 @@ def example(parser: ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", nargs="?", help="copy this one; all are listed")
     parser.add_argument(
         "--directory", metavar="DIR", default=".", help="where examples/ is made (default: here)"
+    )
+
+
+def _trust(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust",
+        metavar="MODULE",
+        action="append",
+        default=[],
+        help="let files of others, flow files and run directories, name components of this module, "
+        "which is then imported; may be repeated",
     )

@@ -24,7 +24,7 @@ from flowmc.messages import (
     say,
     settle_standard_streams,
 )
-from flowmc.registry import nearest
+from flowmc.registry import nearest, trust
 from flowmc.run.keys import check_keys
 
 __all__ = ["main"]
@@ -82,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not first_speaks():
             say(text, prefix="flowmc: error: ")
         return 2
+    for module in getattr(args, "trust", ()):
+        trust(module)
     return _settled(_run(words[0], args))
 
 

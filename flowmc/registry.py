@@ -4,24 +4,34 @@ A component (action, observable, flow, prior, kernel) is a class or function.  I
 built-in name, as ``"package.module:Name"``, or by an entry point of the group ``flowmc.<kind>``;
 its keyword-only parameters and their annotations are its configuration keys.  User code therefore
 needs nothing but a signature, and is validated like ours.
+
+To import a module is to run it.  What a file of somebody else names, the card of a flow or the
+configuration in a run directory (:func:`named_by`), is therefore imported only if it is ours, an
+entry point of a package that was installed, or of a module that the user's own configuration has
+named before or that :func:`trust` was given.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import inspect
+import sys
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 __all__ = [
     "BUILTIN",
     "ConfigError",
     "build",
+    "named_by",
     "nearest",
     "parameters",
     "resolve",
+    "trust",
     "validate",
     "written_key",
 ]
@@ -96,6 +106,15 @@ BUILTIN: dict[str, dict[str, str]] = {
     },
 }
 
+# Modules that files of others may name, and the file that is being read.
+_TRUSTED = {"flowmc"}
+_FILE: ContextVar[str | None] = ContextVar("file", default=None)
+
+# Of float64: larger integers are no numbers that could be computed with.
+_LARGEST = sys.float_info.max
+# Characters of a value in a message.
+_LONGEST = 120
+
 # Words of the configuration file that are Python keywords.
 _ALIASES = {"lambda": "lam"}
 
@@ -124,7 +143,11 @@ def resolve(kind: str, name: str) -> Callable[..., Any]:
 
     table = BUILTIN[kind]
     target = table.get(name)
+    what = f"cannot load {kind.removesuffix('s')} {name!r}"
     if target is None and ":" in name:
+        if not all(part.isidentifier() for part in name.replace(":", ".", 1).split(".")):
+            raise ConfigError(f"{what}: should be 'package.module:Name'")
+        _check_trusted(name)
         target = name
     if target is None:
         plugins = {entry.name: entry.value for entry in entry_points(group=f"flowmc.{kind}")}
@@ -136,14 +159,53 @@ def resolve(kind: str, name: str) -> Callable[..., Any]:
             )
     module, _, attribute = target.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        component = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         where = ""
         if isinstance(error, ModuleNotFoundError):
             where = "; its folder is that of the configuration file, or is named in PYTHONPATH"
+        raise ConfigError(f"{what}: {error}{where}") from error
+    except Exception as error:
+        # The module is not ours: what is wrong in it is named, and its traceback is kept.
+        raise ConfigError(f"{what}: {type(error).__name__}: {error}") from error
+    try:
+        inspect.signature(component)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{what}: should be a class or a function written in Python") from error
+    return component
+
+
+def trust(module: str) -> None:
+    """Let files of others name components of a module, or of the modules in a package."""
+    _TRUSTED.add(module)
+
+
+@contextlib.contextmanager
+def named_by(what: str) -> Iterator[None]:
+    """A context in which all names come from a file that may be somebody else's.
+
+    Args:
+        what: how to name the file in messages.
+    """
+    token = _FILE.set(_FILE.get() or what)
+    try:
+        yield
+    finally:
+        _FILE.reset(token)
+
+
+def _check_trusted(name: str) -> None:
+    """Raise unless a component ``"package.module:Name"`` may be imported."""
+    module, file = name.partition(":")[0], _FILE.get()
+    if file is None:
+        # The user's own configuration: then the files that it uses may name it, too.
+        _TRUSTED.add(module)
+    elif not any(module == one or module.startswith(f"{one}.") for one in _TRUSTED):
         raise ConfigError(
-            f"cannot load {kind.removesuffix('s')} {name!r}: {error}{where}"
-        ) from error
+            f"{file} names {name!r}, which is no part of flowmc, and importing it would run the "
+            f"code of {module!r}: if you trust that, give --trust {module} (in Python: "
+            "flowmc.registry.trust), or name it in your own configuration"
+        )
 
 
 def parameters(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -184,6 +246,10 @@ def validate(component: Callable[..., Any], table: Mapping[str, Any], where: str
     for key, value in table.items():
         if key not in written:
             raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, written)}")
+        if not _is_usable(value):
+            raise ConfigError(
+                f"{where}: {key} = {_shown(value)}: should be finite, and text without \\0"
+            )
         name = written[key]
         try:
             adapter = TypeAdapter(
@@ -192,11 +258,28 @@ def validate(component: Callable[..., Any], table: Mapping[str, Any], where: str
             arguments[name] = adapter.validate_python(value, strict=False)
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
-            raise ConfigError(f"{where}: {key} = {value!r}: {reason}") from error
+            raise ConfigError(f"{where}: {key} = {_shown(value)}: {reason}") from error
     for name, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and name not in arguments:
             raise ConfigError(f"{where}: missing key {written_key(name)!r}")
     return arguments
+
+
+def _is_usable(value: Any) -> bool:
+    """Whether all numbers of a value are finite, and all texts could be names of files."""
+    if isinstance(value, Mapping):
+        return all(_is_usable(one) for one in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(_is_usable(one) for one in value)
+    if isinstance(value, str):
+        return "\0" not in value
+    return not isinstance(value, (int, float)) or abs(value) <= _LARGEST
+
+
+def _shown(value: Any) -> str:
+    """Return a value for a message, which is one sentence however long the value is."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def written_key(parameter: str) -> str:

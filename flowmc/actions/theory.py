@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
+import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +14,10 @@ from flowmc.groups import parse_group
 from flowmc.registry import ConfigError, build, nearest, parameters, resolve
 
 __all__ = ["build_action", "check_couplings", "describe_theory"]
+
+# The least that any calculation needs: a field, its momenta and force, and where neighbours are.
+_BYTES_PER_SITE = 64
+_MOST_DIMENSIONS = 16
 
 
 def build_action(table: Mapping[str, Any], where: str = "[theory]") -> Action:
@@ -87,6 +94,8 @@ def check_couplings(action: Action, couplings: Mapping[str, Any], where: str) ->
             )
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ConfigError(f"{where}: {key} = {value!r}: should be a number")
+        if not abs(value) <= sys.float_info.max:
+            raise ConfigError(f"{where}: {key} = {value!r}: should be finite")
     try:
         return action.at(**{key: float(value) for key, value in couplings.items()})
     except ValueError as error:
@@ -124,7 +133,21 @@ def _lattice(value: Any, where: str) -> tuple[int, ...]:
             )
     if not extents:
         raise ConfigError(f"{where}: lattice = []: needs at least one extent")
+    bytes_needed, bytes_here = _BYTES_PER_SITE * math.prod(extents), _memory()
+    if len(extents) > _MOST_DIMENSIONS or bytes_needed > bytes_here:
+        raise ConfigError(
+            f"{where}: lattice = {value!r}: has at most {_MOST_DIMENSIONS} directions, and at most "
+            f"the {bytes_here // _BYTES_PER_SITE:,} sites that this machine has the memory for"
+        )
     return tuple(extents)
+
+
+def _memory() -> int:
+    """Return the bytes of memory of this machine; 2^62 where it does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 2**62
 
 
 def _positional_names(component: Any) -> list[str]:

@@ -15,6 +15,9 @@ from flowmc.registry import ConfigError, build, nearest, parameters, resolve
 
 __all__ = ["build_flow", "build_local_model", "build_model", "build_prior"]
 
+# Of layers, steps, channels, bins, ...
+_LARGEST_COUNT = 65536
+
 
 def build_flow(table: Mapping[str, Any], action: Action, where: str = "[flow]") -> Flow:
     """Return the flow of a table ``{name, ...its parameters}`` for the fields of ``action``.
@@ -78,6 +81,18 @@ def build_local_model(tables: Mapping[str, Any], action: Action, where: str = ""
     return LocalFlowModel(block, prior, flow)
 
 
+def _check_sizes(value: Any, where: str, key: str = "") -> None:
+    """Refuse counts that no flow has, before layers are made for days."""
+    if isinstance(value, Mapping):
+        for name, one in value.items():
+            _check_sizes(one, where, str(name))
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            _check_sizes(one, where, key)
+    elif isinstance(value, int) and abs(value) > _LARGEST_COUNT:
+        raise ConfigError(f"{where}: {key} = {value}: should be at most {_LARGEST_COUNT}")
+
+
 def _block_keys(*, extents: list[int]) -> list[int]:
     return extents
 
@@ -117,6 +132,7 @@ def _build(
                 )
             else:
                 break
+    _check_sizes(arguments, where)
     known = {"lambda" if key == "lam" else key for key in parameters(component)}
     for key in arguments:
         if key not in known:

@@ -22,7 +22,8 @@ command    how it was made
 flowmc     version that wrote the file
 ========== =========================================================================
 
-Nothing here is ever unpickled.  A flow named "package.module:Name" imports that installed package.
+Nothing here is ever unpickled, and no module is imported because a card names it, unless the user
+has named it, too (:func:`~flowmc.registry.named_by`).
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,9 +48,10 @@ from flowmc.actions.base import Action
 from flowmc.actions.theory import check_couplings
 from flowmc.flows.base import Flow, FlowModel
 from flowmc.flows.building import build_flow, build_local_model, build_model, build_prior
-from flowmc.flows.cards import FlowFileError, card_action, flat
+from flowmc.flows.cards import FlowFileError, card_action, check_parts, flat
 from flowmc.flows.local import LocalFlowModel
 from flowmc.flows.matching import check_lattice
+from flowmc.registry import ConfigError, named_by
 
 __all__ = [
     "FORMAT",
@@ -172,17 +175,17 @@ def load_flow(
             f"{path} is a local flow, which proposes a block given what surrounds it: only the "
             "kernel local_flow can use it"
         )
-    if lattice is not None:
-        check_lattice(card, tuple(lattice))
-        card = {**card, "theory": {**card["theory"], "lattice": list(lattice)}}
-    where = f"the card of {path}"
-    action = card_action(card, where)
-    flow = build_flow(flat(card["flow"]), action, f"{where}: flow")
-    model: FlowModel | Flow = flow
-    if card["kind"] == "sampler":
-        prior = build_prior(flat(card["prior"]), action, f"{where}: prior")
-        model = build_model(prior, flow, action, card.get("mixture"), where)
-    _load_weights(model, tensors, card, path)
+    with _building(card, path) as where:
+        if lattice is not None:
+            check_lattice(card, tuple(lattice))
+            card = {**card, "theory": {**card["theory"], "lattice": list(lattice)}}
+        action = card_action(card, where)
+        flow = build_flow(flat(card["flow"]), action, f"{where}: flow")
+        model: FlowModel | Flow = flow
+        if card["kind"] == "sampler":
+            prior = build_prior(flat(card["prior"]), action, f"{where}: prior")
+            model = build_model(prior, flow, action, card.get("mixture"), where)
+        _load_weights(model, tensors, card, path)
     model.to(device).eval()
     return LoadedFlow(card, action, flow, model if isinstance(model, FlowModel) else None)
 
@@ -203,14 +206,34 @@ def load_local_flow(
         raise FlowFileError(
             f"{path} is of kind {card['kind']!r}: local updates need a flow trained with [block]"
         )
-    where = f"the card of {path}"
-    action = card_action(card, where)
-    tables = {key: flat(card[key]) for key in ("prior", "flow")}
-    tables["block"] = {"extents": card["block"]}
-    model = build_local_model(tables, action, f"{where}: ")
-    _load_weights(model, tensors, card, path)
+    with _building(card, path) as where:
+        action = card_action(card, where)
+        tables = {key: flat(card[key]) for key in ("prior", "flow")}
+        tables["block"] = {"extents": card["block"]}
+        model = build_local_model(tables, action, f"{where}: ")
+        _load_weights(model, tensors, card, path)
     model.to(device).eval()
     return LoadedLocalFlow(card, action, model)
+
+
+@contextmanager
+def _building(card: Mapping[str, Any], path: Path) -> Iterator[str]:
+    """Build what a card describes; yield how to name the card in messages.
+
+    No module is imported for it, and whatever components make of parameters that they were never
+    meant to have is an error of the file.
+    """
+    where = f"the card of {path}"
+    try:
+        with named_by(where):
+            yield where
+    except ConfigError:
+        raise
+    except (Exception, RecursionError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise FlowFileError(
+            f"{where} cannot be made into a flow: {type(error).__name__}: {reason}"
+        ) from error
 
 
 def flow_path(source: str | os.PathLike) -> Path:
@@ -222,10 +245,13 @@ def _load_weights(
     model: torch.nn.Module, tensors: Mapping[str, Tensor], card: Mapping[str, Any], path: Path
 ) -> None:
     model.to(_precision(tensors))
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise FlowFileError(f"the weights in {path} are damaged: {name!r} is not finite")
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        reason = str(error).split("\n\t", 1)[-1].strip()
+        reason = " ".join(str(error).split("\n\t", 1)[-1].split())[:1000]
         raise FlowFileError(
             f"the weights in {path} do not fit the flow {card['flow']['name']!r} of its card: "
             f"{reason}"
@@ -251,7 +277,7 @@ def read_card(path: str | os.PathLike) -> dict[str, Any]:
         raise FlowFileError(f"there is no flow file {path}") from error
     except OSError as error:
         raise FlowFileError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, struct.error) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
         raise FlowFileError(
             f"{path} is not a flow file (a safetensors file with a card, written by flowmc train)"
         ) from error
@@ -273,7 +299,7 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
         # complex arithmetic on a view of such a tensor crashes.
         return {key: tensor.clone() for key, tensor in mapped.items()}, metadata
     except (safetensors.SafetensorError, OSError) as error:
-        raise FlowFileError(f"{path} is damaged: {error}") from error
+        raise FlowFileError(f"{path} is damaged: {' '.join(str(error).split())}") from error
 
 
 def atomic_save(
@@ -309,6 +335,9 @@ def _check_card(card: Mapping[str, Any], path: Path) -> None:
     missing = [key for key in needed if key not in card]
     if missing:
         raise FlowFileError(f"the card of {path} lacks {', '.join(missing)}: not a usable flow")
+    if card["kind"] not in ("sampler", "exchange", "local"):
+        raise FlowFileError(f"the card of {path} has the unknown kind {card['kind']!r}")
+    check_parts(card, f"the card of {path}")
 
 
 def _precision(tensors: Mapping[str, Tensor]) -> torch.dtype:

@@ -9,7 +9,7 @@ from flowmc.actions.base import Action
 from flowmc.flows.base import Flow, Inverse
 from flowmc.flows.cards import FlowFileError
 from flowmc.flows.conditional import BetweenCouplings, ConditionalContinuousFlow
-from flowmc.registry import resolve
+from flowmc.registry import named_by, resolve
 
 __all__ = ["check_flow_fits", "check_lattice", "orient"]
 
@@ -88,8 +88,13 @@ def check_lattice(card: Mapping[str, Any], lattice: tuple[int, ...]) -> None:
         )
 
 
+def _component(kind: str, name: str) -> Any:
+    with named_by("the card of the flow"):
+        return resolve(kind, name)
+
+
 def _transfers(card: Mapping[str, Any]) -> bool:
-    component = resolve("flows", card["flow"]["name"])
+    component = _component("flows", card["flow"]["name"])
     return bool(getattr(component, "transfers_to_other_lattices", False))
 
 
@@ -107,7 +112,7 @@ def _same_theory(card: Mapping[str, Any], action: Action) -> bool:
 def _same_action(name: str, action: Action) -> bool:
     if name == action.name:
         return True
-    component = resolve("actions", name)
+    component = _component("actions", name)
     return isinstance(component, type) and type(action) is component
 
 
@@ -123,7 +128,7 @@ def _same_couplings(couplings: Mapping[str, float], action: Action) -> bool:
 
 def _range(card: Mapping[str, Any]) -> tuple[str, float, float] | None:
     """Return coupling and range of a conditional flow."""
-    component = resolve("flows", card["flow"]["name"])
+    component = _component("flows", card["flow"]["name"])
     if not (isinstance(component, type) and issubclass(component, ConditionalContinuousFlow)):
         return None
     given = card["flow"]["parameters"]

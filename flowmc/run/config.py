@@ -158,7 +158,8 @@ def read_config(table: Mapping[str, Any], base: Path, *, for_step: bool = False)
             brackets = "[[update]]" if name == "update" else f"[{name}]"
             raise ConfigError(f"{name} should be a table, written {brackets}")
     for name in ("theory", "chains", "update", "run"):
-        if name not in table and not (for_step and name == "run"):
+        is_missing = name not in table or table[name] == []
+        if is_missing and not (for_step and name == "run"):
             brackets = "[[update]]" if name == "update" else f"[{name}]"
             raise ConfigError(f"missing table {brackets}")
 

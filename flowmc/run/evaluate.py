@@ -316,7 +316,7 @@ def read_toml(path: str) -> dict[str, Any]:
         raise ConfigError(f"there is no configuration file {path}") from error
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 

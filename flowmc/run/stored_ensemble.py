@@ -21,9 +21,10 @@ from flowmc_adapters.selection import file_of
 from torch import Tensor
 
 from flowmc.actions.base import Action
+from flowmc.actions.theory import build_action
 from flowmc.estimators.history import History
 from flowmc.io import load_field, number_in_name
-from flowmc.registry import ConfigError
+from flowmc.registry import ConfigError, named_by
 from flowmc.run.start import base_name
 
 __all__ = [
@@ -286,14 +287,15 @@ def history_of(name: str, members: Sequence[Member]) -> History:
 
 
 def run_theory(directory: Path) -> dict:
-    """Return the ``[theory]`` table of a run directory.
+    """Return the ``[theory]`` table of a run directory, checked: it may be somebody else's.
 
     Raises:
-        ConfigError: it is no run directory, or the run saves no configurations.
+        ConfigError: it is no run directory, the run saves no configurations, or its theory is not
+            one that can be built, or of a module that the user has not named.
     """
     try:
         table = tomllib.loads((directory / "config.toml").read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{directory} is no run directory ({error}): give the directory that flowmc run wrote"
         ) from error
@@ -302,7 +304,12 @@ def run_theory(directory: Path) -> dict:
             f"the run in {directory} has saved no configurations: it needs save_every in [run] and "
             "an [ensemble]"
         )
-    return table["theory"]
+    theory = table.get("theory")
+    if not isinstance(theory, dict):
+        raise ConfigError(f"{directory}/config.toml has no table [theory]")
+    with named_by(f"{directory}/config.toml"):
+        build_action(theory)
+    return theory
 
 
 def _in_file(path: str) -> list[tuple[str, int | None, int | None]]:

@@ -18,6 +18,10 @@ from flowmc.registry import ConfigError
 __all__ = ["Chains", "Ensemble", "Parallel", "RunTable", "read_tables", "seconds_of"]
 
 
+# Far more than the largest machines have had, and few enough to write a list of.
+_MOST_CHAINS = 10_000_000
+
+
 @dataclass(frozen=True, kw_only=True)
 class Chains:
     """``[chains]``.
@@ -47,6 +51,8 @@ class Chains:
         whole = self.count if self.count <= 32 else max(32, math.ceil(self.count / 16))
         set_default("block", whole)
         _at_least("[chains]", self, seed=0, count=1, block=1)
+        if self.count > _MOST_CHAINS:
+            raise ConfigError(f"[chains]: count = {self.count}: should be at most {_MOST_CHAINS}")
         if self.start == "file" and self.file is None:
             raise ConfigError(
                 '[chains]: start = "file" needs the key \'file\', e.g. file = "lat.1000"'
@@ -178,5 +184,6 @@ def read_tables(path: Path) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # Besides what is no TOML: integers of thousands of digits, tables within tables within ...
         raise ConfigError(f"{path}: not a TOML file: {error}") from error

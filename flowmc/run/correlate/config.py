@@ -295,6 +295,9 @@ def _theory(table: Mapping[str, Any], source: Source, base: Path) -> Mapping[str
         if "theory" not in table:
             raise ConfigError("missing table [theory]: the theory that the ensemble was made with")
         return table["theory"]
+    if "theory" in table:
+        # What the user's own configuration names may be imported for the run's, too.
+        build_action(table["theory"])
     of_run = run_theory(base / source.run)
     if "theory" in table and dict(table["theory"]) != dict(of_run):
         raise ConfigError(

@@ -1,0 +1,134 @@
+"""Whatever a configuration file says: it is loaded, or refused in one sentence, in seconds."""
+
+import contextlib
+import signal
+import tomllib
+
+import pytest
+from flowmc_adapters import FormatError
+
+from flowmc.cli import main
+from flowmc.registry import ConfigError
+from flowmc.run.assembly import assemble
+from flowmc.run.config import read_config
+from flowmc.run.correlate.combine_config import read_combine_config
+from flowmc.run.correlate.config import read_correlate_config
+from flowmc.run.free_energy.config import read_free_energy_config
+from flowmc.run.training_plan import make_plan
+from tests.run.config_mutations import examples, kind_of, mutated, seeded
+from tests.run.small_runs import config, write
+
+SECONDS = 30
+
+
+class Late(BaseException):
+    """Neither loaded nor refused in time; no handler of errors may catch it."""
+
+
+EXPECTED = (ConfigError, FormatError, OSError)
+
+
+def load(command, tables, base):
+    if command == "train":
+        return make_plan(tables, base)
+    if command == "free-energy":
+        return read_free_energy_config(tables, base)
+    if command == "correlate":
+        is_list = isinstance(tables.get("ensemble"), list)
+        return (read_combine_config if is_list else read_correlate_config)(tables, base)
+    config = read_config(tables, base)
+    if config.action.volume * config.chains.count <= 4096:
+        assemble(config)
+    return config
+
+
+@contextlib.contextmanager
+def time_limit(seconds):
+    def late(*_):
+        raise Late(f"more than {seconds} s")
+
+    old = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, old)
+
+
+def failures_of(path, numbers):
+    """Return what was neither loaded nor refused."""
+    original = tomllib.loads(path.read_text())
+    command = kind_of(original)
+    found = []
+    for number in numbers:
+        tables, said = mutated(original, seeded(path, number))
+        try:
+            with time_limit(SECONDS):
+                load(command, tables, path.parent)
+        except EXPECTED as error:
+            text = str(error)
+            if not text or len(text) > 2000 or "\n" in text.strip():
+                found.append(f"{path.name} {number}: {said}: message {text[:300]!r}")
+        except (Exception, SystemExit, Late) as error:
+            found.append(f"{path.name} {number}: {said}: {type(error).__name__}: {error}")
+    return found
+
+
+@pytest.mark.parametrize("path", examples(), ids=lambda path: path.stem)
+def test_mutated_configurations(path):
+    assert not failures_of(path, range(4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", examples(), ids=lambda path: path.stem)
+def test_many_mutated_configurations(path):
+    assert not failures_of(path, range(4, 500))
+
+
+UNUSABLE = {
+    "no update": {"update": []},
+    "a colon for an action": {"theory": {"action": ":"}},
+    "a type of Python": {"theory": {"action": "builtins:int"}},
+    "a type of Python as kernel": {"update": [{"kernel": "builtins:int"}]},
+    "a type of Python as observable": {"measure": {"observables": ["builtins:int"]}},
+    "extents of 10^9": {"theory": {"lattice": [10**9, 10**9]}},
+    "one extent of 10^12": {"theory": {"lattice": [10**12]}},
+    "forty directions": {"theory": {"lattice": [1] * 40}},
+    "2^31 chains": {"chains": {"count": 2**31}},
+    "2^31 blocks": {"chains": {"count": 2**31, "block": 1}},
+    "a coupling that is no number": {"theory": {"m2": float("nan")}},
+    "an infinite coupling": {"theory": {"lambda": float("inf")}},
+    "an integer of 300 digits and more": {"theory": {"m2": 10**400}},
+    "an infinite step": {"update": [{"kernel": "hmc", "trajectory": float("inf")}]},
+    "a time without end": {"run": {"time_limit": 10**400}},
+    "a name with a zero in it": {"chains": {"file": "a\0b"}},
+}
+
+
+@pytest.mark.parametrize("what", UNUSABLE)
+def test_unusable_values_are_refused_in_one_sentence(what, tmp_path, capsys):
+    written = write(tmp_path / "a.toml", config(**UNUSABLE[what]))
+    with time_limit(SECONDS):
+        assert main(["run", written, "--output", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and len(said) < 1000
+    assert not (tmp_path / "out").exists()
+
+
+DEEP = {
+    "lists": "a = " + "[" * 400 + "]" * 400,
+    "tables": "a = " + "{b = " * 4000 + "1" + "}" * 4000,
+    "digits": "a = " + "9" * 9999,
+}
+
+
+@pytest.mark.parametrize("text", DEEP.values(), ids=DEEP)
+@pytest.mark.parametrize("command", ["run", "train", "free-energy", "correlate"])
+def test_files_that_no_parser_likes(text, command, tmp_path, capsys):
+    (tmp_path / "a.toml").write_text(text)
+    words = [command, str(tmp_path / "a.toml"), "--output", str(tmp_path / "out")]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and len(said) < 1000
+    assert not (tmp_path / "out").exists()
