@@ -15,11 +15,11 @@ from typing import Any, Literal
 from flowmc.durations import seconds_of
 from flowmc.registry import ConfigError
 
-__all__ = ["Chains", "Ensemble", "Parallel", "RunTable", "read_tables", "seconds_of"]
+__all__ = ["MOST_CHAINS", "Chains", "Ensemble", "Parallel", "RunTable", "read_tables", "seconds_of"]
 
 
 # Far more than the largest machines have had, and few enough to write a list of.
-_MOST_CHAINS = 10_000_000
+MOST_CHAINS = 10_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,8 @@ class Chains:
         whole = self.count if self.count <= 32 else max(32, math.ceil(self.count / 16))
         set_default("block", whole)
         _at_least("[chains]", self, seed=0, count=1, block=1)
-        if self.count > _MOST_CHAINS:
-            raise ConfigError(f"[chains]: count = {self.count}: should be at most {_MOST_CHAINS}")
+        if self.count > MOST_CHAINS:
+            raise ConfigError(f"[chains]: count = {self.count}: should be at most {MOST_CHAINS}")
         if self.start == "file" and self.file is None:
             raise ConfigError(
                 '[chains]: start = "file" needs the key \'file\', e.g. file = "lat.1000"'

@@ -16,6 +16,7 @@ from flowmc.durations import seconds_of
 from flowmc.registry import ConfigError, build, nearest, parameters, resolve, validate
 from flowmc.run.evaluate import ENSEMBLE_KEYS
 from flowmc.run.stored_ensemble import EnsembleTable, StoredEnsemble
+from flowmc.run.tables import MOST_CHAINS
 from flowmc.training.ensemble import Ensemble
 from flowmc.training.loop import Settings
 from flowmc.training.objectives import Objective
@@ -174,6 +175,8 @@ def read_exchange(
 
 def check_ensemble(options: dict[str, Any], action: Action, where: str) -> None:
     """Raise ``ConfigError`` for arguments that an ensemble refuses."""
+    if options["chains"] > MOST_CHAINS:
+        raise ConfigError(f"{where}: {options['chains']} chains: should be at most {MOST_CHAINS}")
     try:
         # The constructor holds the ranges; nothing is drawn before the first batch.
         Ensemble(action, "check", 0, **options)

@@ -40,6 +40,8 @@ __all__ = ["Progress", "Settings", "Trainer", "TrainingError"]
 
 # A batch with a non-finite gradient is skipped; this many in a row mean that the flow is lost.
 SKIPS_IN_A_ROW = 10
+# Far above what any memory holds.
+_LARGEST_BATCH = 100_000_000
 
 # Density errors of continuous flows: how often they are measured, on how many samples, and after
 # how many bad measurements in a row the training stops (see Trainer.check_density).
@@ -93,6 +95,8 @@ class Settings:
                 seconds_of(value, key)
             elif value < 1:
                 raise ConfigError(f"{key} = {value}: must be at least 1")
+        if self.batch > _LARGEST_BATCH:
+            raise ConfigError(f"batch = {self.batch}: must be at most {_LARGEST_BATCH}")
         if not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"learning_rate = {self.learning_rate}: must be a positive number")
         if not 0 <= self.warmup < self.steps:

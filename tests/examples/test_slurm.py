@@ -217,13 +217,13 @@ def test_a_training_is_submitted_until_its_flow_is_there(site, tmp_path):
     )
     script = tmp_path / "train.sh"
     script.write_text(
-        f"#!/bin/bash\n#SBATCH --output=%j.out\n"
+        f"#!/bin/bash\n#SBATCH --output=%j.out\n#SBATCH --ntasks=2\n"
         f"srun --mpi=pmi2 -n 2 {tmp_path}/env/bin/flowmc train t.toml --output f.safetensors "
         "--resume\n"
         f"[ $? -ge 124 ] && sbatch --chdir={tmp_path} {script}\n"
     )
     script.chmod(0o755)
-    submit(site, tmp_path, "--ntasks=2", str(script))
+    submit(site, tmp_path, str(script))
     until = time.monotonic() + 600
     while not (tmp_path / "f.safetensors").exists():
         assert time.monotonic() < until, output_of(tmp_path)

@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import tomllib
+from pathlib import Path
 
 import pytest
 from flowmc_adapters import FormatError
@@ -104,6 +105,29 @@ UNUSABLE = {
     "a time without end": {"run": {"time_limit": 10**400}},
     "a name with a zero in it": {"chains": {"file": "a\0b"}},
 }
+
+
+def test_as_many_chains_are_refused_everywhere():
+    theory = config()["theory"]
+    flow = {"name": "affine_coupling", "layers": 2, "hidden": [2]}
+    training = {"steps": 1, "batch": 2, "objective": "forward_kl"}
+    tables = {"theory": theory, "flow": flow, "prior": {"name": "gaussian"}}
+    with time_limit(SECONDS):
+        with pytest.raises(ConfigError, match=r"\[chains\]: 2147483648 chains: should be at most"):
+            make_plan(tables | {"training": training, "chains": {"count": 2**31}})
+        with pytest.raises(ConfigError, match="batch = 2147483648: must be at most"):
+            make_plan(tables | {"training": {"steps": 1, "batch": 2**31}})
+        with pytest.raises(ConfigError, match=r"\[chains\]: count = 2147483648: should be at most"):
+            read_free_energy_config(
+                {
+                    "theory": theory,
+                    "free_energy": {"method": "chain", "seed": 1},
+                    "protocol": {"m2": [1.0, -1.0]},
+                    "update": [{"kernel": "hmc"}],
+                    "chains": {"count": 2**31, "measurements": 1},
+                },
+                Path(),
+            )
 
 
 @pytest.mark.parametrize("what", UNUSABLE)

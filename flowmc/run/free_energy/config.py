@@ -17,7 +17,7 @@ from flowmc.nonequilibrium.starts import can_be_drawn
 from flowmc.registry import ConfigError, nearest, validate
 from flowmc.run.config import UpdateEntry, read_update, resolved_update
 from flowmc.run.stored_ensemble import EnsembleTable
-from flowmc.run.tables import read_tables
+from flowmc.run.tables import MOST_CHAINS, read_tables
 from flowmc.training.loop import Settings
 
 __all__ = [
@@ -112,6 +112,8 @@ class EquilibriumTable:
                 raise ConfigError(
                     f"[chains]: {key} = {getattr(self, key)}: should be at least {least}"
                 )
+        if self.count > MOST_CHAINS:
+            raise ConfigError(f"[chains]: count = {self.count}: should be at most {MOST_CHAINS}")
 
 
 @dataclass(frozen=True)
