@@ -22,6 +22,7 @@ from flowmc.groups import SUN, U1
 from flowmc.io import write_field
 from flowmc.kernels import HMC
 from flowmc.registry import ConfigError
+from flowmc.run.correlate.directory import CorrelateDirectory
 from flowmc.run.correlate.store import SeriesStore, measured_before
 from flowmc.run.stored_ensemble import Member, StoredEnsemble
 from flowmc.run.toml_text import toml_text
@@ -209,6 +210,23 @@ def test_unusable_configurations(tmp_path, capsys, change, words):
     status, _, error = correlate(capsys, config, "--output", tmp_path / "out")
     assert status == 2
     assert words in error
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_lock_comes_before_the_look(tmp_path, capsys, monkeypatch, several):
+    """Two that start at once must not both find the directory free."""
+    write_u1(tmp_path, count=4)
+    tables = u1_config(tmp_path)
+    del tables["derivative"]
+    if several:
+        ensembles = [tables["ensemble"] | {"name": f"b{beta}", "beta": beta} for beta in (2.0, 2.1)]
+        tables |= {"ensemble": ensembles, "target": [{"beta": [2.05]}]}
+    held = []
+    monkeypatch.setattr(
+        CorrelateDirectory, "check_free", lambda self, *a, **k: held.append(self.is_in_place)
+    )
+    main(["correlate", write_config(tmp_path / "a.toml", tables), "--output", str(tmp_path / "o")])
+    assert held == [True]
 
 
 def test_correlated_configurations_carry_weights(tmp_path, capsys):

@@ -56,6 +56,8 @@ class CombineSession:
     ) -> None:
         self.config, self.directory, self.say = config, directory, say
         choose_threads(Communicator())
+        # What is there may only be judged while nobody else writes it.
+        directory.claim()
         directory.check_free(config.resolved, resume=resume)
         self.theories = [one.action for one in config.theories]
         # What cannot be measured should show before chains run, not after.
@@ -69,7 +71,6 @@ class CombineSession:
             FormatError, OSError: a file cannot be read or written.
             ConfigError: an observable does not fit the theory.
         """
-        self.directory.claim()
         self.directory.ensembles.mkdir(exist_ok=True)
         origins = {
             entry.label: origin_of(stream.ensemble)

@@ -66,6 +66,8 @@ class Session:
         self.dtype = torch.float64 if config.source.precision == 64 else torch.float32
         self.fingerprints: dict[str, str] = {}
         self.cards: dict[str, Mapping[str, Any]] = {}
+        # What is there may only be judged while nobody else writes it.
+        directory.claim()
         directory.check_free(config.resolved, resume=resume)
         self.context = Context(
             config.action,
@@ -96,7 +98,6 @@ class Session:
             ConfigError: an observable does not fit the theory.
         """
         directory = self.directory
-        directory.claim()
         self._write_provenance()
         journal = Journal(directory.log)
         self.stream.announce()
