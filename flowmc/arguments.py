@@ -117,9 +117,24 @@ def report(parser: ArgumentParser) -> None:
         "directories",
         metavar="DIR",
         nargs="+",
-        help="run directory; several are compared by their cost per independent sample",
+        help="run directory, or the flow file of a training; several runs are compared by their "
+        "cost per independent sample",
     )
-    parser.add_argument("--json", action="store_true", help=f"{_JSON} and write no report.html")
+    parser.add_argument(
+        "--from",
+        dest="first",
+        metavar="N",
+        type=int,
+        default=0,
+        help="leave out the first N updates of production, as thermalisation (default: 0)",
+    )
+    parser.add_argument(
+        "--page",
+        metavar="FILE.html",
+        help="write the page there: that of a run or training instead of beside it, that of a "
+        "comparison only if asked for",
+    )
+    parser.add_argument("--json", action="store_true", help=f"{_JSON} and write no page")
 
 
 def zoo(parser: ArgumentParser) -> None:

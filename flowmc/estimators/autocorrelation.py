@@ -26,11 +26,13 @@ __all__ = [
     "Within",
     "analyse",
     "analyse_topological_charge",
+    "beyond_window",
     "compare_chain_means",
     "count_hops",
     "format_value",
     "from_few_rows",
     "judge_length",
+    "rho_error",
 ]
 
 WINDOW_PARAMETER = 2.0  # S of hep-lat/0306017, section 3.3
@@ -182,7 +184,7 @@ def judge_length(estimate: Estimate, length: int) -> Estimate:
             f"may be (tau_int = {estimate.tau_int:.3g}, with two of its errors {upper:.3g}): take "
             "tau_int as a lower bound and the error as uncertain, run longer"
         )
-    rest, error = _beyond_window(estimate)
+    rest, error = beyond_window(estimate)
     if rest > max(TAIL_SIGMAS * error, TAIL_SHARE * estimate.tau_int):
         return estimate.warned(
             f"rho is still {rest / error:.0f} standard deviations above zero beyond the window of "
@@ -193,7 +195,7 @@ def judge_length(estimate: Estimate, length: int) -> Estimate:
     return estimate
 
 
-def _beyond_window(estimate: Estimate) -> tuple[float, float]:
+def beyond_window(estimate: Estimate) -> tuple[float, float]:
     """Return the sum of rho over the next windows, and its standard deviation if rho is zero."""
     end = min(TAIL * estimate.window, len(estimate.rho) - 1)
     count = end - estimate.window
@@ -238,6 +240,34 @@ def count_hops(series: ArrayLike) -> int:
     """Return how often the rounded value changes from one measurement to the next, all chains."""
     values = np.round(np.asarray(series, dtype=np.float64))
     return int(np.count_nonzero(np.diff(values, axis=0)))
+
+
+def rho_error(
+    rho: NDArray[np.float64], samples: int, window: int, lags: ArrayLike
+) -> NDArray[np.float64]:
+    r"""Return the standard deviation of an autocorrelation function at some lags.
+
+    .. math:: (\delta\rho(t))^2 = \frac1N \sum_{k=1}^{t+W}
+        [\rho(k+t) + \rho(k-t) - 2 \rho(t) \rho(k)]^2
+
+    M. Luescher, hep-lat/0409106, equation (E.11), with the window as the cutoff.
+
+    Args:
+        rho: normalised autocorrelation function, beginning with 1; taken as 0 beyond its end.
+        samples: N, measurements of all chains together.
+        window: W, in measurements.
+        lags: t, in measurements.
+    """
+    lags = np.asarray(lags, dtype=np.int64)
+    largest = int(lags.max(initial=0))
+    padded = np.zeros(max(len(rho), 2 * largest + window + 1))
+    padded[: len(rho)] = rho
+    errors = np.empty(len(lags))
+    for place, t in enumerate(lags):
+        k = np.arange(1, t + window + 1)
+        terms = padded[k + t] + padded[np.abs(k - t)] - 2 * padded[t] * padded[k]
+        errors[place] = math.sqrt(float(np.sum(terms**2)) / samples)
+    return errors
 
 
 def format_value(value: float, error: float, digits: int = 2) -> str:

@@ -8,21 +8,33 @@ from numpy.typing import NDArray
 from flowmc.estimators.autocorrelation import Estimate
 from flowmc.estimators.scale import REFERENCE
 from flowmc.run.flow_summary import FlowSummary
-from flowmc.run.plot_style import BLUE, GREEN, GREY, INK, RED, new_figure, svg_text
+from flowmc.run.plot_style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    RED,
+    TAU_INT,
+    Layout,
+    drawn_twice,
+    svg_text,
+)
 
 __all__ = ["flow_plot"]
 
 COLOURS = {"clover": BLUE, "plaquette": GREEN}
 
 
-def flow_plot(flow: FlowSummary, measure_every: int) -> str:
+@drawn_twice
+def flow_plot(layout: Layout, flow: FlowSummary, measure_every: int) -> str:
     """Return :math:`t^2 E(t)` with its reference, and its autocorrelation along the flow.
 
     Args:
+        layout: of the panels.
         flow: what is drawn, of the target.
         measure_every: updates between measurements.
     """
-    with new_figure(3.0, (2.4, 1.4)) as (figure, (energy, taus)):
+    with layout.figure(3.0, (2.4, 1.4)) as (figure, (energy, taus)):
         times = np.concatenate([[0.0], flow.flow_times])
         for name, estimates in flow.energies.items():
             mean, error = _curve(estimates)
@@ -49,10 +61,10 @@ def flow_plot(flow: FlowSummary, measure_every: int) -> str:
                     t0.mean - t0.error, t0.mean + t0.error, color=RED, alpha=0.35, linewidth=0
                 )
                 energy.plot(t0.mean, REFERENCE, "o", color=RED, markersize=5, zorder=5)
-                energy.set_title(rf"$t_0 / a^2 =$ {t0}", color=RED)
+                energy.set_title(f"t₀/a² = {t0}", color=RED)
         energy.set_ylim(bottom=0)
-        energy.set_ylabel(r"$t^2 \langle E(t) \rangle$")
-        energy.set_xlabel(r"flow time  $t / a^2$")
+        energy.set_ylabel("t² ⟨E(t)⟩")
+        energy.set_xlabel("flow time t/a²")
         energy.legend(loc="lower right")
 
         estimates = flow.energies["clover"]
@@ -63,8 +75,8 @@ def flow_plot(flow: FlowSummary, measure_every: int) -> str:
         )
         taus.set_ylim(bottom=0)
         taus.set_xlim(0, 1.03 * times[-1])
-        taus.set_ylabel(r"$\tau_{\mathrm{int}}$ of $E(t)$, clover  (updates)")
-        taus.set_xlabel(r"flow time  $t / a^2$")
+        taus.set_ylabel(f"{TAU_INT} of E(t), clover  (updates)")
+        taus.set_xlabel("flow time t/a²")
         return svg_text(figure)
 
 

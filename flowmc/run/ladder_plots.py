@@ -9,8 +9,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from flowmc.estimators.autocorrelation import Estimate
@@ -23,7 +23,11 @@ from flowmc.run.plot_style import (
     RED,
     SERIES,
     SHADE,
-    new_figure,
+    SMALL,
+    TAU_INT,
+    Layout,
+    drawn_twice,
+    label_decades,
     svg_text,
 )
 
@@ -32,10 +36,11 @@ __all__ = ["ladder_plot", "transport_plot", "tuning_plot"]
 WALKER_ROWS = 140  # rows of walkers that can still be told apart
 NUMBERS_IN_CELLS = 10  # replicas up to which the transition matrix shows its numbers
 NAMED_REPLICAS = 14  # ... and up to which every replica has its name on an axis
-_WHITE_TO_BLUE = LinearSegmentedColormap.from_list("share", ["#ffffff", BLUE])
 
 
+@drawn_twice
 def ladder_plot(
+    layout: Layout,
     updates: NDArray,
     walkers: NDArray,
     pairs: Sequence[Mapping[str, Any]],
@@ -46,6 +51,7 @@ def ladder_plot(
     """Return the swap diagram: walker paths, swap rate of each pair, share of walkers going up.
 
     Args:
+        layout: of the panels.
         updates: ``(rows,)``.
         walkers: of one chain, ``(rows, replicas)``, which walker sits at replica r.
         pairs: as in the JSON document under exchange.
@@ -55,7 +61,8 @@ def ladder_plot(
     """
     replicas = walkers.shape[1]
     height = min(6.5, 1.5 + 0.55 * replicas)
-    with new_figure(height, (3.1, 1.2, 1.2)) as (figure, (paths, rates, flow)):
+    with layout.figure(height, (3.1, 1.2, 1.2), narrow_height=height) as (figure, panels):
+        paths, rates, flow = panels
         shown = min(len(updates), WALKER_ROWS if replicas <= 9 else 9 * WALKER_ROWS // replicas)
         recent = slice(-shown, None)
         position = positions(walkers[recent])
@@ -73,9 +80,8 @@ def ladder_plot(
                 solid_joinstyle="round",
                 alpha=0.9,
             )
-        paths.set_title(
-            f"Paths of the {replicas} walkers of chain 0, last {shown} measurements", pad=8
-        )
+        title = f"Paths of the {replicas} walkers of chain 0"
+        paths.set_title(title if layout.is_narrow else f"{title}, last {shown} measurements", pad=8)
         paths.set_yticks(range(replicas), names)
         paths.set_ylim(replicas - 0.6, -0.4)
         paths.margins(x=0.01)
@@ -97,7 +103,7 @@ def ladder_plot(
                 va="center",
                 ha="left" if is_long else "right",
                 color="white" if is_long and entry["acceptance"] > 0.3 else INK,
-                fontsize=9.0 if replicas <= NAMED_REPLICAS else 7.0,
+                fontsize=9.0 if replicas <= NAMED_REPLICAS else SMALL,
             )
             if entry["erfc_estimate"] is not None:
                 rates.plot(entry["erfc_estimate"], centre, "D", color=RED, markersize=4)
@@ -113,13 +119,15 @@ def ladder_plot(
         flow.set_xlabel("share of walkers")
         for axes in (rates, flow):
             axes.sharey(paths)
-            axes.tick_params(labelleft=False)
+            axes.tick_params(labelleft=layout.is_narrow)
             axes.grid(axis="y", color=SHADE, linewidth=1.0, zorder=0)
             axes.set_axisbelow(True)
         return svg_text(figure)
 
 
+@drawn_twice
 def transport_plot(
+    layout: Layout,
     matrix: Sequence[Sequence[float]] | None,
     diffusivity: Sequence[float],
     estimates: Sequence[Estimate],
@@ -130,6 +138,7 @@ def transport_plot(
     """Return transitions of walkers between rows, local diffusivity, and tau_int by replica.
 
     Args:
+        layout: of the panels.
         matrix: probability of a walker at replica r to be at s one row later, ``(r, s)``.
         diffusivity: of each pair, in replicas squared per update.
         estimates: of one observable, one per replica.
@@ -139,7 +148,8 @@ def transport_plot(
     """
     replicas = len(names)
     height = min(6.0, 1.4 + 0.4 * replicas)
-    with new_figure(height, (1.6, 1.2, 1.4)) as (figure, (transitions, local, taus)):
+    with layout.figure(height, (1.6, 1.2, 1.4), narrow_height=height) as (figure, panels):
+        transitions, local, taus = panels
         _replica_axis(transitions, names)
         if matrix is not None:
             _transitions(transitions, np.asarray(matrix), measure_every)
@@ -181,32 +191,32 @@ def transport_plot(
         known = tau[np.isfinite(tau)]
         if known.size and known.max() > 4 * known.min():
             taus.set_xscale("log")
-            taus.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            taus.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            taus.xaxis.set_minor_formatter(NullFormatter())
+            label_decades(taus, "x")
         elif known.size:
             taus.set_xlim(0, 1.25 * float(np.max(known + np.nan_to_num(error[np.isfinite(tau)]))))
-        taus.set_title(rf"$\tau_{{\mathrm{{int}}}}$ of {observable}", pad=8)
+        taus.set_title(f"{TAU_INT} of {observable}", pad=8)
         taus.set_xlabel("updates")
         if any(estimate.is_bound for estimate in estimates) and known.size:
             taus.legend(loc="best")
         for axes in (local, taus):
             axes.sharey(transitions)
-            axes.tick_params(labelleft=False)
+            axes.tick_params(labelleft=layout.is_narrow)
             axes.grid(axis="y", color=SHADE, linewidth=1.0, zorder=0)
             axes.set_axisbelow(True)
         return svg_text(figure)
 
 
-def tuning_plot(name: str, updates: NDArray, couplings: NDArray) -> str:
+@drawn_twice
+def tuning_plot(layout: Layout, name: str, updates: NDArray, couplings: NDArray) -> str:
     """Return how a coupling of all replicas was tuned during thermalisation.
 
     Args:
+        layout: of the panels.
         name: of the coupling.
         updates: ``(rows,)``, counted up to the start of production.
         couplings: ``(rows, replicas)``.
     """
-    with new_figure(2.4, (1.0,)) as (figure, (axes,)):
+    with layout.figure(2.4, (1.0,)) as (figure, (axes,)):
         replicas = couplings.shape[1]
         for replica in range(replicas):
             axes.plot(
@@ -215,7 +225,7 @@ def tuning_plot(name: str, updates: NDArray, couplings: NDArray) -> str:
                 color=RED if replica == 0 else BLUE,
                 linewidth=1.2,
             )
-        axes.set_title(f"{name} of all replicas during thermalisation, the target in orange")
+        axes.set_title(f"{name} of all replicas, the target in orange")
         axes.set_ylabel(name)
         axes.set_xlabel("update before production")
         axes.margins(x=0.01)
@@ -224,19 +234,20 @@ def tuning_plot(name: str, updates: NDArray, couplings: NDArray) -> str:
 
 def _transitions(axes: Axes, matrix: NDArray, measure_every: int) -> None:
     replicas = len(matrix)
-    axes.imshow(matrix, cmap=_WHITE_TO_BLUE, vmin=0, vmax=1, aspect="auto")
-    if replicas <= NUMBERS_IN_CELLS:
-        for (row, column), value in np.ndenumerate(matrix):
-            if value:
-                axes.text(
-                    column,
-                    row,
-                    f"{value:.2f}",
-                    ha="center",
-                    va="center",
-                    fontsize=8.0,
-                    color="white" if value > 0.55 else INK,
-                )
+    for (row, column), value in np.ndenumerate(matrix):
+        # Transparent, so that it is right on a dark page too.
+        cell = Rectangle((column - 0.5, row - 0.5), 1, 1, color=BLUE, alpha=value, linewidth=0)
+        axes.add_patch(cell)
+        if value and replicas <= NUMBERS_IN_CELLS:
+            axes.text(
+                column,
+                row,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                fontsize=SMALL,
+                color="white" if value > 0.55 else INK,
+            )
     axes.set_xlim(-0.5, replicas - 0.5)
     if replicas <= NAMED_REPLICAS:
         axes.set_xticks(range(replicas))

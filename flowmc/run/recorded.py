@@ -10,7 +10,7 @@ import json
 import math
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,45 @@ class Phase:
         """Number of measurements per chain."""
         return len(self.updates)
 
+    def part(self, rows: slice) -> Phase:
+        """Return some of the rows; those that are not written yet count as behind the last."""
+        own = len(self.updates[rows])
+        return replace(
+            self,
+            updates=self.updates[rows],
+            observables={name: data[rows] for name, data in self.observables.items()},
+            kernels={
+                name: {key: data[rows] for key, data in values.items()}
+                for name, values in self.kernels.items()
+            },
+            walkers=None if self.walkers is None else self.walkers[rows],
+            couplings={name: data[rows] for name, data in self.couplings.items()},
+            planned_rows=own if rows.stop is not None else self.planned_rows - self.rows + own,
+        )
+
+    def followed_by(self, other: Phase) -> Phase:
+        """Return the rows of this phase and then those of another; what only one has is dropped."""
+
+        def both(own: Mapping[str, NDArray], more: Mapping[str, NDArray]) -> dict[str, NDArray]:
+            return {k: np.concatenate([own[k], more[k]]) for k in own if k in more}
+
+        if not self.rows:
+            return other
+        has_walkers = self.walkers is not None and other.walkers is not None
+        return Phase(
+            np.concatenate([self.updates, other.updates]),
+            both(self.observables, other.observables),
+            {
+                name: both(values, other.kernels[name])
+                for name, values in self.kernels.items()
+                if name in other.kernels
+            },
+            np.concatenate([self.walkers, other.walkers]) if has_walkers else None,
+            self.planned_rows + other.planned_rows,
+            both(self.couplings, other.couplings),
+            {**other.parameters, **self.parameters},
+        )
+
 
 @dataclass(frozen=True)
 class RecordedRun:
@@ -75,6 +114,7 @@ class RecordedRun:
         thermalization: what was measured before adaptation was frozen.
         production: what counts.
         head: what the checkpoint says about itself; None without one.
+        discarded: updates of production that were moved to the thermalisation.
     """
 
     path: Path
@@ -83,6 +123,7 @@ class RecordedRun:
     thermalization: Phase
     production: Phase
     head: Head | None = None
+    discarded: int = 0
 
     @classmethod
     def open(cls, path: str | Path) -> RecordedRun:
@@ -142,6 +183,35 @@ class RecordedRun:
             raise ConfigError(
                 f"{self.path / 'provenance.json'} is damaged ({error}): restore it from a copy"
             ) from error
+
+    def from_update(self, first: int) -> RecordedRun:
+        """Return the run with its first production updates counted as thermalisation.
+
+        Args:
+            first: number of updates left out.
+
+        Raises:
+            ConfigError: if it is negative or nothing would be left.
+        """
+        if first == 0:
+            return self
+        left_out = int(np.count_nonzero(self.production.updates <= self.offset + first))
+        if first < 0 or left_out == self.production.rows:
+            raise ConfigError(
+                f"{self.path}: --from {first} leaves no measurement: give a number from 0 up to "
+                f"{self.updates - 1} updates of production"
+            )
+        attributes = {**self.attributes, "thermalization": self.offset + first}
+        if isinstance(attributes.get("updates"), int):
+            attributes["updates"] -= first
+        earlier = self.production.part(slice(0, left_out))
+        return replace(
+            self,
+            attributes=attributes,
+            thermalization=self.thermalization.followed_by(earlier),
+            production=self.production.part(slice(left_out, None)),
+            discarded=first,
+        )
 
     @property
     def chains(self) -> int:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flowmc.estimators.cost import average, break_even, break_even_bound, gain, gain_bound
 from flowmc.messages import one_line, say
 from flowmc.registry import ConfigError
+from flowmc.run.comparison import comparison_sentences
 from flowmc.run.recorded import RecordedRun
 from flowmc.run.report_text import comparison_text, report_text
 from flowmc.run.summary import Analysis, analyse_run
+from flowmc.run.training_report import TrainingRecord, training_text
 
 __all__ = ["compare", "run", "strict_json", "summarise", "write_report"]
 
@@ -22,10 +24,21 @@ __all__ = ["compare", "run", "strict_json", "summarise", "write_report"]
 def run(args: argparse.Namespace) -> int:
     """Print the report, or the comparison of several; return the exit status.
 
-    ``report.html`` is written for a single directory, unless ``--json`` is given.
+    A page is written for a single run or training, for a comparison if ``--page`` asks for it; none
+    with ``--json``.
     """
     try:
-        analyses = [analyse_run(RecordedRun.open(path)) for path in args.directories]
+        trainings = [path for path in args.directories if TrainingRecord.belongs_to(path)]
+        if trainings:
+            if len(args.directories) > 1 or args.first:
+                raise ConfigError(
+                    f"{trainings[0]} is the file of a training, which stands alone: runs are "
+                    "compared with each other, and --from is about runs"
+                )
+            return _training(TrainingRecord.open(trainings[0]), args)
+        analyses = [
+            analyse_run(RecordedRun.open(path).from_update(args.first)) for path in args.directories
+        ]
     except ConfigError as error:
         say(one_line(str(error)), prefix="flowmc report: ")
         return 2
@@ -35,13 +48,26 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print("\n\n".join(report_text(analysis) for analysis in analyses))
     if len(analyses) > 1:
-        print("\n" + comparison_text(compare(analyses)))
+        comparison = compare(analyses)
+        print("\n" + comparison_text(comparison))
+        if args.page is None:
+            return 0
+        from flowmc.run.comparison_page import write_comparison_page
+
+        return _written(lambda: write_comparison_page(analyses, comparison, args.page))
+    from flowmc.run.report_page import write_page
+
+    return _written(lambda: write_page(analyses[0], args.page))
+
+
+def _training(record: TrainingRecord, args: argparse.Namespace) -> int:
+    if args.json:
+        print(strict_json(record.as_dict()))
         return 0
-    page = _write_page(analyses[0])
-    if page is None:
-        return 2
-    print(f"\nPlots: {page}")
-    return 0
+    print(training_text(record))
+    from flowmc.run.training_page import write_training_page
+
+    return _written(lambda: write_training_page(record, args.page))
 
 
 def summarise(run_directory: str | Path) -> dict[str, Any]:
@@ -109,6 +135,7 @@ def compare(analyses: Sequence[Analysis]) -> dict[str, Any]:
         "observables": table,
         "machines": [analysis.run.machine for analysis in analyses],
         "warnings": _different_machines(analyses),
+        "pays": comparison_sentences([str(analysis.run.path) for analysis in analyses], table),
     }
 
 
@@ -133,15 +160,16 @@ def _different_machines(analyses: Sequence[Analysis]) -> list[str]:
     ]
 
 
-def _write_page(analysis: Analysis) -> Path | None:
-    from flowmc.run.report_page import write_page
-
+def _written(write: Callable[[], Path]) -> int:
+    """Write a page and say where it is; return the exit status."""
     try:
-        return write_page(analysis)
+        page = write()
     except OSError as error:
-        path, text = analysis.run.path / "report.html", error.strerror or error
-        say(f"{path} was not written: {text}", prefix="flowmc report: ")
-        return None
+        where = f"{error.filename} was" if error.filename else "the page was"
+        say(f"{where} not written: {error.strerror or error}", prefix="flowmc report: ")
+        return 2
+    print(f"\nPlots: {page}")
+    return 0
 
 
 def _pull(first: Analysis, other: Analysis, name: str) -> float:

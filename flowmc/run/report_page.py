@@ -5,45 +5,57 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from flowmc_adapters import atomic_write
 from numpy.typing import NDArray
 
+from flowmc.estimators.autocorrelation import format_value
 from flowmc.estimators.cost import average
 from flowmc.run import report_plots
+from flowmc.run.checks import checks_of
 from flowmc.run.flow_page import flow_section
 from flowmc.run.html_parts import (
+    capital,
+    document_html,
     html_table,
     image,
     independent_html,
-    sentence,
+    payoff_html,
     tau_html,
+    theory_text,
     title_of,
 )
 from flowmc.run.ladder_page import ladder_section
 from flowmc.run.own_files import naming
+from flowmc.run.payoff import payoff_of
 from flowmc.run.summary import Analysis
-from flowmc.run.text_parts import duration, step_size_text, value_text
+from flowmc.run.text_parts import (
+    component_names,
+    duration,
+    duration_text,
+    kernel_title,
+    step_size_text,
+    value_text,
+)
 
-__all__ = ["page", "theory_text", "verdict_html", "write_page"]
+__all__ = ["page", "write_page"]
 
 
-def write_page(analysis: Analysis) -> Path:
-    """Write ``report.html`` into the run directory, replacing an older one atomically.
+def write_page(analysis: Analysis, path: str | Path | None = None) -> Path:
+    """Write ``report.html`` into the run directory, or to another path, atomically.
 
     Raises:
-        OSError: if the directory cannot be written.
+        OSError: if it cannot be written.
     """
-    path = analysis.run.path / "report.html"
+    is_asked_for = path is not None
+    path = analysis.run.path / "report.html" if path is None else Path(path)
     text = page(analysis).encode()
     # Into somebody else's directory, perhaps, where a planted link would lead elsewhere.
-    with naming(path), atomic_write(path, follow=False) as file:
+    with naming(path), atomic_write(path, follow=is_asked_for) as file:
         file.write(text)
     return path
 
@@ -51,55 +63,30 @@ def write_page(analysis: Analysis) -> Path:
 def page(analysis: Analysis) -> str:
     """Return the page as HTML text."""
     run = analysis.run
-    template = (files("flowmc.run") / "report_template.html").read_text(encoding="utf-8")
     sections = [
         _summary(analysis),
+        _payoff(analysis),
         *(_observable(analysis, name) for name in analysis.observables),
         *(flow_section(analysis, name) for name in analysis.flows),
     ]
     sections.insert(
-        1,
+        2,
         '<h2>Histories</h2><p class="note">Grey: thermalisation, which does not count. Orange: the '
         "mean with its error, and the window up to which the autocorrelation is summed.</p>",
     )
     if analysis.exchange is not None:
         sections.append(ladder_section(analysis))
-    sections += [_kernels(analysis), _cost(analysis), _sources(analysis)]
-    return Template(template).substitute(
-        title=escape(os.path.basename(os.path.abspath(run.path)) or str(run.path)),
-        theory=escape(theory_text(run.config.get("theory", {}))),
-        facts=_facts(analysis),
-        verdict=verdict_html(analysis.warnings),
-        sections="\n".join(sections),
+    sections += [_kernels(analysis), _cost(analysis), _checks(analysis), _sources(analysis)]
+    return document_html(
+        os.path.basename(os.path.abspath(run.path)) or str(run.path),
+        theory_text(run.config.get("theory", {})),
+        _facts(analysis),
+        analysis.warnings,
+        sections,
     )
 
 
-def theory_text(table: Mapping[str, Any]) -> str:
-    """Return a ``[theory]`` table in words."""
-    words = []
-    action = str(table.get("action", ""))
-    known = {
-        "wilson": "Wilson action",
-        "wilson_defect": "Wilson action with a defect",
-        "phi4": "φ⁴ theory",
-        "free": "free scalar field",
-        "double_well": "double well, path of a particle",
-    }
-    if "group" in table:
-        words.append(str(table["group"]))
-    if action:
-        words.append(known.get(action, action))
-    if isinstance(table.get("lattice"), list):
-        words.append("on " + " × ".join(str(extent) for extent in table["lattice"]))
-    rest = [
-        f"{key} = {value}"
-        for key, value in table.items()
-        if key not in ("action", "group", "lattice")
-    ]
-    return " ".join(words) + (", " + ", ".join(rest) if rest else "")
-
-
-def _facts(analysis: Analysis) -> str:
+def _facts(analysis: Analysis) -> list[tuple[str, str]]:
     run = analysis.run
     requested = run.attributes.get("updates")
     updates = f"{run.updates:,}"
@@ -112,29 +99,14 @@ def _facts(analysis: Analysis) -> str:
     ]
     if run.replicas > 1:
         facts.insert(2, ("replicas", str(run.replicas)))
+    if run.discarded:
+        facts.insert(1, ("left out before", f"{run.discarded:,}"))
     if run.seconds is not None:
         facts.append(("wall time", duration(run.seconds)))
     per_update = run.seconds_per_update()
     if per_update is not None:
         facts.append(("time per update", duration(per_update)))
-    return "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in facts
-    )
-
-
-def verdict_html(warnings: Sequence[str]) -> str:
-    """Return the box at the top of a page: what to look at, or that nothing was found."""
-    if not warnings:
-        return (
-            '<div class="verdict fine"><strong>Nothing to object to.</strong> '
-            "All checks of this report passed.</div>"
-        )
-    count = "One thing" if len(warnings) == 1 else f"{len(warnings)} things"
-    items = "".join(f"<li>{escape(sentence(text))}</li>" for text in warnings)
-    return (
-        f'<div class="verdict doubt"><strong>{count} to look at before using these numbers'
-        f"</strong><ul>{items}</ul></div>"
-    )
+    return facts
 
 
 def _summary(analysis: Analysis) -> str:
@@ -143,7 +115,7 @@ def _summary(analysis: Analysis) -> str:
         estimates, costs = replicas[0], analysis.costs.get(name, [])
         # Of a vector the slowest component stands here, and all of them below its plot.
         slowest = max(estimates, key=lambda estimate: _finite(estimate.tau_int))
-        seconds = max((cost.seconds for cost in costs), default=None)
+        cost = average(costs) if costs else None
         vector = f'<span class="note">{len(estimates)} components</span>'
         rows.append(
             [
@@ -152,7 +124,7 @@ def _summary(analysis: Analysis) -> str:
                 tau_html(slowest),
                 f"{slowest.samples:,}",
                 independent_html(slowest),
-                ("≥ " if slowest.is_bound and seconds else "") + escape(duration(seconds)),
+                "–" if cost is None else _marked(duration(cost.seconds), cost.is_bound),
             ]
         )
     header = [
@@ -171,11 +143,12 @@ def _observable(analysis: Analysis, name: str) -> str:
     estimates = analysis.observables[name][0]
     components = ""
     if analysis.is_vector[name]:
-        plot = report_plots.vector_plot(title_of(name), estimates, run.measure_every)
+        names = component_names(name, len(estimates))
+        plot = report_plots.vector_plot(title_of(name), names, estimates, run.measure_every)
         number = ""
         rows = [
-            [str(index), escape(str(estimate)), tau_html(estimate), independent_html(estimate)]
-            for index, estimate in enumerate(estimates)
+            [label, escape(str(estimate)), tau_html(estimate), independent_html(estimate)]
+            for label, estimate in zip(names, estimates, strict=True)
         ]
         header = ["component", "mean", "τ<sub>int</sub> (measurements)", "independent samples"]
         components = (
@@ -210,14 +183,14 @@ def _observable(analysis: Analysis, name: str) -> str:
 
 
 def _kernels(analysis: Analysis) -> str:
-    shares = analysis.time_shares()
+    run, shares = analysis.run, analysis.time_shares()
     rows, classes = [], []
     for name, entry in analysis.kernels.items():
         bar = _bar(shares[name]) if name in shares else ""
         seconds, calls = entry["seconds"], entry["calls"]
         rows.append(
             [
-                escape(name),
+                escape(capital(kernel_title(name, run))),
                 escape(value_text(entry["acceptance"], entry["acceptance_error"])),
                 "" if calls is None else f"{calls:,.0f}",
                 "" if seconds is None else escape(duration(seconds)),
@@ -232,7 +205,6 @@ def _kernels(analysis: Analysis) -> str:
         classes.append("part")
     header = ["kernel", "acceptance", "calls", "time", "per call", "share", "diagnostics"]
     text = "<h2>Kernels</h2>" + html_table(header, rows, numbers=range(1, 5), classes=classes)
-    run = analysis.run
     updates = run.production.updates - run.offset
     for name, values in run.production.kernels.items():
         if "accepted" not in values or "tried" not in values:
@@ -240,14 +212,41 @@ def _kernels(analysis: Analysis) -> str:
         counts = values["accepted"], values["tried"]
         # Of a ladder the target's kernel is drawn; the others are in the table.
         if "energy_error" in values and ("[" not in name or "[0]" in name):
-            plot = report_plots.energy_error_plot(name, updates, values["energy_error"], *counts)
-            text += image(plot, f"Energy errors of {name}")
+            title = kernel_title(name, run)
+            plot = report_plots.energy_error_plot(title, updates, values["energy_error"], *counts)
+            text += image(plot, f"Energy errors of {title}")
         elif "log_weights" in values:
+            title = kernel_title(name, run)
             plot = report_plots.weights_plot(
-                name, updates, values["log_weights"], values.get("log_weight"), *counts
+                title, updates, values["log_weights"], values.get("log_weight"), *counts
             )
-            text += image(plot, f"Log-weights of {name}")
+            text += image(plot, f"Log-weights of {title}")
     return text
+
+
+def _payoff(analysis: Analysis) -> str:
+    payoff = payoff_of(analysis)
+    table = ""
+    if payoff.hmc_share is not None and payoff.verdict != "hmc alone":
+        rows = [
+            [
+                escape(title_of(one.observable)),
+                _marked(duration_text(one.seconds, one.seconds_error), one.is_bound),
+                _marked(format_value(one.tau_int, one.tau_int_error), one.is_bound),
+            ]
+            for one in payoff.demands
+        ]
+        header = [
+            "observable",
+            "time per independent sample, all kernels",
+            "τ<sub>int</sub> of HMC alone, above which they pay (measurements)",
+        ]
+        table = html_table(header, rows, numbers=range(1, 3))
+    return payoff_html(payoff.answer, payoff.next, table)
+
+
+def _marked(text: str, is_bound: bool) -> str:
+    return f'<span class="bound">≥ {escape(text)}</span>' if is_bound else escape(text)
 
 
 def _cost(analysis: Analysis) -> str:
@@ -273,6 +272,30 @@ def _cost(analysis: Analysis) -> str:
         "<code>flowmc report BASELINE THIS</code> prints the break-even number.</p>"
         + html_table(header, rows, numbers=range(1, 4))
     )
+
+
+def _checks(analysis: Analysis) -> str:
+    """Return all checks with their numbers: those that passed are worth knowing too."""
+    checks = checks_of(analysis)
+    passed = sum(check.passed for check in checks)
+    rows = [
+        [
+            f"{escape(_subject(analysis, check.subject))}: {escape(check.what)}",
+            escape(check.value),
+            escape(check.limit),
+            "passed" if check.passed else '<span class="bound">see above</span>',
+        ]
+        for check in checks
+    ]
+    table = html_table(["check", "number", "limit", "verdict"], rows, numbers=range(1, 3))
+    return f"<h2>Checks: {passed} of {len(checks)} passed</h2>{table}"
+
+
+def _subject(analysis: Analysis, name: str) -> str:
+    """Return how an observable or a kernel is called."""
+    if name in analysis.observables:
+        return title_of(name)
+    return capital(kernel_title(name, analysis.run))
 
 
 def _sources(analysis: Analysis) -> str:

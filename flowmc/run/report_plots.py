@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from flowmc.estimators.autocorrelation import Estimate, format_value
+from flowmc.estimators.autocorrelation import Estimate, format_value, rho_error
 from flowmc.run.plot_style import (
     BLUE,
     GREY,
@@ -19,8 +19,11 @@ from flowmc.run.plot_style import (
     RED,
     SERIES,
     SHADE,
+    TAU_INT,
+    Layout,
+    drawn_twice,
+    label_decades,
     legend_above,
-    new_figure,
     svg_text,
 )
 
@@ -35,9 +38,12 @@ __all__ = [
 POINTS = 700  # of a line, beyond which it shows the extremes of bins
 FEW_CHAINS = 4  # drawn one by one; of more, mean and band are drawn
 SMOOTH = 60  # bins of the running mean of a chain
+BAND_POINTS = 200  # lags at which the error of an autocorrelation function is drawn
 
 
+@drawn_twice
 def history_plot(
+    layout: Layout,
     label: str,
     production: tuple[NDArray, NDArray],
     thermalization: tuple[NDArray, NDArray],
@@ -47,6 +53,7 @@ def history_plot(
     """Return history, histogram and autocorrelation function of one observable.
 
     Args:
+        layout: of the panels.
         label: of the vertical axis.
         production: updates ``(rows,)``, counted from the start of production, and values
             ``(rows, chains)``.
@@ -54,8 +61,10 @@ def history_plot(
         estimate: of the production.
         measure_every: updates between measurements.
     """
-    with new_figure(2.75, (3.1, 0.62, 1.75)) as (figure, (history, histogram, correlation)):
+    with layout.figure(2.75, (3.1, 0.62, 1.75), rows=[(0, 1), (2,)]) as (figure, panels):
+        history, histogram, correlation = panels
         _history(history, production, thermalization)
+        legend_above(figure, history, layout)
         history.axhspan(
             estimate.mean - estimate.error,
             estimate.mean + estimate.error,
@@ -76,7 +85,9 @@ def history_plot(
         return svg_text(figure)
 
 
+@drawn_twice
 def topological_charge_plot(
+    layout: Layout,
     label: str,
     production: tuple[NDArray, NDArray],
     thermalization: tuple[NDArray, NDArray],
@@ -86,12 +97,17 @@ def topological_charge_plot(
     """Return the charge as steps, its distribution, and its autocorrelation function.
 
     Args:
-        label, production, thermalization, estimate, measure_every: as for :func:`history_plot`.
+        layout, label, production, thermalization, estimate, measure_every: as for
+            :func:`history_plot`.
     """
     lanes = min(production[1].shape[1], FEW_CHAINS)
     values = np.round(production[1][np.isfinite(production[1])])
     bound = max(1, int(np.abs(values).max()))
-    with new_figure(max(2.75, 0.8 + 0.78 * lanes), (3.1, 0.62, 1.75)) as (figure, axes):
+    height = max(2.75, 0.8 + 0.78 * lanes)
+    rows, heights = [(0, 1), (2,)], (0.7 + 0.65 * lanes, 2.2)
+    with layout.figure(
+        height, (3.1, 0.62, 1.75), rows=rows, narrow_height=(max(2.2, heights[0]), heights[1])
+    ) as (figure, axes):
         place = axes[0].get_subplotspec()
         assert place is not None
         axes[0].remove()
@@ -110,7 +126,7 @@ def topological_charge_plot(
             _shade(lane, thermalization[0], production[0])
             lane.set_ylim(-bound - 0.6, bound + 0.6)
             lane.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4 if lanes > 1 else 8))
-            lane.set_ylabel(label if lanes == 1 else f"Q, chain {chain}")
+            lane.set_ylabel(label if lanes == 1 else f"chain {chain}")
             if chain < lanes - 1:
                 lane.tick_params(labelbottom=False)
                 lane.set_xlabel("")
@@ -118,14 +134,30 @@ def topological_charge_plot(
         _horizontal_histogram(axes[1], values, edges, gap=0.2)
         axes[1].set_ylim(-bound - 0.6, bound + 0.6)
         axes[1].yaxis.set_major_locator(MaxNLocator(integer=True))
-        axes[1].set_title("Q, all chains" if production[1].shape[1] > 1 else "Q")
+        several = production[1].shape[1] > 1 and not layout.is_narrow
+        axes[1].set_title("Q, all chains" if several else "Q")
         _autocorrelation(axes[2], estimate, measure_every)
         return svg_text(figure)
 
 
-def vector_plot(label: str, estimates: Sequence[Estimate], measure_every: int) -> str:
-    """Return means, tau_int, and the slowest autocorrelation function of a vector observable."""
-    with new_figure(2.75, (2.0, 1.75, 1.75)) as (figure, (means, taus, correlation)):
+@drawn_twice
+def vector_plot(
+    layout: Layout,
+    label: str,
+    components: Sequence[str],
+    estimates: Sequence[Estimate],
+    measure_every: int,
+) -> str:
+    """Return means, tau_int, and the slowest autocorrelation function of a vector observable.
+
+    Args:
+        layout: of the panels.
+        label: of the vertical axis.
+        components: their names.
+        estimates: of the components.
+        measure_every: updates between measurements.
+    """
+    with layout.figure(2.75, (2.0, 1.75, 1.75)) as (figure, (means, taus, correlation)):
         index = np.arange(len(estimates))
         mean = np.array([estimate.mean for estimate in estimates])
         error = np.array([estimate.error for estimate in estimates])
@@ -133,6 +165,7 @@ def vector_plot(label: str, estimates: Sequence[Estimate], measure_every: int) -
         positive = bool((mean > 0).all())
         if positive and len(mean) > 2 and mean.max() > 10 * mean.min():
             means.set_yscale("log")
+            label_decades(means, "y")
         means.set_ylabel(label)
         means.set_xlabel("component")
         tau = np.array([estimate.tau_int for estimate in estimates])
@@ -140,19 +173,25 @@ def vector_plot(label: str, estimates: Sequence[Estimate], measure_every: int) -
         taus.errorbar(index, tau, tau_error, fmt="o", markersize=4, color=BLUE, capsize=2.5)
         taus.axhline(0.5, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
         taus.set_ylim(bottom=0)
-        taus.set_ylabel(r"$\tau_{\mathrm{int}}$  (measurements)")
+        taus.set_ylabel(f"{TAU_INT}  (measurements)")
         taus.set_xlabel("component")
         for axes in (means, taus):
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-            axes.margins(x=0.06)
+            if components == [str(place) for place in range(len(components))]:
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+            else:
+                axes.set_xticks(index, components)
+                axes.set_xlabel("")
+            axes.margins(x=0.06 if len(components) > 3 else 0.3)
         if np.isfinite(tau).any():
             slowest = int(np.nanargmax(tau))
             _autocorrelation(correlation, estimates[slowest], measure_every)
-            correlation.set_ylabel(rf"$\rho(t)$  of component {slowest}")
+            correlation.set_ylabel(f"ρ(t) of component {components[slowest]}")
         return svg_text(figure)
 
 
+@drawn_twice
 def energy_error_plot(
+    layout: Layout,
     name: str,
     updates: NDArray,
     energy_error: NDArray,
@@ -162,12 +201,13 @@ def energy_error_plot(
     """Return the distribution of the energy errors of one HMC kernel and its acceptance in time.
 
     Args:
+        layout: of the panels.
         name: of the kernel.
         updates: ``(rows,)``.
         energy_error: Delta H, ``(rows, chains)``.
         accepted, tried: proposals of each row, ``(rows, chains)``.
     """
-    with new_figure(2.4, (1.5, 3.0)) as (figure, (histogram, history)):
+    with layout.figure(2.4, (1.5, 3.0)) as (figure, (histogram, history)):
         finite = energy_error[np.isfinite(energy_error)]
         if finite.size:
             low, high = np.quantile(finite, [0.002, 0.998])
@@ -182,8 +222,8 @@ def energy_error_plot(
             histogram.axvline(0, color=GREY, linewidth=0.8)
             mean = float(finite.mean())
             histogram.axvline(mean, color=RED, linewidth=1.2)
-            histogram.set_title(rf"$\langle\Delta H\rangle$ = {mean:.3g}", color=RED)
-        histogram.set_xlabel(rf"$\Delta H$  of {name}")
+            histogram.set_title(f"⟨ΔH⟩ = {mean:.3g}", color=RED)
+        histogram.set_xlabel(f"ΔH of {name}")
         histogram.set_yticks([])
         histogram.spines["left"].set_visible(False)
 
@@ -191,7 +231,9 @@ def energy_error_plot(
         return svg_text(figure)
 
 
+@drawn_twice
 def weights_plot(
+    layout: Layout,
     name: str,
     updates: NDArray,
     proposals: NDArray,
@@ -202,13 +244,14 @@ def weights_plot(
     """Return the log-weights of a flow's proposals and of the chain, and the acceptance in time.
 
     Args:
+        layout: of the panels.
         name: of the independence kernel.
         updates: ``(rows,)``.
         proposals: ln w of the recorded proposals, ``(rows, chains, proposals)``.
         held: ln w of the states of the chains, ``(rows, chains)``.
         accepted, tried: proposals of each row, ``(rows, chains)``.
     """
-    with new_figure(2.4, (1.5, 3.0)) as (figure, (histogram, history)):
+    with layout.figure(2.4, (1.5, 3.0)) as (figure, (histogram, history)):
         drawn = proposals[np.isfinite(proposals)]
         kept = np.empty(0) if held is None else held[np.isfinite(held)]
         if drawn.size:
@@ -217,7 +260,10 @@ def weights_plot(
             both = np.concatenate([drawn, kept]) - shift
             low, high = np.quantile(both, [0.005, 1.0])
             edges = np.linspace(low - 0.1, high + 0.1, 51).tolist()
-            for values, colour, label in [(drawn, BLUE, "proposals"), (kept, RED, "chain")]:
+            for values, colour, label in [
+                (drawn, BLUE, "proposals of the flow"),
+                (kept, RED, "states of the chain"),
+            ]:
                 if values.size:
                     histogram.hist(
                         values - shift,
@@ -228,8 +274,8 @@ def weights_plot(
                         edgecolor=colour,
                         label=label,
                     )
-            legend_above(histogram)
-        histogram.set_xlabel(rf"$\ln\, w / \langle w \rangle$  of {name}")
+            legend_above(figure, histogram, layout)
+        histogram.set_xlabel(f"ln w/⟨w⟩ of {name}")
         histogram.set_yticks([])
         histogram.spines["left"].set_visible(False)
         _acceptance(history, updates, accepted, tried)
@@ -306,8 +352,6 @@ def _history(
             linewidth=1.3,
             label="mean of the chains" if counts else None,
         )
-    if axes.get_legend_handles_labels()[1]:
-        legend_above(axes)
     _shade(axes, thermalization[0], production[0])
 
 
@@ -352,16 +396,19 @@ def _autocorrelation(axes: Axes, estimate: Estimate, measure_every: int) -> None
         axes.axvspan(0, estimate.window, color=ORANGE, alpha=0.13, linewidth=0)
         axes.axvline(estimate.window, color=RED, linewidth=1.0, linestyle=(0, (4, 3)))
         tau = format_value(estimate.tau_int, estimate.tau_int_error)
-        sign = r"\geq" if estimate.is_bound else "="
-        axes.set_title(
-            rf"$\tau_{{\mathrm{{int}}}} {sign}$ {tau},  window {estimate.window}", color=RED
-        )
+        sign = "≥" if estimate.is_bound else "="
+        axes.set_title(f"{TAU_INT} {sign} {tau},  window {estimate.window}", color=RED)
+    if shown > 1:
+        drawn = np.unique(np.linspace(0, shown - 1, min(shown, BAND_POINTS)).astype(int))
+        band = rho_error(rho, estimate.samples, estimate.window, drawn)
+        low, high = rho[drawn] - band, rho[drawn] + band
+        axes.fill_between(drawn, low, high, color=BLUE, alpha=0.25, linewidth=0)
     axes.plot(lag, rho[:shown], "o-", color=BLUE, markersize=2.6 if shown < 80 else 0)
     axes.set_xlim(0, max(shown - 1, 1))
     axes.set_ylim(min(-0.1, 1.1 * float(rho[:shown].min())), 1.05)
     unit = "measurements" if measure_every == 1 else f"measurements, {measure_every} updates each"
     axes.set_xlabel(f"lag t  ({unit})")
-    axes.set_ylabel(r"autocorrelation  $\rho(t)$")
+    axes.set_ylabel("autocorrelation ρ(t)")
 
 
 def _thin(x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:

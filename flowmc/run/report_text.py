@@ -8,8 +8,10 @@ from typing import Any
 
 from flowmc.estimators.autocorrelation import format_value
 from flowmc.estimators.cost import average
+from flowmc.run.checks import checks_of
 from flowmc.run.flow_summary import FlowSummary
 from flowmc.run.ladder_text import ladder_text
+from flowmc.run.payoff import payoff_of
 from flowmc.run.summary import Analysis
 from flowmc.run.text_parts import (
     acceptance_text,
@@ -18,6 +20,7 @@ from flowmc.run.text_parts import (
     duration,
     number_text,
     ordinal_text,
+    quantity_text,
     step_size_text,
     table,
     value_text,
@@ -33,13 +36,14 @@ def report_text(analysis: Analysis) -> str:
         f"{record.path}: {record.updates} updates of {count_text(record.chains, 'chain')}"
         + (f", {record.replicas} replicas" if record.replicas > 1 else "")
         + f", measured every {ordinal_text(record.measure_every)}"
+        + (f", without the first {record.discarded} updates" if record.discarded else "")
     ]
     if analysis.warnings:
         lines += ["", *(f"! {warning}" for warning in analysis.warnings)]
     rows = []
     for name, replicas in analysis.observables.items():
         for index, estimate in enumerate(replicas[0]):
-            label = f"{name}[{index}]" if analysis.is_vector[name] else name
+            label = quantity_text(f"{name}[{index}]") if analysis.is_vector[name] else name
             costs = analysis.costs.get(name, [])
             seconds = costs[index].seconds if len(costs) == len(replicas[0]) else math.nan
             rows.append(
@@ -68,6 +72,16 @@ def report_text(analysis: Analysis) -> str:
         lines += ["", *_flow(name, flow)]
     if analysis.exchange is not None:
         lines += ["", *ladder_text(analysis)]
+    checks = checks_of(analysis)
+    lines += ["", f"{sum(check.passed for check in checks)} of {len(checks)} checks passed"]
+    rows = [
+        [f"{check.subject}: {check.what}", check.value, check.limit, "" if check.passed else "!"]
+        for check in checks
+    ]
+    lines += table(["check", "number", "limit", ""], rows)
+    payoff = payoff_of(analysis)
+    lines += ["", "Does it pay?", *payoff.answer]
+    lines += [f"next: {text}" for text in payoff.next]
     training = record.training_seconds()
     if training and analysis.costs:
         lines += [
@@ -138,7 +152,8 @@ def comparison_text(document: Mapping[str, Any]) -> str:
         "pull: difference of the means from the first run in standard deviations."
     )
     warnings = [f"! {text}" for text in document["warnings"]]
-    return "\n".join([*warnings, *table(header, rows), explanation])
+    sentences = ["", "Does it pay?", *document["pays"]]
+    return "\n".join([*warnings, *table(header, rows), explanation, *sentences])
 
 
 # Before a number that is a bound; of two costs that are, nothing is known about their ratio.

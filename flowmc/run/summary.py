@@ -19,14 +19,15 @@ from flowmc.estimators.autocorrelation import (
     analyse_topological_charge,
 )
 from flowmc.estimators.cost import Cost, average, cost_per_independent_sample
+from flowmc.run.checks import DRIFT_CHANCE, checks_of
 from flowmc.run.flow_summary import FlowSummary, is_flow, summarise_flow
 from flowmc.run.kernel_summary import summarise_kernels
 from flowmc.run.ladder_summary import summarise_exchange
+from flowmc.run.payoff import payoff_of
 from flowmc.run.recorded import RecordedRun
 
 __all__ = ["Analysis", "analyse_run"]
 
-DRIFT_CHANCE = 6e-7  # of a deviation of the first fifth of the measurements: 5 standard deviations
 FEWEST_FREEDOM = 4  # windows in the second half, below which its error is a guess
 
 
@@ -44,6 +45,8 @@ class Analysis:
         flows: energies and scales by name of the observable ``gradient_flow``.
         exchange: pairs and round trips; None without ladder.
         costs: per observable of the target, one per component; empty without timings.
+        drifts: by name, standard deviations between the beginning and the end of production, and
+            their chance.
         warnings: sentences, the gravest first.
     """
 
@@ -55,6 +58,7 @@ class Analysis:
     flows: dict[str, FlowSummary] = field(default_factory=dict)
     exchange: dict[str, Any] | None = None
     costs: dict[str, list[Cost]] = field(default_factory=dict)
+    drifts: dict[str, tuple[float, float]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -81,7 +85,11 @@ class Analysis:
             },
             "warnings": self.warnings,
             "cost": self._cost(),
+            "pays": payoff_of(self).as_dict(),
+            "checks": [check.as_dict() for check in checks_of(self)],
         }
+        if run.discarded:
+            document["updates_left_out"] = run.discarded
         if self.flows:
             document["gradient_flow"] = {name: flow.as_dict() for name, flow in self.flows.items()}
         if run.replicas > 1:
@@ -195,7 +203,7 @@ def _observables(analysis: Analysis) -> list[str]:
             for r in range(replicas)
         ]
         warnings += [f"{name}: {text}" for text in _collect(analysis.observables[name][0])]
-        warnings += _drifts(name, components[:, :, 0], estimate)
+        warnings += _drifts(analysis, name, components[:, :, 0], estimate)
         for r in range(1, replicas):
             bound = [estimate for estimate in analysis.observables[name][r] if estimate.is_bound]
             if bound:
@@ -261,7 +269,9 @@ def _collect(components: Sequence[Estimate]) -> list[str]:
     ]
 
 
-def _drifts(name: str, values: NDArray, estimator: Callable[[NDArray], Estimate]) -> list[str]:
+def _drifts(
+    analysis: Analysis, name: str, values: NDArray, estimator: Callable[[NDArray], Estimate]
+) -> list[str]:
     """Compare the first fifth of the rows with the second half: was thermalisation too short?
 
     Fluctuations and tau_int are those of the second half: a drift would hide in its own variance.
@@ -286,6 +296,7 @@ def _drifts(name: str, values: NDArray, estimator: Callable[[NDArray], Estimate]
         chance = 2 * float(stdtr(freedom, -pull))
         if chance < least:
             worst, least = pull, chance
+        analysis.drifts[name] = worst, least
     if least > DRIFT_CHANCE:
         return []
     return [

@@ -3,22 +3,53 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowmc.estimators.autocorrelation import Estimate, format_value
+from flowmc.run.recorded import RecordedRun
 
 __all__ = [
     "acceptance_text",
     "bounded",
+    "component_names",
     "count_text",
     "duration",
+    "duration_text",
+    "kernel_title",
     "number_text",
     "ordinal_text",
+    "quantity_text",
     "step_size_text",
     "table",
     "value_text",
 ]
+
+
+KERNELS = {
+    "hmc": "HMC",
+    "independence": "flow proposals",
+    "local_flow": "local flow",
+    "exchange": "replica exchange",
+    "sign_flip": "sign flip",
+}
+# Observables that are complex numbers.
+_COMPLEX = ("polyakov_loop",)
+
+
+def component_names(observable: str, count: int) -> list[str]:
+    """Return how the components of an observable are called."""
+    if observable.partition("(")[0] in _COMPLEX and count == 2:
+        return ["Re", "Im"]
+    return [str(place) for place in range(count)]
+
+
+def quantity_text(name: str) -> str:
+    """Return a name such as ``"change of polyakov_loop[1]"`` with Re or Im for the number."""
+    names = "|".join(_COMPLEX)
+    match = re.fullmatch(rf"(.*?)((?:{names})(?:\([^)]*\))?)\[([01])\]", name)
+    return name if match is None else f"{match[1]}{('Re', 'Im')[int(match[3])]} {match[2]}"
 
 
 def bounded(estimate: Estimate, text: str) -> str:
@@ -48,10 +79,33 @@ def duration(seconds: float | None) -> str:
     return "-"
 
 
+def duration_text(seconds: float, error: float) -> str:
+    """Return a duration with its error, in the unit that suits it."""
+    unit = duration(seconds).rpartition(" ")[2]
+    if not math.isfinite(seconds) or not math.isfinite(error):
+        return duration(seconds)
+    lengths = {"d": 86400.0, "h": 3600.0, "min": 60.0, "s": 1.0, "ms": 1e-3, "µs": 1e-6}
+    return f"{format_value(seconds / lengths[unit], error / lengths[unit])} {unit}"
+
+
 def step_size_text(sizes: Sequence[float]) -> str:
     """Return the step sizes of a kernel at all replicas, once if they are the same."""
     texts = [f"{size:.3g}" for size in sizes]
     return "step size " + (texts[0] if len(set(texts)) == 1 else ", ".join(texts))
+
+
+def kernel_title(name: str, run: RecordedRun) -> str:
+    """Return how a kernel of the cycle, or its part at one replica or pair, is called."""
+    match = re.fullmatch(r"(?P<stem>.+?)(?:\[(?P<index>\d+)\])?(?:_(?P<number>\d+))?", name)
+    assert match is not None
+    stem, index, number = match["stem"], match["index"], match["number"]
+    if stem == "pair" and index is not None:
+        title = f"{run.replica_name(int(index))} ↔ {run.replica_name(int(index) + 1)}"
+    else:
+        title = KERNELS.get(stem, stem.replace("_", " "))
+        if index is not None:
+            title += f", {run.replica_name(int(index))}"
+    return title if number is None else f"{title} ({number})"
 
 
 def acceptance_text(entry: Mapping[str, Any]) -> str:

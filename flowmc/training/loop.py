@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmc.durations import seconds_of
-from flowmc.estimators.weights import effective_sample_size
+from flowmc.estimators.weights import effective_sample_size, max_weight_share
 from flowmc.flows.files import FlowFileError, atomic_save, read_tensors
 from flowmc.parallel import Communicator
 from flowmc.random import stream
@@ -128,6 +128,7 @@ class Progress:
         skipped: steps skipped so far for a non-finite loss or gradient.
         density_error: largest error of the log-density on a few samples, at its last measurement;
             0 for flows whose density is exact.
+        max_weight_share: of the largest weight of this batch in all of them.
     """
 
     step: int
@@ -138,6 +139,7 @@ class Progress:
     seconds: float
     skipped: int
     density_error: float
+    max_weight_share: float = math.nan
 
 
 class Trainer:
@@ -255,12 +257,15 @@ class Trainer:
         else:
             self._skip(loss, norm)
         log_weights = _centred(log_weights, batch.parts)
-        ess = effective_sample_size(log_weights).value if math.isfinite(loss) else math.nan
+        ess = share = math.nan
+        if math.isfinite(loss):
+            ess = effective_sample_size(log_weights).value
+            share = max_weight_share(log_weights)
         if self.step % DENSITY_CHECK_EVERY == 0:
             self.check_density(log_weights)
         self.step += 1
         return Progress(
-            self.step, loss, ess, norm, rate, self.seconds, self.skipped, self._density_error
+            self.step, loss, ess, norm, rate, self.seconds, self.skipped, self._density_error, share
         )
 
     def _add_up(self, batch: Batch) -> tuple[float, Tensor]:

@@ -52,8 +52,8 @@ def digests(directory: Path) -> dict[str, str]:
     }
 
 
-def save_untrained_flow(path: Path, theory=None, seed: int = 1) -> None:
-    """Write a sampler for the theory of PHI4, with random weights."""
+def save_untrained_flow(path: Path, theory=None, seed: int = 1, **entries) -> None:
+    """Write a sampler for the theory of PHI4, with random weights; entries go into its card."""
     action = build_action(theory or PHI4["theory"])
     flow_table, prior_table = {"layers": 2}, {"m2": 1.0}
     torch.manual_seed(seed)
@@ -65,5 +65,6 @@ def save_untrained_flow(path: Path, theory=None, seed: int = 1) -> None:
         "flow": {"name": "affine_coupling", "parameters": flow_table},
         "prior": {"name": "free_field", "parameters": prior_table},
         "theory": describe_theory(action),
+        **entries,
     }
     save_flow(path, model, card)

@@ -1,7 +1,6 @@
 """`flowmc report` on synthetic run directories with known contents."""
 
 import argparse
-import base64
 import json
 import math
 import re
@@ -204,6 +203,13 @@ def invoke(*words):
     parser = argparse.ArgumentParser()
     arguments.report(parser)
     return report.run(parser.parse_args([str(word) for word in words]))
+
+
+def drawings_of(page):
+    """Return the drawings of a page, each of which has to be well-formed."""
+    drawings = re.findall(r"<svg.*?</svg>", page, re.S)
+    assert all(ElementTree.fromstring(drawing).tag.endswith("svg") for drawing in drawings)
+    return drawings
 
 
 def refuse(constant):
@@ -456,16 +462,19 @@ def test_text_and_page(tmp_path, capsys):
     assert invoke(path) == 0
     printed = capsys.readouterr().out
     assert re.search(r"plaquette +0\.\d+\(\d+\)", printed)
-    assert "round trips" in printed
+    assert "round trips" in printed and "Does it pay?" in printed
+    assert re.search(r"\d+ of \d+ checks passed", printed)
     page = (path / "report.html").read_text()
     assert "plaquette" in page and "topological charge" in page.lower()
-    # Self-contained: nothing is fetched.
-    assert not re.findall(r"(?:src|href)\s*=\s*(?!\"data:)\S+", page)
-    assert not re.search(r"<script|<link|@import|url\(", page)
-    drawings = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page)
-    assert len(drawings) == 6
-    for drawing in drawings:
-        assert ElementTree.fromstring(base64.b64decode(drawing)).tag.endswith("svg")
+    # Self-contained: nothing is fetched, parts of drawings refer to each other.
+    assert not re.findall(r"(?:src|href)\s*=\s*(?!\"data:|\"#)\S+", page)
+    assert not re.search(r"<script|<link|@import|url\((?!#)", page)
+    drawings = drawings_of(page)
+    # Each for a wide and a narrow page.
+    assert page.count("<figure") == 6 and len(drawings) == 12
+    identifiers = re.findall(r'\bid="([^"]+)"', page)
+    assert len(identifiers) == len(set(identifiers))
+    assert set(re.findall(r'(?:url\(|href=")#([^")]+)', page)) <= set(identifiers)
 
 
 @pytest.mark.parametrize("written", [1, 9])
@@ -509,3 +518,147 @@ def test_series_of_not_a_number_is_null_in_json(tmp_path, capsys):
     assert invoke(path, "--json") == 0
     document = json.loads(capsys.readouterr().out, parse_constant=refuse)
     assert document["observables"]["plaquette"]["error"] is None
+
+
+def test_updates_are_left_out_as_thermalisation(tmp_path, capsys):
+    """A drift that the thermalisation did not cover, until `--from` says where it ended."""
+    path = make_run(tmp_path / "run", rows=2000, measure_every=2)
+    with h5py.File(path / "measurements.h5", "r+") as file:
+        file["production/observables/plaquette"][:300] -= 0.015
+        kept = file["production/observables/plaquette"][300:]
+    assert any("thermalisation was too short" in text for text in summarise(path)["warnings"])
+    assert invoke(path, "--from", 600, "--json") == 0
+    document = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert not document["warnings"]
+    assert document["updates_left_out"] == 600 and document["updates"] == 3400
+    assert document["observables"]["plaquette"]["samples"] == kept.size
+    assert document["observables"]["plaquette"]["mean"] == pytest.approx(kept.mean(), abs=1e-12)
+    # What is left out of a run that goes on is left out of what is planned, too.
+    other = make_run(tmp_path / "other", rows=1000, written=400)
+    assert invoke(other, "--from", 100, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["updates"] == 300 and "300 of 900 updates" in document["warnings"][-1]
+    for first in (-1, 4000):
+        assert invoke(path, "--from", first) == 2
+        assert f"--from {first} leaves no measurement" in capsys.readouterr().err
+    assert invoke(path, "--from", 600) == 0
+    assert "left out before" in (path / "report.html").read_text()
+
+
+def test_left_out_updates_of_a_ladder(tmp_path):
+    from flowmc.run.recorded import RecordedRun
+    from flowmc.run.summary import analyse_run
+
+    path = make_run(tmp_path / "run", replicas=3, rows=400)
+    run = RecordedRun.open(path).from_update(150)
+    assert run.production.walkers.shape[0] == 250 and run.thermalization.rows == 250
+    analysis = analyse_run(run)
+    assert analysis.exchange["round_trips"] < 200
+    assert len(analysis.series["plaquette"][0]) == 250
+
+
+def test_whether_other_kernels_pay_is_said_as_far_as_one_run_knows(tmp_path):
+    document = summarise(make_run(tmp_path / "hmc", rows=2000))
+    assert document["pays"]["verdict"] == "hmc alone"
+
+    # Of the time, 70 % are HMC, 20 % flow proposals, the rest measurements and files.
+    path = make_run(tmp_path / "both", rows=4000, independence=True)
+    document = summarise(path)
+    pays, observables = document["pays"], document["observables"]
+    assert pays["verdict"] == "undecided" and pays["hmc_share"] == pytest.approx(0.8)
+    entry = pays["observables"]["plaquette"]
+    tau = observables["plaquette"]["tau_int"]
+    assert entry["hmc_alone_must_exceed_tau_int"] == pytest.approx(tau / 0.8)
+    assert entry["hmc_alone_must_exceed_tau_int_error"] == pytest.approx(
+        observables["plaquette"]["tau_int_error"] / 0.8
+    )
+    assert "cannot tell" in pays["answer"][-1] and "flowmc report" in pays["answer"][-1]
+
+    # Few accepted proposals cannot be what makes 16,000 / 9 samples independent.
+    with h5py.File(path / "measurements.h5", "r+") as file:
+        accepted = file["production/kernels/independence/accepted"]
+        accepted[...] = 0
+        accepted[100, 0] = 5
+    document = summarise(path)
+    assert document["pays"]["verdict"] == "only costs"
+    assert "only costs" in document["pays"]["answer"][0]
+    assert "leave out flow proposals" in document["pays"]["next"][0]
+    # As many as a quarter of them could.
+    with h5py.File(path / "measurements.h5", "r+") as file:
+        file["production/kernels/independence/accepted"][:150] = 1
+    assert summarise(path)["pays"]["verdict"] == "undecided"
+
+
+def test_hmc_of_the_target_alone_is_a_part_of_a_ladder(tmp_path):
+    path = make_run(tmp_path / "ladder", replicas=3, rows=2000)
+    pays = summarise(path)["pays"]
+    # 70 % HMC, whose steps are 10, 12 and 15; 10 % measurements and files.
+    assert pays["hmc_share"] == pytest.approx(0.7 * 10 / 37 + 0.1 / 3)
+    assert "replica exchange" in pays["answer"][0]
+
+
+def test_comparison_says_what_pays(tmp_path, capsys):
+    slow = make_run(tmp_path / "slow", seed=1, coefficient=0.9, vector=False)
+    fast = make_run(tmp_path / "fast", seed=2, coefficient=0.0, vector=False)
+    frozen = make_run(tmp_path / "frozen", seed=3, charge=True, vector=False)
+    hops = make_run(tmp_path / "hops", seed=4, charge=True, vector=False)
+    with h5py.File(hops / "measurements.h5", "r+") as file:
+        rows = file["production/observables/topological_charge"]
+        rows[...] = np.random.default_rng(5).integers(-1, 2, size=rows.shape)
+    for first, second, words in [
+        (slow, fast, "it pays, "),
+        (fast, slow, "it does not pay, the gain is 0.0"),
+        (slow, slow, "not decided, the gain is 1"),
+        (frozen, hops, "it pays, at least "),
+        (hops, frozen, "it does not pay, the gain is at most 0.0"),
+        (frozen, frozen, "not decided, tau_int is a lower bound in both"),
+    ]:
+        assert invoke(first, second, "--json") == 0
+        (text,) = json.loads(capsys.readouterr().out)["pays"]
+        assert words in text, (first, second)
+    page = tmp_path / "comparison.html"
+    assert invoke(slow, fast) == 0 and not page.exists()
+    assert invoke(slow, fast, "--page", page) == 0
+    text = page.read_text()
+    assert "it pays" in text and "disagree" not in text
+    assert "it pays" in capsys.readouterr().out
+    (tmp_path / "directory").mkdir()
+    assert invoke(slow, "--page", tmp_path / "directory") == 2
+    assert "was not written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "failed"),
+    [
+        ({}, []),
+        ({"charge": True}, ["topological_charge"]),
+        ({"energy_offset": 0.2}, ["hmc"]),
+    ],
+)
+def test_checks_are_listed_whether_they_passed_or_not(tmp_path, options, failed):
+    document = summarise(make_run(tmp_path / "run", independence=True, **options))
+    checks = document["checks"]
+    assert sorted({check["subject"] for check in checks if not check["passed"]}) == failed
+    assert {check["subject"] for check in checks} >= {"plaquette", "hmc", "independence"}
+    # Every warning is about a check that is listed.
+    for text in document["warnings"]:
+        assert text.partition(":")[0] in failed
+    passed = [check for check in checks if check["passed"]]
+    assert any(
+        check["what"] == "first fifth against second half" and "σ, chance" in check["value"]
+        for check in passed
+    )
+
+
+def test_components_of_complex_numbers_are_re_and_im(tmp_path, capsys):
+    path = make_run(tmp_path / "run", rows=100, vector=False)
+    with h5py.File(path / "measurements.h5", "r+") as file:
+        for phase in ("thermalization", "production"):
+            shape = file[f"{phase}/observables/plaquette"].shape
+            values = np.random.default_rng(2).normal(size=(*shape, 2))
+            file[f"{phase}/observables/polyakov_loop(axis=0)"] = values
+    assert invoke(path) == 0
+    printed = capsys.readouterr().out
+    assert "Re polyakov_loop(axis=0)" in printed and "Im polyakov_loop(axis=0)" in printed
+    page = (path / "report.html").read_text()
+    assert "<td>Re</td>" in page and "<td>Im</td>" in page

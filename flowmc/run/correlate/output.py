@@ -15,8 +15,9 @@ from flowmc.estimators.reweighting import Verdict
 from flowmc.run.correlate.combined import MeasuredEnsemble
 from flowmc.run.correlate.directory import CorrelateDirectory
 from flowmc.run.correlate.measurement import Entry, Section, Series
+from flowmc.run.correlate.payoff import payoff_of_sections
 from flowmc.run.exports import result_dict, write_csv, write_hdf5, write_pyerrors
-from flowmc.run.text_parts import table
+from flowmc.run.text_parts import quantity_text, table
 
 __all__ = [
     "AGAINST",
@@ -58,7 +59,11 @@ def combined_facts(ensembles: Sequence[MeasuredEnsemble]) -> dict[str, Any]:
 
 def document(facts: Mapping[str, Any], sections: Sequence[Section]) -> dict[str, Any]:
     """Return what ``--json`` prints; see docs/correlate.md."""
-    return {**facts, "sections": {section.label: _section(section) for section in sections}}
+    return {
+        **facts,
+        "sections": {section.label: _section(section) for section in sections},
+        "pays": payoff_of_sections(sections),
+    }
 
 
 def results_text(sections: Sequence[Section]) -> str:
@@ -76,7 +81,7 @@ def results_text(sections: Sequence[Section]) -> str:
         header = ["quantity", "value", "tau_int", *(heading for _, heading in columns)]
         rows = [
             [
-                entry.observable,
+                quantity_text(entry.observable),
                 marked(entry.result),
                 f"{entry.result.tau_int:.3g}" if math.isfinite(entry.result.tau_int) else "-",
                 *(
@@ -90,7 +95,9 @@ def results_text(sections: Sequence[Section]) -> str:
             lines += [f"  {line}" for line in table(header, rows)]
         lines += [f"  warning: {text}" for text in warnings_of(section)]
         blocks.append("\n".join(lines))
-    return "\n\n".join(blocks)
+    pays = payoff_of_sections(sections)
+    lines = ["Does it pay?", *pays["answer"], *(f"next: {text}" for text in pays["next"])]
+    return "\n\n".join([*blocks, "\n".join(lines)])
 
 
 def marked(result: Result) -> str:

@@ -7,8 +7,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.resources import files
-from string import Template
 from typing import Any
 
 from flowmc_adapters import atomic_write
@@ -18,6 +16,7 @@ from flowmc.estimators.reweighting import Verdict
 from flowmc.run.correlate.directory import CorrelateDirectory
 from flowmc.run.correlate.measurement import Entry, Section, Series
 from flowmc.run.correlate.output import AGAINST, marked, warnings_of
+from flowmc.run.correlate.payoff import payoff_of_sections
 from flowmc.run.correlate.plots import (
     bracket_plot,
     change_plot,
@@ -25,8 +24,16 @@ from flowmc.run.correlate.plots import (
     vectors_plot,
     weights_plot,
 )
-from flowmc.run.html_parts import html_table, image, sentence, tau_html
-from flowmc.run.report_page import theory_text, verdict_html
+from flowmc.run.html_parts import (
+    document_html,
+    html_table,
+    image,
+    payoff_html,
+    sentence,
+    tau_html,
+    theory_text,
+)
+from flowmc.run.text_parts import quantity_text
 
 __all__ = ["section_html", "write_page", "write_parts"]
 
@@ -82,16 +89,14 @@ def write_parts(
     Raises:
         OSError: if the directory cannot be written.
     """
-    template = (files("flowmc.run") / "report_template.html").read_text(encoding="utf-8")
     warnings = [text for section in sections for text in warnings_of(section)]
-    text = Template(template).substitute(
-        title=escape(os.path.basename(os.path.abspath(directory.path)) or str(directory.path)),
-        theory=escape(theory_text(theory)),
-        facts="".join(
-            f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in facts
-        ),
-        verdict=verdict_html(list(dict.fromkeys(warnings))),
-        sections="\n".join(parts),
+    pays = payoff_of_sections(sections)
+    text = document_html(
+        os.path.basename(os.path.abspath(directory.path)) or str(directory.path),
+        theory_text(theory),
+        facts,
+        list(dict.fromkeys(warnings)),
+        [payoff_html(pays["answer"], pays["next"]), *parts],
     )
     with atomic_write(directory.report) as file:
         file.write(text.encode())
@@ -141,7 +146,7 @@ def _table(entries: Sequence[Entry]) -> str:
     ]
     rows = [
         [
-            escape(one.observable),
+            escape(quantity_text(one.observable)),
             _value_html(one.result),
             tau_html(one.result.estimate),
             *(
@@ -181,7 +186,7 @@ def _plots(series: Series, section: Section) -> list[str]:
     """Return whatever pictures a section has the material for."""
     found = []
     logs = {
-        path.removesuffix("/log_weight").removesuffix("log_weight") or section.label: values
+        _weights_title(section, path.removesuffix("log_weight").rstrip("/")): values
         for path, values in series.under(section.label).items()
         if path.endswith("log_weight")
     }
@@ -214,6 +219,16 @@ def _plots(series: Series, section: Section) -> list[str]:
             plot = change_plot(entry.observable, series.history, value + deltas, value)
             found.append(image(plot, entry.observable))
     return found
+
+
+def _weights_title(section: Section, place: str) -> str:
+    """Return what weights are called in the section's table, from where they are stored."""
+    match = re.fullmatch(r"step(\d+)/(plus|minus)", place)
+    if match is None:
+        return place or section.label
+    # The table has them in the same order.
+    index = 2 * int(match[1]) + (match[2] == "minus")
+    return list(section.weights)[index]
 
 
 def _vectors(entries: Sequence[Entry]) -> dict[str, dict[int, Result]]:

@@ -12,7 +12,15 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from flowmc.estimators.history import History, Result
-from flowmc.run.plot_style import BLUE, ORANGE, SERIES, new_figure, svg_text
+from flowmc.run.plot_style import (
+    BLUE,
+    ORANGE,
+    SERIES,
+    Layout,
+    drawn_twice,
+    legend_above,
+    svg_text,
+)
 
 __all__ = [
     "Points",
@@ -30,9 +38,10 @@ PANELS = 3  # per row
 CURVES = len(SERIES)
 
 
-def weights_plot(log_weights: Mapping[str, NDArray]) -> str:
+@drawn_twice
+def weights_plot(layout: Layout, log_weights: Mapping[str, NDArray]) -> str:
     """Return histograms of ln W less its mean, one curve per set of weights."""
-    with new_figure(2.4, (1.0,)) as (figure, (axes,)):
+    with layout.figure(2.4, (1.0,)) as (figure, (axes,)):
         for color, (name, logs) in zip(SERIES, list(log_weights.items())[:CURVES], strict=False):
             finite = logs[np.isfinite(logs)]
             if finite.size:
@@ -44,19 +53,20 @@ def weights_plot(log_weights: Mapping[str, NDArray]) -> str:
         axes.set_xlabel("ln W less its mean")
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
-        axes.legend(loc="upper left", ncols=2)
+        legend_above(figure, axes, layout)
         return svg_text(figure)
 
 
-def bracket_plot(insertion: NDArray, bracket: NDArray) -> str:
+@drawn_twice
+def bracket_plot(layout: Layout, insertion: NDArray, bracket: NDArray) -> str:
     """Return histograms of -dS/dlambda and of B less their means: what vector fields take out."""
-    with new_figure(2.4, (1.0,)) as (figure, (axes,)):
+    with layout.figure(2.4, (1.0,)) as (figure, (axes,)):
         widest = insertion if insertion.std() > bracket.std() else bracket
         reach = float(np.abs(widest - widest.mean()).max()) or 1.0
         count = min(81, max(21, round(2 * math.sqrt(len(insertion)))))
         bins = np.linspace(-reach, reach, count).tolist()
         for color, name, values in (
-            (SERIES[1], "$-\\partial S/\\partial\\lambda$, plain reweighting", insertion),
+            (SERIES[1], "−∂S/∂λ, plain reweighting", insertion),
             (SERIES[0], "B, with vector fields", bracket),
         ):
             axes.hist(
@@ -65,24 +75,28 @@ def bracket_plot(insertion: NDArray, bracket: NDArray) -> str:
                 density=True,
                 histtype="step",
                 color=color,
-                label=f"{name}: standard deviation {values.std():.3g}",
+                label=f"{name}: σ = {values.std():.3g}",
             )
         axes.set_xlabel("less its mean")
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
-        axes.legend(loc="upper left")
+        legend_above(figure, axes, layout)
         return svg_text(figure)
 
 
-def steps_plot(table: Mapping[str, Mapping[str, Any]], results: Mapping[str, Result]) -> str:
+@drawn_twice
+def steps_plot(
+    layout: Layout, table: Mapping[str, Mapping[str, Any]], results: Mapping[str, Result]
+) -> str:
     """Return central differences against the squared step, three quantities side by side.
 
     Args:
+        layout: of the panels.
         table: by quantity ``{steps, values, errors}``.
         results: the extrapolated values by quantity, drawn at zero.
     """
     names = list(table)[:PANELS]
-    with new_figure(2.6, (1.0,) * len(names)) as (figure, panels):
+    with layout.figure(2.6, (1.0,) * len(names)) as (figure, panels):
         for axes, name in zip(panels, names, strict=True):
             entry = table[name]
             squares = np.square(entry["steps"])
@@ -96,10 +110,11 @@ def steps_plot(table: Mapping[str, Mapping[str, Any]], results: Mapping[str, Res
         return svg_text(figure)
 
 
-def vectors_plot(vectors: Mapping[str, Mapping[int, Result]]) -> str:
+@drawn_twice
+def vectors_plot(layout: Layout, vectors: Mapping[str, Mapping[int, Result]]) -> str:
     """Return the components of vectors, such as effective masses, three side by side."""
     names = list(vectors)[:PANELS]
-    with new_figure(2.4, (1.0,) * len(names)) as (figure, panels):
+    with layout.figure(2.4, (1.0,) * len(names)) as (figure, panels):
         for axes, name in zip(panels, names, strict=True):
             places = sorted(vectors[name])
             values = [vectors[name][place].value for place in places]
@@ -111,16 +126,20 @@ def vectors_plot(vectors: Mapping[str, Mapping[int, Result]]) -> str:
         return svg_text(figure)
 
 
-def couplings_plot(coupling: str, own: Mapping[str, Points], combined: Mapping[str, Points]) -> str:
+@drawn_twice
+def couplings_plot(
+    layout: Layout, coupling: str, own: Mapping[str, Points], combined: Mapping[str, Points]
+) -> str:
     """Return observables against a coupling, three side by side.
 
     Args:
+        layout: of the panels.
         coupling: its name.
         own: by observable the means of single ensembles, ``(coupling, value, error)``.
         combined: the same at the targets, from all ensembles.
     """
     names = list(own)[:PANELS]
-    with new_figure(2.6, (1.0,) * len(names)) as (figure, panels):
+    with layout.figure(2.6, (1.0,) * len(names)) as (figure, panels):
         for axes, name in zip(panels, names, strict=True):
             for points, color, label in (
                 (own[name], BLUE, "single ensembles"),
@@ -131,20 +150,24 @@ def couplings_plot(coupling: str, own: Mapping[str, Points], combined: Mapping[s
                     _points(axes, places, values, errors, color, label)
             axes.set_title(name)
             axes.set_xlabel(coupling)
-        panels[0].legend(loc="best")
+        legend_above(figure, panels[0], layout)
         return svg_text(figure)
 
 
-def change_plot(name: str, history: History, contributions: NDArray, value: float) -> str:
+@drawn_twice
+def change_plot(
+    layout: Layout, name: str, history: History, contributions: NDArray, value: float
+) -> str:
     """Return what every configuration contributes to a difference, by configuration number.
 
     Args:
+        layout: of the panels.
         name: of the difference.
         history: of the configurations.
         contributions: ``(configurations,)``, of mean ``value``.
         value: the difference.
     """
-    with new_figure(2.2, (3.0, 0.7)) as (figure, (axes, histogram)):
+    with layout.figure(2.2, (3.0, 0.7), rows=[(0, 1)]) as (figure, (axes, histogram)):
         offset = 0
         for numbers, part in zip(
             history.numbers.values(), history.split(contributions), strict=True
@@ -157,7 +180,7 @@ def change_plot(name: str, history: History, contributions: NDArray, value: floa
             contributions, bins=40, orientation="horizontal", histtype="step", color=BLUE
         )
         axes.axhline(value, color=ORANGE, linewidth=1.0)
-        axes.set_xlabel("configuration number, replicas one behind the other")
+        axes.set_xlabel("configuration number, replicas in turn")
         axes.set_title(name)
         histogram.set_xticks([])
         histogram.tick_params(labelleft=False)

@@ -132,7 +132,7 @@ def _run(
     if args.json:
         print(json.dumps(document(config, outcome)))
     else:
-        print(results_text(outcome))
+        print(results_text(config, outcome))
     say(f"results are in {path}")
     return 0
 

@@ -20,6 +20,7 @@ from flowmc.run.exports import write_csv, write_pyerrors
 from flowmc.run.free_energy.config import FreeEnergyConfig
 from flowmc.run.free_energy.measure import Named, Outcome
 from flowmc.run.free_energy.page import write_page
+from flowmc.run.free_energy.payoff import payoff_of_outcome
 from flowmc.run.text_parts import table
 
 __all__ = ["document", "results_text", "write_results"]
@@ -41,6 +42,7 @@ def document(config: FreeEnergyConfig, outcome: Outcome) -> dict[str, Any]:
         "pull": _pull(best, outcome.exact),
         "estimates": {named.key: _estimate(named.estimate) for named in outcome.estimates},
         "warnings": outcome.warnings,
+        "pays": payoff_of_outcome(config, outcome),
         "seconds": outcome.seconds,
     }
     if outcome.coverage is not None:
@@ -81,7 +83,7 @@ def document(config: FreeEnergyConfig, outcome: Outcome) -> dict[str, Any]:
     return _plain(result)
 
 
-def results_text(outcome: Outcome) -> str:
+def results_text(config: FreeEnergyConfig, outcome: Outcome) -> str:
     """Return what is printed."""
     name = "ln(Z / Z_start)" if outcome.is_ratio else "ln Z"
     header = ["estimate", name, "ESS", "Pareto k", "tau_int", "samples"]
@@ -118,6 +120,8 @@ def results_text(outcome: Outcome) -> str:
             *table([*names, name, "tau_int", "overlap"], [_row(*e) for e in outcome.line]),
         ]
     lines += [f"warning: {text}" for text in outcome.warnings]
+    pays = payoff_of_outcome(config, outcome)
+    lines += ["", "Does it pay?", *pays["answer"], *(f"next: {text}" for text in pays["next"])]
     return "\n".join(lines)
 
 

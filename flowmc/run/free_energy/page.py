@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import os
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 
 import numpy as np
 from flowmc_adapters import atomic_write
 
 from flowmc.estimators.autocorrelation import format_value
+from flowmc.estimators.free_energy import FreeEnergy
 from flowmc.run.free_energy.config import FreeEnergyConfig
-from flowmc.run.free_energy.measure import Named, Outcome
+from flowmc.run.free_energy.measure import Outcome
+from flowmc.run.free_energy.payoff import payoff_of_outcome
 from flowmc.run.free_energy.plots import (
     estimates_plot,
     line_plot,
     protocol_plot,
     work_plot,
 )
-from flowmc.run.html_parts import html_table, image
-from flowmc.run.report_page import theory_text, verdict_html
+from flowmc.run.html_parts import document_html, html_table, image, payoff_html, theory_text
 from flowmc.run.text_parts import duration
 from flowmc.run.toml_text import toml_text
 
@@ -43,10 +42,9 @@ def write_page(directory: Path, config: FreeEnergyConfig, outcome: Outcome) -> N
     Raises:
         OSError: as from writing.
     """
-    template = (files("flowmc.run") / "report_template.html").read_text(encoding="utf-8")
     best = outcome.best.estimate
     facts = [
-        ("ln(Z / Z start)" if outcome.is_ratio else "ln Z", _bounded(outcome.best)),
+        ("ln(Z / Z start)" if outcome.is_ratio else "ln Z", _bounded(best)),
         ("samples", f"{best.samples:,}"),
         ("wall time", duration(outcome.seconds)),
     ]
@@ -55,7 +53,8 @@ def write_page(directory: Path, config: FreeEnergyConfig, outcome: Outcome) -> N
     if outcome.coverage is not None:
         share = format_value(outcome.coverage.share, outcome.coverage.error)
         facts.append(("of the target covered", share))
-    sections = [_estimates(outcome)]
+    pays = payoff_of_outcome(config, outcome)
+    sections = [payoff_html(pays["answer"], pays["next"]), _estimates(outcome)]
     if outcome.bridge is not None or "forward" in outcome.works:
         sections.append(_works(config, outcome))
     if outcome.line:
@@ -70,20 +69,20 @@ def write_page(directory: Path, config: FreeEnergyConfig, outcome: Outcome) -> N
         f"<h2>How it was made</h2><details><summary>Configuration</summary><pre>{configuration}"
         "</pre></details>"
     )
-    text = Template(template).substitute(
-        title=escape(f"{TITLES[config.table.method]}: {os.path.basename(directory.resolve())}"),
-        theory=escape(theory_text(config.resolved["theory"])),
-        facts="".join(f"<div><dt>{escape(n)}</dt><dd>{escape(t)}</dd></div>" for n, t in facts),
-        verdict=verdict_html(outcome.warnings),
-        sections="\n".join(sections),
+    text = document_html(
+        f"{TITLES[config.table.method]}: {os.path.basename(directory.resolve())}",
+        theory_text(config.resolved["theory"]),
+        facts,
+        outcome.warnings,
+        sections,
     )
     with atomic_write(directory / "report.html") as file:
         file.write(text.encode())
 
 
-def _bounded(named: Named) -> str:
-    """Return the estimate with its marks: of a bound, and of an error that is one."""
-    text = str(named.estimate) + ("!" if named.estimate.error_is_bound else "")
+def _bounded(estimate: FreeEnergy) -> str:
+    """Return a value with the marks of a bound, an exclamation mark if its error is one."""
+    text = f"{estimate}!" if estimate.error_is_bound else str(estimate)
     return text.replace(">= ", "≥ ").replace("<= ", "≤ ").replace("~ ", "≈ ")
 
 
@@ -95,7 +94,7 @@ def _estimates(outcome: Outcome) -> str:
         if outcome.exact is not None and one.error:
             pull = f"{(one.value - outcome.exact) / one.error:+.1f}"
         doubtful = one.bound != "none" or one.error_is_bound
-        text = escape(_bounded(named))
+        text = escape(_bounded(one))
         rows.append(
             [
                 escape(named.title),
@@ -124,6 +123,8 @@ def _estimates(outcome: Outcome) -> str:
         "miss the tail of the weights; the bridge uses both.</p>"
     )
     note = one_sided if any(named.estimate.bias for named in outcome.estimates) else ""
+    if any(named.estimate.error_is_bound for named in outcome.estimates):
+        note += '<p class="note">!: the error is a lower bound.</p>'
     plot = ""
     if len(outcome.estimates) > 1 or outcome.exact is not None:
         plot = image(estimates_plot(outcome), "The estimates with their errors")
@@ -161,7 +162,7 @@ def _line(outcome: Outcome) -> str:
     rows = [
         [
             *(f"{value:g}" for value in couplings.values()),
-            escape(f"{estimate}!" if estimate.error_is_bound else str(estimate)),
+            escape(_bounded(estimate)),
             _digits(estimate.tau_int),
             _digits(overlap),
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from flowmc.run.free_energy.measure import Outcome, ProcessSummary
@@ -12,25 +13,34 @@ from flowmc.run.plot_style import (
     GREY,
     INK,
     ORANGE,
+    PAPER,
     RED,
-    new_figure,
+    Layout,
+    drawn_twice,
+    legend_above,
     svg_text,
 )
 
 __all__ = ["estimates_plot", "line_plot", "protocol_plot", "work_plot"]
 
 
+@drawn_twice
 def work_plot(
-    forward: NDArray, reverse: NDArray | None, shift: float | None, exact: float | None
+    layout: Layout,
+    forward: NDArray,
+    reverse: NDArray | None,
+    shift: float | None,
+    exact: float | None,
 ) -> str:
     """Return the distributions of W from the start and of -W from the target.
 
     Args:
+        layout: of the panels.
         forward, reverse: works; infinite ones are left out.
         shift: the estimated free-energy difference, or None.
         exact: the same in closed form, or None.
     """
-    with new_figure(3.2, (1.0,)) as (figure, (axes,)):
+    with layout.figure(3.2, (1.0,)) as (figure, (axes,)):
         forward = forward[np.isfinite(forward)]
         parts = [forward]
         if reverse is not None:
@@ -54,13 +64,18 @@ def work_plot(
             axes.axvline(shift, color=RED, linewidth=1.2, label="ΔF, Bennett")
         axes.set_xlabel("work")
         axes.set_ylabel("density")
-        axes.legend(loc="upper right")
+        legend_above(figure, axes, layout)
         return svg_text(figure)
 
 
-def estimates_plot(outcome: Outcome) -> str:
+@drawn_twice
+def estimates_plot(layout: Layout, outcome: Outcome) -> str:
     """Return all estimates with their errors, bounds as open symbols, and the exact value."""
-    with new_figure(0.9 + 0.32 * len(outcome.estimates), (1.0,)) as (figure, (axes,)):
+    rows = len(outcome.estimates)
+    with layout.figure(0.9 + 0.32 * rows, (1.0,), narrow_height=0.9 + 0.5 * rows) as (
+        figure,
+        (axes,),
+    ):
         for row, named in enumerate(outcome.estimates):
             one = named.estimate
             colour = BLUE if one.bound == "none" else RED
@@ -72,7 +87,7 @@ def estimates_plot(outcome: Outcome) -> str:
                 capsize=3,
                 markersize=5,
                 color=colour,
-                markerfacecolor=colour if one.bound == "none" else "white",
+                markerfacecolor=colour if one.bound == "none" else PAPER,
             )
         if outcome.exact is not None:
             axes.axvline(outcome.exact, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
@@ -84,19 +99,28 @@ def estimates_plot(outcome: Outcome) -> str:
                 textcoords="offset points",
                 color=INK,
             )
-        axes.set_yticks(range(len(outcome.estimates)), [n.title for n in outcome.estimates])
-        axes.set_ylim(len(outcome.estimates) - 0.5, -0.5)
+        titles = [named.title for named in outcome.estimates]
+        if layout.is_narrow:
+            # Beside the axis they would take all the room there is.
+            axes.set_yticks([])
+            for row, title in enumerate(titles):
+                place = axes.get_yaxis_transform()
+                axes.text(0.01, row - 0.2, title, transform=place, va="bottom")
+        else:
+            axes.set_yticks(range(rows), titles)
+        axes.set_ylim(rows - 0.5, -0.75)
         axes.set_xlabel("ln(Z / Z start)" if outcome.is_ratio else "ln Z")
         return svg_text(figure)
 
 
-def line_plot(outcome: Outcome) -> str:
+@drawn_twice
+def line_plot(layout: Layout, outcome: Outcome) -> str:
     """Return ln Z along the line of couplings, and its error."""
     name = next(iter(outcome.line[0][0]))
     couplings = np.array([point[name] for point, _, _ in outcome.line])
     values = np.array([one.value for _, one, _ in outcome.line])
     errors = np.array([one.error for _, one, _ in outcome.line])
-    with new_figure(3.0, (1.6, 1.0)) as (figure, (left, right)):
+    with layout.figure(3.0, (1.6, 1.0)) as (figure, (left, right)):
         left.errorbar(couplings, values, errors, fmt="o-", markersize=4, capsize=2, color=BLUE)
         left.set_xlabel(name)
         left.set_ylabel("ln(Z / Z start)" if outcome.is_ratio else "ln Z")
@@ -107,11 +131,12 @@ def line_plot(outcome: Outcome) -> str:
         return svg_text(figure)
 
 
-def protocol_plot(process: ProcessSummary) -> str:
+@drawn_twice
+def protocol_plot(layout: Layout, process: ProcessSummary) -> str:
     """Return mean work and acceptance of every step."""
     steps = np.arange(1, len(process.step_work) + 1)
     marker = "o" if len(steps) <= 60 else ""
-    with new_figure(2.8, (1.0, 1.0)) as (figure, (left, right)):
+    with layout.figure(2.8, (1.0, 1.0)) as (figure, (left, right)):
         left.plot(steps, process.step_work, marker=marker, markersize=3.5, color=BLUE)
         left.axhline(0, color=GREY, linewidth=0.8)
         left.set_xlabel("step")
@@ -120,4 +145,6 @@ def protocol_plot(process: ProcessSummary) -> str:
         right.set_ylim(0, 1.03)
         right.set_xlabel("step")
         right.set_ylabel("acceptance of the updates")
+        for axes in (left, right):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         return svg_text(figure)
