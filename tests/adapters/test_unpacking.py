@@ -119,6 +119,22 @@ def test_damage_is_reported_of_the_file_itself(tmp_path, make_links, pack, capsy
     assert caught.value.path == str(packed) and "/proc" not in str(caught.value)
 
 
+def test_flipped_bytes_are_never_worse_than_an_error(tmp_path, make_links, pack):
+    path = tmp_path / "lat"
+    write(path, Configuration(make_links((2, 2, 2, 2))), "nersc")
+    packed = pack(path)
+    whole = packed.read_bytes()
+    rng = np.random.default_rng(5)
+    for place in [*range(24), *rng.integers(len(whole), size=60)]:
+        content = bytearray(whole)
+        content[place] ^= 1 << rng.integers(8)
+        packed.write_bytes(content)
+        assert inspect(packed)["format"] in (None, "nersc")
+        if inspect(packed)["error"] is None:
+            # Dates, names and the like in the container's head
+            assert np.array_equal(read(packed).links, make_links((2, 2, 2, 2)))
+
+
 def test_nothing_stays_and_files_replaced_are_noticed(tmp_path, make_links, monkeypatch, pack):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     monkeypatch.setattr("tempfile.tempdir", None)
