@@ -33,6 +33,7 @@ __all__ = [
     "from_few_rows",
     "judge_length",
     "rho_error",
+    "within",
 ]
 
 WINDOW_PARAMETER = 2.0  # S of hep-lat/0306017, section 3.3
@@ -150,7 +151,7 @@ def analyse(series: ArrayLike) -> Estimate:
     )
     if chains > 1:
         means = deltas.mean(axis=0)
-        estimate = compare_chain_means(estimate, means, lengths, _within(deltas - means))
+        estimate = compare_chain_means(estimate, means, lengths, within(deltas - means))
     return judge_length(estimate, length)
 
 
@@ -382,8 +383,12 @@ class Within:
         return cls(tau_int * (1 + 1 / samples) / (1 + (2 * window + 1) / samples), window, variance)
 
 
-def _within(own: NDArray) -> Within | None:
-    """Analyse chains that have lost their own means; None if they do not move."""
+def within(own: NDArray) -> Within | None:
+    """Analyse chains that have lost their own means, ``(measurements, chains)``.
+
+    Returns:
+        None if they do not move.
+    """
     variance = float(np.mean(own**2))
     if not variance > 0:
         return None
@@ -392,7 +397,7 @@ def _within(own: NDArray) -> Within | None:
 
 
 def compare_chain_means(
-    estimate: Estimate, means: NDArray, lengths: NDArray, within: Within | None
+    estimate: Estimate, means: NDArray, lengths: NDArray, own: Within | None
 ) -> Estimate:
     r"""Enlarge the error to the scatter of the chain means where the two disagree.
 
@@ -413,17 +418,17 @@ def compare_chain_means(
         estimate: from the Gamma method.
         means: of every chain, less the mean of all measurements, ``(chains,)``.
         lengths: measurements of every chain, ``(chains,)``.
-        within: of the chains; None if each is constant.
+        own: of the chains about their own means; None if each is constant.
     """
     chains = len(means)
     if chains < 2:
         return estimate
     freedom = chains - 1
     scatter = float(np.sum(lengths * means**2)) / freedom
-    width = 0 if within is None else 2 * within.window + 1
+    width = 0 if own is None else 2 * own.window + 1
     loss = chains * width / estimate.samples
-    if within is not None and loss <= LARGEST_LOSS:
-        expected = 2 * within.tau_int * within.variance / (1 - loss)
+    if own is not None and loss <= LARGEST_LOSS:
+        expected = 2 * own.tau_int * own.variance / (1 - loss)
         ratio = scatter / expected
         chance = fdtrc(freedom, estimate.samples / width - chains, ratio)
     else:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from flowmc.estimators.autocorrelation import Estimate
+from flowmc.estimators.autocorrelation import Estimate, analyse
 from flowmc.estimators.history import History, Result, result_of
 
 __all__ = ["block_length", "correlation", "variance_ratio"]
@@ -39,6 +39,8 @@ def variance_ratio(
     reference: NDArray,
     improved: NDArray,
     factor: float = 1.0,
+    *,
+    known: Estimate | None = None,
 ) -> Result:
     r"""Return the gain ``factor`` Var(reference) / Var(improved) of the means.
 
@@ -47,14 +49,14 @@ def variance_ratio(
         history: of the configurations.
         reference, improved: projected fluctuations, ``(configurations,)``.
         factor: 2 for a difference of two independent ensembles of which ``reference`` is one.
+        known: the estimate of which ``improved`` are the fluctuations, if there is one.
 
     Returns:
         A bound, with the reason, where one of the two errors is one; NaN where one is not known.
     """
     series = (reference, improved)
-    first, second = (
-        result_of(name, history.from_fluctuations(0.0, one)).estimate for one in series
-    )
+    first = result_of(name, history.from_fluctuations(0.0, reference)).estimate
+    second = known or result_of(name, history.from_fluctuations(0.0, improved)).estimate
     with np.errstate(divide="ignore", invalid="ignore"):
         value = float(factor * np.divide(first.error**2, second.error**2))
     error = math.nan
@@ -64,7 +66,9 @@ def variance_ratio(
             for deltas, estimate in zip(series, (first, second), strict=True)
         )
         terms = one / one.mean() - other / other.mean()
-        error = value * result_of(name, history.from_fluctuations(0.0, terms)).error
+        # Of replicas of other lengths, in one row: neighbours of two replicas are few.
+        is_even = len(set(history.lengths)) == 1
+        error = value * analyse(np.stack(history.split(terms), 1) if is_even else terms).error
     estimate = Estimate(value, error, 0.5, 0.0, len(history), max(first.window, second.window))
     reasons = dict.fromkeys((*first.warnings, *second.warnings))
     if first.is_bound or second.is_bound or not math.isfinite(error):

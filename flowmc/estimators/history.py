@@ -27,6 +27,7 @@ from flowmc.estimators.autocorrelation import (
     format_value,
     from_few_rows,
     judge_length,
+    within,
 )
 
 if TYPE_CHECKING:
@@ -291,8 +292,8 @@ def _of_ensemble(observable: Obs, ensemble: str, replicas: Sequence[NDArray]) ->
         rho=np.asarray(observable.e_rho[ensemble]),
     )
     if len(replicas) > 1:
-        within = _within(observable, ensemble, replicas, means)
-        estimate = compare_chain_means(estimate, means, lengths, within)
+        own = _within(observable, ensemble, replicas, means)
+        estimate = compare_chain_means(estimate, means, lengths, own)
     return judge_length(estimate, longest)
 
 
@@ -301,6 +302,11 @@ def _within(
 ) -> Within | None:
     """Analyse the replicas of one ensemble about their own means; None if they do not move."""
     own = [part - mean for part, mean in zip(replicas, means, strict=True)]
+    indices = [observable.idl[name] for name in observable.names if _is_of(name, ensemble)]
+    if len({(len(one), getattr(one, "step", None)) for one in indices}) == 1 and isinstance(
+        indices[0], range
+    ):
+        return within(np.stack(own, 1))
     joined = np.concatenate(own)
     variance = float(np.mean(joined**2))
     if not variance > 0:
@@ -314,13 +320,17 @@ def _only(observable: Obs, ensemble: str, replicas: Sequence[NDArray]) -> Obs:
     """Return the part of an observable that one ensemble contributes, analysed where it can be."""
     import pyerrors
 
-    names = [name for name in observable.names if name.partition("|")[0] == ensemble]
+    names = [name for name in observable.names if _is_of(name, ensemble)]
     idl = [observable.idl[name] for name in names]
     part = pyerrors.Obs(list(replicas), names, idl=idl, means=[0.0] * len(names))
     part._value = observable.value
     if max(map(len, replicas)) >= MINIMUM_LENGTH:
         part.gamma_method(S=WINDOW_PARAMETER, tau_exp=0)
     return part
+
+
+def _is_of(name: str, ensemble: str) -> bool:
+    return name.partition("|")[0] == ensemble
 
 
 def _by_ensemble(observable: Obs) -> dict[str, list[NDArray]]:

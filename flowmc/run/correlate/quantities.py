@@ -147,11 +147,13 @@ def against(
         observable, factor = independent
         reference = fluctuations_of(observable, history)
         found["gain_independent"] = variance_ratio(
-            "gain_independent", history, reference, own, factor
+            "gain_independent", history, reference, own, factor, known=result.estimate
         )
     if reweighting is not None:
         plain = fluctuations_of(reweighting, history)
-        found["gain_reweighting"] = variance_ratio("gain_reweighting", history, plain, own)
+        found["gain_reweighting"] = variance_ratio(
+            "gain_reweighting", history, plain, own, known=result.estimate
+        )
     return found
 
 
