@@ -22,6 +22,7 @@ __all__ = [
 ]
 
 _JSON = "print one JSON document on standard output"
+_FORCE = "start from a file even if its header names another action or other couplings"
 _RESULTS = "directory of the results (default: runs/<name of the file>)"
 
 
@@ -36,6 +37,7 @@ def run(parser: ArgumentParser) -> None:
         action="store_true",
         help="continue from the last checkpoint; start if there is none",
     )
+    parser.add_argument("--force", action="store_true", help=_FORCE)
     _trust(parser)
 
 
@@ -50,6 +52,7 @@ def step(parser: ArgumentParser) -> None:
         help="number of the configuration that is written (default: the one at the end of OUT, "
         "else that of IN plus 1); it selects the random numbers",
     )
+    parser.add_argument("--force", action="store_true", help=_FORCE)
     parser.add_argument("--json", action="store_true", help=_JSON)
     _trust(parser)
 
@@ -101,6 +104,7 @@ def free_energy(parser: ArgumentParser) -> None:
         action="store_true",
         help="continue from the last checkpoint; start if there is none",
     )
+    parser.add_argument("--force", action="store_true", help=_FORCE)
     parser.add_argument("--json", action="store_true", help=_JSON)
     _trust(parser)
 

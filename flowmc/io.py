@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,7 @@ __all__ = [
     "load_field",
     "number_in_name",
     "read_field",
+    "with_signs",
     "write_field",
 ]
 
@@ -54,6 +55,8 @@ class StoredField:
         metadata: as in :class:`flowmc_adapters.Configuration`.
         number: configuration number in the file's metadata, else in its name, else None.
         notes: what was changed or odd, one sentence each, for the log.
+        signs: directions in which the links of the last slice carried the fermions' antiperiodic
+            sign in the file; the field is without it, see :func:`with_signs`.
     """
 
     field: Tensor
@@ -62,6 +65,7 @@ class StoredField:
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
     number: int | None = None
     notes: tuple[str, ...] = ()
+    signs: tuple[int, ...] = ()
 
 
 def read_field(
@@ -86,7 +90,8 @@ def load_field(
     """Read a configuration file of any format and check that it is a field of a theory.
 
     Links of 64-bit files are taken bit for bit.  Links that were rounded to single precision are
-    projected back onto the group, and a note says so.
+    projected back onto the group, and the fermions' antiperiodic sign is taken off the links of a
+    last slice (their determinant shows it where N is odd); a note says so.
 
     Args:
         path: the file; its format is recognised by content.
@@ -113,13 +118,25 @@ def load_field(
         configuration = _read_real_field(path, action, number)
         array = configuration.values
     notes = list(configuration.warnings)
+    signs: tuple[int, ...] = ()
     precision, stored_number = configuration.precision, configuration.number
 
     # In double precision first: projecting in single would leave the chain 1e-7 off the group.
     double = action.group.field_dtype(torch.float64)
     loaded = torch.from_numpy(file_order_to_field(array, action)).to(double)[None]
-    if isinstance(action.group, SUN):
-        loaded = _onto_group(loaded, array, action, path, precision, notes)
+    if isinstance(configuration, flowmc_adapters.Configuration):
+        errors = flowmc_adapters.group_errors(configuration.links)
+        signs = errors.antiperiodic
+        if signs:
+            loaded = with_signs(loaded, signs)
+            errors = flowmc_adapters.group_errors(field_to_file_order(loaded[0].numpy(), action))
+            named = ", ".join("xyzt"[mu] if action.dimensions == 4 else str(mu) for mu in signs)
+            notes = [note for note in notes if "antiperiodic" not in note]
+            notes.append(
+                f"{path}: the fermions' antiperiodic sign was taken off the links of the last "
+                f"slice in direction {named}"
+            )
+        loaded = _onto_group(loaded, errors, action, path, precision, notes)
     elif isinstance(action.group, U1) and bool((loaded.abs() > math.pi).any()):
         loaded = action.group.project(loaded)
         notes.append(f"{path}: angles were mapped to [-pi, pi)")
@@ -136,7 +153,20 @@ def load_field(
         configuration.metadata,
         stored_number,
         tuple(notes),
+        signs,
     )
+
+
+def with_signs(field: Tensor, directions: Sequence[int]) -> Tensor:
+    """Return links ``(chains, mu, ...)`` with the last slice in some directions times -1.
+
+    The links U_mu(x) with x_mu = L_mu - 1 of each direction mu change sign, which takes the
+    fermions' antiperiodic sign off, or puts it back.
+    """
+    field = field.clone()
+    for mu in directions:
+        field[:, mu].select(1 + mu, -1).neg_()
+    return field
 
 
 def write_field(
@@ -274,13 +304,12 @@ def _require_periodic(
 
 def _onto_group(
     loaded: Tensor,
-    array: np.ndarray,
+    errors: flowmc_adapters.GroupErrors,
     action: Action,
     path: str | os.PathLike[str],
     precision: int,
     notes: list[str],
 ) -> Tensor:
-    errors = flowmc_adapters.group_errors(array)
     error = max(errors.unitarity, errors.determinant)
     if not error <= _GROUP_TOLERANCE:
         detail = next((note for note in notes if "determinant" in note or "links are" in note), "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,9 +94,11 @@ class Mixture(_Composed):
     def __init__(self, kernels: Sequence[Kernel], weights: Sequence[float] | None = None) -> None:
         super().__init__(kernels)
         weights = [1.0] * len(kernels) if weights is None else list(weights)
-        if len(weights) != len(kernels) or min(weights) <= 0:
-            raise ValueError("a mixture needs one positive weight per kernel")
         total = sum(weights)
+        if len(weights) != len(kernels) or not all(0 < weight < math.inf for weight in weights):
+            raise ValueError(f"a mixture needs one positive weight per kernel, got {weights}")
+        if not math.isfinite(total):
+            raise ValueError(f"the weights of a mixture have no finite sum: {weights}")
         self.weights = [weight / total for weight in weights]
 
     def choose(self, rng: Randomness) -> str:

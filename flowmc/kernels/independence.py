@@ -86,16 +86,21 @@ class Independence(Kernel):
         proposals: int = 16,
         batch_size: int | None = None,
     ) -> None:
-        if proposals < 1:
-            raise ConfigError(f"independence needs proposals >= 1, got {proposals}")
-        if batch_size is not None and batch_size < 1:
-            raise ConfigError(f"independence needs batch_size >= 1, got {batch_size}")
+        self.check_keys(proposals=proposals, batch_size=batch_size)
         self.action = action
         self.model = model.eval().requires_grad_(False)
         self.proposals = proposals
         self.batch_size = batch_size
         self.supply: Supply = DrawnHere
         self._key = model.fingerprint()
+
+    @staticmethod
+    def check_keys(*, proposals: int = 16, batch_size: int | None = None) -> None:
+        """Raise ConfigError for values out of range; a configuration is checked without a flow."""
+        if proposals < 1:
+            raise ConfigError(f"independence needs proposals >= 1, got {proposals}")
+        if batch_size is not None and batch_size < 1:
+            raise ConfigError(f"independence needs batch_size >= 1, got {batch_size}")
 
     def init(self, field: Tensor) -> State:
         self.action.check_field(field)

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     path = Path(args.output) if args.output else Path("runs") / Path(args.config).stem
     directory = RunDirectory(path)
     try:
-        runner = open_run(config, directory, communicator, resume=args.resume)
+        runner = open_run(config, directory, communicator, resume=args.resume, force=args.force)
         for text in runner.remarks():
             _say(communicator, text)
         if runner.resumed:

@@ -16,6 +16,7 @@ from typing import Any
 
 from flowmc.actions.base import Action
 from flowmc.actions.theory import build_action, check_couplings
+from flowmc.flows.base import Identity
 from flowmc.groups import SUN
 from flowmc.registry import (
     BUILTIN,
@@ -168,6 +169,8 @@ def read_config(table: Mapping[str, Any], base: Path, *, for_step: bool = False)
     run = _table(RunTable, table.get("run", {"updates": 1}), "[run]")
     updates = [read_update(entry, i) for i, entry in enumerate(table["update"], start=1)]
     ladder = _ladder(table["ladder"], action) if "ladder" in table else None
+    for entry in updates:
+        _try_out(entry, action, ladder)
     observables = read_observables(table.get("measure", {}), action)
     ensemble = _table(Ensemble, table["ensemble"], "[ensemble]") if "ensemble" in table else None
     parallel = _table(Parallel, table.get("parallel", {}), "[parallel]")
@@ -241,8 +244,8 @@ def read_update(table: Any, number: int) -> UpdateEntry:
     repeat, weight, flow = keys.pop("repeat", 1), keys.pop("weight", 1.0), keys.pop("flow", None)
     if isinstance(repeat, bool) or not isinstance(repeat, int) or repeat < 1:
         raise ConfigError(f"{where}: repeat = {repeat!r}: should be an integer, at least 1")
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight > 0:
-        raise ConfigError(f"{where}: weight = {weight!r}: should be a number above 0")
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < 1e100:
+        raise ConfigError(f"{where}: weight = {weight!r}: should be a finite number above 0")
     if flow is not None and not isinstance(flow, str):
         raise ConfigError(f'{where}: flow = {flow!r}: should be a path or "zoo:NAME"')
     own = parameters(component)
@@ -262,6 +265,27 @@ def read_update(table: Any, number: int) -> UpdateEntry:
         place = ": put the flows of a ladder into [ladder]" if entry.takes_ladder else ""
         raise ConfigError(f"{where}: this kernel takes no flow{place}")
     return entry
+
+
+def _try_out(entry: UpdateEntry, action: Action, ladder: Ladder | None) -> None:
+    """Make a kernel that needs no flow, or with flows that do nothing: it refuses unusable values.
+
+    Raises:
+        ConfigError: in the kernel's words.
+    """
+    try:
+        if entry.takes_ladder:
+            if ladder is not None:
+                plain = [Identity() for _ in ladder.flows]
+                entry.component(ladder.actions, plain, **entry.keys)
+        elif entry.takes_flow:
+            check = getattr(entry.component, "check_keys", None)
+            if check is not None:
+                check(**entry.keys)
+        else:
+            entry.component(action, **entry.keys)
+    except (ConfigError, ValueError, TypeError) as error:
+        raise ConfigError(f"{entry.where}: {error}") from error
 
 
 def resolved_update(entry: UpdateEntry) -> dict[str, Any]:

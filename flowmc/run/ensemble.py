@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from flowmc import __version__
 from flowmc.actions.base import Action
 from flowmc.groups import SUN
 from flowmc.io import number_in_name, write_field
+from flowmc.run.claims import seeds_of
 from flowmc.run.config import RunConfig
 from flowmc.run.own_files import naming
 from flowmc.run.start import StartFiles, base_name
@@ -68,7 +69,8 @@ class ConfigurationWriter:
         path = self.path(chain, production_update)
         origin = self.origins[chain]
         metadata = {key: origin[key] for key in CARRIED if key in origin}
-        metadata |= field_metadata(self.config.action, self.config.chains.seed)
+        earlier = [int(word) for word in origin.get("seeds", "").split()]
+        metadata |= field_metadata(self.config.action, self.config.chains.seed, earlier)
         metadata |= {
             "SEQUENCE_NUMBER": str(self.number(chain, production_update)),
             "FLOWMC_CHAIN": str(chain),
@@ -104,12 +106,21 @@ def origin_of(config: RunConfig, files: StartFiles, chain: int) -> dict[str, str
         in_name = number_in_name(path)
         number = in_name if in_name is not None else stored.number
         origin["number"] = str(number or 0)
+        seeds = seeds_of(path, stored.metadata)
+        if seeds:
+            origin["seeds"] = " ".join(map(str, seeds))
         origin |= {key: stored.metadata[key] for key in CARRIED if key in stored.metadata}
     return origin
 
 
-def field_metadata(action: Action, seed: int) -> dict[str, str]:
-    """Return what every file of an ensemble says about theory and seed, as NERSC header keys."""
+def field_metadata(action: Action, seed: int, earlier: Sequence[int] = ()) -> dict[str, str]:
+    """Return what every file of an ensemble says about theory and seeds, as NERSC header keys.
+
+    Args:
+        action: the theory.
+        seed: of the run.
+        earlier: seeds of the runs that led to its start, the last one first.
+    """
     couplings = {
         "".join(c if c.isalnum() else "_" for c in key).upper(): repr(value)
         for key, value in {**action.parameters, **action.settings}.items()
@@ -122,6 +133,9 @@ def field_metadata(action: Action, seed: int) -> dict[str, str]:
             sort_keys=True,
             default=repr,
         )
+    before = [str(one) for one in dict.fromkeys(earlier) if one != seed]
+    if before:
+        couplings["FLOWMC_EARLIER_SEEDS"] = " ".join(before)
     return {
         **couplings,
         "CREATOR": f"flowmc {__version__}",

@@ -49,12 +49,18 @@ _SAME_ACTION = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
 def open_run(
-    config: RunConfig, directory: RunDirectory, communicator: Communicator, *, resume: bool
+    config: RunConfig,
+    directory: RunDirectory,
+    communicator: Communicator,
+    *,
+    resume: bool,
+    force: bool = False,
 ) -> Runner:
     """Start or resume the run of a directory; collective.
 
     With ``resume`` a directory without a checkpoint is started, so that one command line serves a
-    job that is submitted again and again.
+    job that is submitted again and again.  With ``force`` chains start from files whatever theory
+    these name.
 
     Raises:
         ConfigError: the directory holds a run and ``resume`` is not set, is of another
@@ -82,8 +88,10 @@ def open_run(
     resuming = communicator.from_root(look)
     choose_threads(communicator)
     assembly = communicator.together(lambda: assemble(config, communicator))
-    prepare = _resume if resuming else _start
-    runner = prepare(config, assembly, directory, communicator)
+    if resuming:
+        runner = _resume(config, assembly, directory, communicator)
+    else:
+        runner = _start(config, assembly, directory, communicator, force)
     if communicator.rank == 0 and not directory.lock_works:
         runner.warn(
             f"the file system of {directory.path} has no locks, so nothing keeps a second flowmc "
@@ -97,6 +105,7 @@ def _start(
     assembly: Assembly,
     directory: RunDirectory,
     communicator: Communicator,
+    force: bool,
 ) -> Runner:
     """Prepare a new run and write its checkpoint at update 0; collective.
 
@@ -114,11 +123,12 @@ def _start(
         chains = {chain for block in own for chain in range(*config.chains.blocks[block])}
         if communicator.rank == 0:
             chains.add(0)
-        files = read_start_files(config, assembly, sorted(chains))
+        files = read_start_files(config, assembly, sorted(chains), force=force)
         states = initial_states(config, assembly, files, own)
         return files, {block: settled(state) for block, state in states.items()}
 
     files, states = communicator.together(prepare)
+    assembly = dataclasses.replace(assembly, remarks=(*assembly.remarks, *files.remarks))
 
     def try_out() -> tuple[dict[str, dict], dict[str, tuple[int, ...]]]:
         one = rehearsal_state(config, assembly, files)

@@ -20,6 +20,7 @@ from flowmc.kernels.base import begin
 from flowmc.random import stream
 from flowmc.registry import ConfigError
 from flowmc.run.assembly import Assembly
+from flowmc.run.claims import check_theory, seeds_of
 from flowmc.run.config import RunConfig
 
 __all__ = [
@@ -41,11 +42,13 @@ class StartFiles:
         paths: as found on disk; one per chain, or one for all.
         stored: what those of this rank's chains hold, by path.
         digests: SHA-256 of these, by path.
+        remarks: what users should know of them before the run.
     """
 
     paths: Sequence[str] = ()
     stored: dict[str, StoredField] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     def path_of(self, chain: int) -> str:
         """Return the file that a chain starts from."""
@@ -57,10 +60,20 @@ class StartFiles:
         return path, self.stored[path]
 
 
-def read_start_files(config: RunConfig, assembly: Assembly, chains: Iterable[int]) -> StartFiles:
+def read_start_files(
+    config: RunConfig, assembly: Assembly, chains: Iterable[int], *, force: bool = False
+) -> StartFiles:
     """Read and check the start files of some chains; none if chains do not start from files.
 
+    Args:
+        config: what to run.
+        assembly: of it.
+        chains: whose files to read.
+        force: take files whose metadata name another theory.
+
     Raises:
+        ConfigError: a file was made with this seed, so that the run would repeat the random numbers
+            of the one that made it and end in the same chain; or in another theory.
         FormatError, OSError: as :func:`flowmc.io.load_field`.
     """
     if config.chains.start != "file":
@@ -70,9 +83,17 @@ def read_start_files(config: RunConfig, assembly: Assembly, chains: Iterable[int
     paths = [config.path(name) for name in ([written] if isinstance(written, str) else written)]
     files = StartFiles(paths)
     for path in dict.fromkeys(files.path_of(chain) for chain in chains):
-        files.stored[path] = load_field(
-            path, config.action, dtype=assembly.dtype, device=assembly.device
-        )
+        stored = load_field(path, config.action, dtype=assembly.dtype, device=assembly.device)
+        seed = config.chains.seed
+        if seed in seeds_of(path, stored.metadata):
+            raise ConfigError(
+                f"[chains]: seed = {seed} is one that {path} was made with: the run would draw the "
+                "same random numbers again, and its chain would become that of the earlier run; "
+                "choose another seed"
+            )
+        remarks = check_theory(path, stored.metadata, config.action, force=force)
+        files.remarks.extend(remarks)
+        files.stored[path] = replace(stored, notes=(*stored.notes, *remarks))
         with open(file_of(path), "rb") as file:
             files.digests[path] = hashlib.file_digest(file, "sha256").hexdigest()
     return files

@@ -106,6 +106,11 @@ class RunTable:
 
     def __post_init__(self) -> None:
         _at_least("[run]", self, updates=0, thermalization=0, measure_every=1, save_every=1)
+        if self.measure_every > self.updates > 0:
+            raise ConfigError(
+                f"[run]: measure_every = {self.measure_every} is above updates = {self.updates}: "
+                "nothing would be measured"
+            )
         if isinstance(self.checkpoint_every, str):
             seconds_of(self.checkpoint_every, "[run]: checkpoint_every")
         else:

@@ -134,3 +134,10 @@ def test_local_updates_refuse_an_action_that_reaches_farther_at_every_start(star
     field = far.hot(2, rng) if start == "hot" else far.cold(2)
     with pytest.raises(ConfigError, match="local updates need an action"):
         Cycle([HMC(far), LocalFlow(far, model)]).init(field)
+
+
+@pytest.mark.parametrize("weights", [[1.0, float("inf")], [1.0, float("nan")], [1e308, 1e308]])
+def test_a_mixture_needs_finite_weights(weights):
+    """With an infinite one the last kernel alone was ever applied."""
+    with pytest.raises(ValueError, match="weight"):
+        Mixture([HMC(ACTION), HMC(ACTION)], weights)

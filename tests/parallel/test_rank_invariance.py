@@ -51,7 +51,7 @@ MODES = {
         chains={"count": 3, "block": 2},
         ladder={"m2": [-1.0, 0.0, 0.5, 8.0], "tune": True},
         update=[HMC, {"kernel": "exchange"}],
-        run={"thermalization": 16, "updates": 9},
+        run={"thermalization": 16, "updates": 10},
     ),
     "proposals": config(
         chains={"count": 3, "block": 2}, update=[HMC, PROPOSALS | {"repeat": 2}], **SAVED

@@ -26,6 +26,8 @@ from flowmc.groups import U1
 from flowmc.io import write_field
 from flowmc.kernels import HMC
 from flowmc.observables import plaquette
+from flowmc.registry import ConfigError
+from flowmc.run.correlate.combine_config import read_combine_config
 from flowmc.run.stored_ensemble import StoredEnsemble
 from flowmc.run.toml_text import toml_text
 
@@ -336,3 +338,33 @@ def test_unusable_configurations(tmp_path, capsys, change, words):
     status, _, error = correlate(capsys, tmp_path / "out", tables)
     assert status == 2 and words in error, error
     assert not (tmp_path / "out").exists()
+
+
+def test_ensembles_of_equal_seeds_are_refused(tmp_path, capsys):
+    """Their random numbers are the same, and their fluctuations: no two measurements."""
+    for name, beta, seed in (("a", 2.0, 5), ("b", 2.2, 5), ("c", 2.4, 6)):
+        write_draws(tmp_path / name / "ensemble", beta, 30, seed)
+        tables = {"theory": THEORY | {"beta": beta}, "chains": {"seed": seed}}
+        (tmp_path / name / "config.toml").write_text(toml_text(tables))
+    runs = {name: {"run": name} for name in "abc"}
+    tables = tables_of([runs["a"], runs["c"], runs["b"]], target=[{"beta": 2.1}])
+    status, _, error = correlate(capsys, tmp_path / "out", tables)
+    assert status == 2 and "[[ensemble]] 3: its chains have the seed 5, as those of" in error
+    assert "[[ensemble]] 1" in error and not (tmp_path / "out").exists()
+    tables = tables_of([runs["a"], runs["c"]], target=[{"beta": 2.1}])
+    assert correlate(capsys, tmp_path / "out", tables)[0] == 0
+
+    # Seeds of live chains: neither that of a run, nor those of a study whose seed is one greater.
+    for seed, expected in ((5, 2), (7, 0)):
+        live = LIVE | {"chains": LIVE["chains"] | {"seed": seed}}
+        tables = tables_of([runs["a"], {"beta": 2.2}, {"beta": 2.4}], **live)
+        if expected:
+            with pytest.raises(ConfigError, match="have the seed 5"):
+                read_combine_config(tables, tmp_path)
+        else:
+            first, second = (
+                one.live.chains.seed
+                for one in read_combine_config(tables, tmp_path).ensembles
+                if one.live is not None
+            )
+            assert first == 7 and second > 1000

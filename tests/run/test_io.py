@@ -175,7 +175,13 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     signed = field_to_file_order(hot[0].numpy(), SU3)
     signed[-1, :, :, :, 3] *= -1
     flowmc_adapters.write(path, flowmc_adapters.Configuration(signed), "nersc")
-    with pytest.raises(FormatError, match="determinant -1"):
+    stored = load_field(path, SU3)
+    assert torch.equal(stored.field, hot) and stored.signs == (3,)
+    assert any("sign was taken off" in note for note in stored.notes)
+    # Determinants of -1 elsewhere are no boundary condition.
+    signed[-2, :, :, :, 3] *= -1
+    flowmc_adapters.write(path, flowmc_adapters.Configuration(signed), "nersc")
+    with pytest.raises(FormatError, match=r"not in SU\(3\)"):
         read_field(path, SU3)
 
     flowmc_adapters.write_array(tmp_path / "c.npy", np.zeros((2, 6, 4), complex))

@@ -185,7 +185,7 @@ def test_saved_files_continue_a_run_exactly(tmp_path, form):
         ensemble={"format": form},
     )
     assert run(tmp_path, tables, name="a") == 0
-    tables["chains"].update(start="file", file="a/ensemble/conf.20")
+    tables["chains"].update(start="file", file="a/ensemble/conf.20", seed=8)
     tables["run"].update(thermalization=0, updates=0)
     assert run(tmp_path, tables, name="b") == 0
     fields = []
@@ -376,3 +376,64 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path, capsys):
     assert run(tmp_path, config(run={"updates": 40}), "--resume") == 2
     error = capsys.readouterr().err
     assert "is not a sound checkpoint" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("form", ["hdf5", "ildg", "npy"])
+def test_a_run_does_not_repeat_the_numbers_of_the_one_it_starts_from(tmp_path, capsys, form):
+    """With the same seed its chain would become that of the earlier run."""
+    one = {"count": 1, "block": 1}
+    saved = {"run": {"save_every": 20, "measure_every": 1}, "ensemble": {"format": form}}
+    assert run(tmp_path, config(chains=one | {"seed": 7}, **saved), name="a") == 0
+    first = one | {"file": "a/ensemble/conf.20"}
+    second = one | {"file": "b/ensemble/conf.40"}
+    for chains, seed, name, expected in (
+        (first, 7, "b", 2),
+        (first, 8, "b", 0),
+        # Two runs back, and one.
+        (second, 7, "c", 2),
+        (second, 8, "c", 2),
+        (second, 9, "c", 0),
+    ):
+        status = run(tmp_path, config(chains=chains | {"seed": seed}, **saved), name=name)
+        said = capsys.readouterr().err
+        assert status == expected, said
+        assert status == 0 or f"[chains]: seed = {seed} is one that" in said
+        assert status == 0 or not (tmp_path / name).exists()
+
+
+def test_a_start_file_of_another_theory_is_refused(tmp_path, capsys):
+    one = {"count": 1, "block": 1}
+    saved = {"run": {"save_every": 20}, "ensemble": {"format": "hdf5"}}
+    assert run(tmp_path, config(chains=one, **saved), name="a") == 0
+    other = config(chains=one | {"file": "a/ensemble/conf.20", "seed": 8})
+    other["theory"]["m2"] = -0.5
+    assert run(tmp_path, other) == 2
+    said = capsys.readouterr().err
+    assert "m2 = -1.0, [theory] has -0.5" in said and "--force" in said
+    assert not (tmp_path / "out").exists()
+    assert run(tmp_path, other, "--force") == 0
+    assert "made with another theory" in capsys.readouterr().err
+    assert any("another theory" in event["text"] for event in events(tmp_path / "out", "warning"))
+
+
+def test_what_a_configuration_can_know_is_refused_when_it_is_read(tmp_path, capsys, monkeypatch):
+    """Before a flow is loaded, a file read or a rank asked."""
+
+    def never(*args, **more):
+        raise AssertionError("too late")
+
+    monkeypatch.setattr("flowmc.run.command.open_run", never)
+    hmc, flow = {"kernel": "hmc"}, {"kernel": "independence", "flow": "none.safetensors"}
+    ladder = {"ladder": {"m2": [-1.0, -0.5]}}
+    for tables, fragment in (
+        (config(update=[hmc | {"steps": -3}]), "[[update]] 1 (hmc): hmc needs steps >= 1, got -3"),
+        (config(update=[hmc | {"integrator": "omelyan3"}]), "did you mean 'omelyan"),
+        (config(update=[hmc | {"trajectory": -1.0}]), "trajectory > 0"),
+        (config(update=[flow | {"proposals": 0}]), "[[update]] 1 (independence): independence"),
+        (config(update=[hmc, {"kernel": "exchange", "schedule": "x"}], **ladder), "schedule"),
+        (config(update=[hmc | {"weight": math.inf}], run={"schedule": "mixture"}), "weight = inf"),
+        (config(update=[hmc | {"weight": 1e200}], run={"schedule": "mixture"}), "weight = 1e+200"),
+        (config(run={"measure_every": 21}), "measure_every = 21 is above updates = 20"),
+    ):
+        assert run(tmp_path, tables) == 2
+        assert fragment in capsys.readouterr().err

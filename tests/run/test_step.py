@@ -2,18 +2,26 @@
 
 import json
 import tomllib
+from itertools import pairwise
 
 import flowmc_adapters
 import numpy as np
 import pytest
 import torch
 
-from flowmc.actions import Phi4, Wilson
+from flowmc.actions import FreeScalar, Phi4, Wilson
 from flowmc.cli import main
-from flowmc.io import field_to_file_order, read_field, write_field
+from flowmc.io import (
+    field_to_file_order,
+    file_order_to_field,
+    read_field,
+    with_signs,
+    write_field,
+)
 from flowmc.kernels import HMC
 from flowmc.random import stream
 from flowmc.run.toml_text import toml_text
+from tests.run.small_runs import config, save_untrained_flow
 
 ACTION = Wilson("SU(3)", [2, 2, 2, 4], beta=5.7)
 TABLES = {
@@ -200,3 +208,180 @@ def test_a_configuration_of_run_serves_step(tmp_path, start):
     last = read_field(tmp_path / "out" / "ensemble" / "lat.1003", ACTION)
     assert np.isfinite(last.numpy()).all()
     assert tomllib.loads((tmp_path / "out" / "config.toml").read_text())["run"]["updates"] == 3
+
+
+SCALAR = {
+    "theory": {"action": "free", "lattice": [4, 4], "m2": 1.0},
+    "chains": {"seed": 3},
+    "update": [{"kernel": "hmc", "steps": 6, "trajectory": 1.2}],
+    "measure": {"observables": ["phi2"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "form"),
+    [
+        (["lat_b5.7", "lat_b5.7"], "nersc"),
+        (["current.0", "current.0"], "ildg"),
+        (["a.0", "a.1", "a.0"], "nersc"),
+        (["a.0.npy", "a.1.npy", "a.0.npy"], "npy"),
+        (["a.0", "a.1", "a.0"], "openqcd"),
+    ],
+)
+def test_a_number_that_does_not_grow_is_refused(tmp_path, start, capsys, files, form):
+    """With it random numbers are those of an earlier step, and the chain that of fixed noise."""
+    tables = TABLES | {"ensemble": {"format": form}}
+    first = ["--number", "0"] if files[0].startswith("a.") else []
+    assert step(tmp_path, "lat.1000", files[0], *first, tables=tables) == (0 if first else 2)
+    if not first:
+        # The number at the end of the name is no configuration number.
+        assert "which is not above 1000" in capsys.readouterr().err
+        given = ["--number", "1001"]
+        assert step(tmp_path, "lat.1000", files[0], *given, tables=tables) == 0
+    sources = files if first else [files[0]] * 2
+    for source, destination in pairwise(sources):
+        before = (tmp_path / source).read_bytes()
+        status = step(tmp_path, source, destination, tables=tables)
+        said = capsys.readouterr()
+        if destination == sources[-1]:
+            assert status == 2 and (tmp_path / source).read_bytes() == before
+            assert "is not above" in said.err and "random numbers" in said.err
+        else:
+            assert status == 0, said.err
+
+
+def test_a_file_that_does_not_say_its_number_needs_one(tmp_path, start, capsys):
+    write_field(tmp_path / "plain.npy", start, ACTION, format="npy")
+    assert step(tmp_path, "plain.npy", "lat_b5.7.npy") == 2
+    assert "say so with --number 7" in capsys.readouterr().err
+    assert step(tmp_path, "plain.npy", "lat_b5.7.npy", "--number", "7") == 0
+
+
+def test_an_earlier_number_of_the_same_seed_is_refused(tmp_path, start, capsys):
+    assert step(tmp_path, "lat.1000", "lat.1001") == 0
+    assert step(tmp_path, "lat.1001", "other", "--number", "1001") == 2
+    assert "number 1001 of the same seed 11" in capsys.readouterr().err
+    other = TABLES | {"chains": {"seed": 12}}
+    assert step(tmp_path, "lat.1001", "other", "--number", "1001", tables=other) == 0
+    assert flowmc_adapters.read(tmp_path / "other").metadata["FLOWMC_EARLIER_SEEDS"] == "11"
+
+
+@pytest.mark.slow
+def test_a_stream_in_place_has_the_exact_mean(tmp_path, capsys):
+    """<phi^2> of a free field; fixed noise gives a chain that stands still."""
+    action = FreeScalar([4, 4], m2=1.0)
+    write_field(
+        tmp_path / "conf",
+        action.sample(1, stream(3, 0, "x")),
+        action,
+        format="hdf5",
+        metadata={"SEQUENCE_NUMBER": "0"},
+    )
+    values = []
+    for _ in range(200):
+        assert step(tmp_path, "conf", "conf", "--json", tables=SCALAR) == 0
+        values.append(json.loads(capsys.readouterr().out)["observables"]["phi2"])
+    # Blocks of ten are independent: the trajectories are long.  20 blocks, 7 standard errors of
+    # Student's t: a false alarm has a probability of 1e-6.
+    blocks = np.array(values).reshape(20, 10).mean(1)
+    error = blocks.std(ddof=1) / 20**0.5
+    assert abs(blocks.mean() - float(action.propagator()[0, 0])) < 7 * error < 0.1
+
+
+def test_a_step_says_what_it_did(tmp_path, start, capsys):
+    tables = TABLES | {"measure": {"observables": ["plaquette", "action"]}}
+    assert step(tmp_path, "lat.1000", "lat.1001", "--json", tables=tables) == 0
+    report = json.loads(capsys.readouterr().out)
+    field = read_field(tmp_path / "lat.1001", ACTION)
+    assert report["action"] == pytest.approx(float(ACTION(field)), abs=1e-9)
+    assert report["observables"]["action_density"] == pytest.approx(report["action"] / 32)
+    kernel = report["kernels"]["hmc"]
+    assert len(kernel["energy_error"]) == 2 and kernel["seconds"] > 0
+    assert report["acceptance"]["hmc"] == kernel["acceptance"]
+    kernel = HMC(ACTION, steps=4, trajectory=0.5)
+    state, rng = kernel.init(start), stream(11, 0, "step 1001")
+    _, info = kernel.step(state, rng)
+    expected = float(info.values["energy_error"][0])
+    assert report["kernels"]["hmc"]["energy_error"][0] == pytest.approx(expected)
+    assert step(tmp_path, "lat.1001", "lat.1002", tables=tables) == 0
+    said = capsys.readouterr().out
+    assert "dH = " in said and " s, " in said and "S = " in said and "action_density = " in said
+
+
+def test_a_step_says_the_weights_of_flow_proposals(tmp_path, capsys):
+    save_untrained_flow(tmp_path / "f.safetensors")
+    np.save(tmp_path / "lat.4.npy", np.zeros((4, 4)))
+    tables = config(
+        chains={"count": 1, "block": 1},
+        update=[{"kernel": "independence", "flow": "f.safetensors", "proposals": 5}],
+    )
+    assert step(tmp_path, "lat.4.npy", "lat.5.npy", "--json", tables=tables) == 0
+    kernel = json.loads(capsys.readouterr().out)["kernels"]["independence"]
+    assert len(kernel["log_weights"]) == 5 and len(kernel["log_weight"]) == 1
+    assert step(tmp_path, "lat.5.npy", "lat.6.npy", tables=tables) == 0
+    assert "ln w = " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["nersc", "ildg", "hdf5"])
+def test_a_file_of_another_theory_is_refused(tmp_path, start, capsys, form):
+    made = TABLES | {"theory": TABLES["theory"] | {"beta": 6.0}, "ensemble": {"format": form}}
+    assert step(tmp_path, "lat.1000", "lat.1001", tables=made) == 0
+    capsys.readouterr()
+    assert step(tmp_path, "lat.1001", "lat.1002") == 2
+    said = capsys.readouterr().err
+    assert "beta = 6.0, [theory] has 5.7" in said and "--force" in said
+    assert not (tmp_path / "lat.1002").exists()
+    assert step(tmp_path, "lat.1001", "lat.1002", "--force") == 0
+    assert "made with another theory" in capsys.readouterr().err
+    # A file that says nothing passes, and one that rounds.
+    metadata = {"BETA": "5.70000", "SEQUENCE_NUMBER": "3"}
+    write_field(tmp_path / "round", start, ACTION, format="nersc", metadata=metadata)
+    assert step(tmp_path, "round", "lat.4") == 0
+
+
+def test_another_action_is_refused(tmp_path, start, capsys):
+    anisotropic = {"action": "wilson_anisotropic", "anisotropy": 1.5}
+    made = TABLES | {"theory": TABLES["theory"] | anisotropic}
+    assert step(tmp_path, "lat.1000", "lat.1001", tables=made) == 0
+    assert step(tmp_path, "lat.1001", "lat.1002") == 2
+    assert "action wilson_anisotropic, [theory] has wilson" in capsys.readouterr().err
+
+
+def test_fields_of_another_theory_are_refused(tmp_path, capsys):
+    action = FreeScalar([4, 4], m2=1.0)
+    table = {"name": "free", "lattice": [4, 4], "m2": 2.0}
+    for name, metadata in (
+        ("other", {"ACTION": json.dumps(table)}),
+        ("phi4", {"ACTION": json.dumps(table | {"name": "phi4", "m2": 1.0})}),
+        ("same", {"ACTION": json.dumps(table | {"m2": 1.0})}),
+        ("text", {"ACTION": "free field, in the conventions of nobody"}),
+    ):
+        metadata["SEQUENCE_NUMBER"] = "1"
+        field = action.cold(1)
+        write_field(tmp_path / name, field, action, format="hdf5", metadata=metadata)
+        status = step(tmp_path, name, f"{name}.2", tables=SCALAR)
+        assert status == (2 if name in ("other", "phi4") else 0), capsys.readouterr().err
+
+
+@pytest.mark.parametrize("directions", [(3,), (0, 3)])
+def test_the_sign_of_the_fermions_is_taken_off_and_put_back(tmp_path, start, capsys, directions):
+    signed = with_signs(start, directions)
+    # Links at the upper end of every direction, times -1: once more they are what they were.
+    assert not torch.equal(signed, start) and torch.equal(with_signs(signed, directions), start)
+    for mu in directions:
+        last = signed[:, mu].select(1 + mu, -1)
+        assert torch.equal(last, -start[:, mu].select(1 + mu, -1))
+    metadata = {"SEQUENCE_NUMBER": "1000", "BOUNDARY_4": "ANTIPERIODIC"}
+    write_field(tmp_path / "s.1000", signed, ACTION, format="nersc", metadata=metadata)
+    assert step(tmp_path, "s.1000", "s.1001") == 0
+    said = capsys.readouterr().err
+    assert "was taken off" in said and "is back" in said and "--strip-signs" not in said
+    assert step(tmp_path, "lat.1000", "lat.1001") == 0
+    assert "sign" not in capsys.readouterr().err
+    plain = read_field(tmp_path / "lat.1001", ACTION)
+    raw = flowmc_adapters.read(tmp_path / "s.1001").links
+    restored = torch.from_numpy(file_order_to_field(raw, ACTION))[None]
+    assert torch.equal(restored, with_signs(plain, directions))
+    assert torch.equal(read_field(tmp_path / "s.1001", ACTION), plain)
+    assert flowmc_adapters.group_errors(raw).antiperiodic == directions
+    assert flowmc_adapters.read(tmp_path / "s.1001").metadata["BOUNDARY_4"] == "ANTIPERIODIC"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 from flowmc.actions.base import Action
 from flowmc.actions.theory import build_action, check_couplings, describe_theory
+from flowmc.random import stream
 from flowmc.registry import ConfigError, nearest, parameters, validate
 from flowmc.run.config import ObservableEntry, RunConfig, read_observables
 from flowmc.run.correlate.config import (
@@ -150,6 +152,7 @@ def _ensembles(
     ]
     entries: list[EnsembleEntry] = []
     live = 0
+    seeds: dict[int, str] = {}
     for number, (own, source) in enumerate(found, start=1):
         where = f"[[ensemble]] {number}"
         label = source.name or ",".join(f"{name}={own.parameters[name]!r}" for name in varying)
@@ -162,6 +165,16 @@ def _ensembles(
                 )
             chain = _chain(table, {**theory, **own.parameters}, source, base, live)
             live += 1
+        seed = _seed_of_run(base / source.run) if chain is None and source.run else None
+        seed = chain.chains.seed if chain is not None else seed
+        if seed is not None and seed in seeds:
+            raise ConfigError(
+                f"{where}: its chains have the seed {seed}, as those of {seeds[seed]}: equal "
+                "random numbers correlate them, which no error here accounts for; make one of them "
+                "again with another seed in [chains]"
+            )
+        if seed is not None:
+            seeds[seed] = where
         elif source.format is not None:
             raise ConfigError(
                 f"{where}: format is that in which a live chain saves its configurations; the "
@@ -180,6 +193,15 @@ def _ensembles(
             f"{count} ensembles are called {label!r}: tell them apart with the key name"
         )
     return entries
+
+
+def _seed_of_run(directory: Path) -> int | None:
+    """Return the seed of the chains in a run directory, None if it does not say."""
+    try:
+        table = tomllib.loads((directory / "config.toml").read_text(encoding="utf-8"))
+        return int(table["chains"]["seed"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _ensemble(
@@ -225,10 +247,15 @@ def _kind(action: Action) -> dict[str, Any]:
 def _chain(
     table: Mapping[str, Any], theory: Mapping[str, Any], source: Source, base: Path, index: int
 ) -> RunConfig:
-    """Return the chain of an ensemble; equal seeds would correlate the ensembles."""
+    """Return the chain of an ensemble; equal seeds would correlate the ensembles.
+
+    The seeds of all but the first are hashed, so that they are not those of another file whose seed
+    is a little greater.
+    """
     chains = dict(table["chains"])
-    if isinstance(chains.get("seed"), int):
-        chains["seed"] += index
+    if index and isinstance(chains.get("seed"), int):
+        own = stream(chains["seed"], index, "seed of an ensemble")
+        chains["seed"] = own.initial_seed()
     return read_live({**table, "chains": chains}, theory, source, base)
 
 

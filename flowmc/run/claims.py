@@ -1,0 +1,115 @@
+"""What a configuration file says about how it was made, against what it is about to serve for."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from flowmc.actions.base import Action
+from flowmc.registry import BUILTIN, ConfigError
+
+__all__ = ["check_theory", "seeds_of"]
+
+# What MILC calls the coupling of the Wilson action.
+_FOREIGN = {"BETA": ("GAUGE.BETA11",)}
+
+
+def check_theory(
+    path: str, metadata: Mapping[str, str], action: Action, *, force: bool = False
+) -> tuple[str, ...]:
+    """Refuse a file whose metadata name another action or other couplings.
+
+    A file that names none passes.
+
+    Args:
+        path: of the file.
+        metadata: of it, as of :class:`flowmc.io.StoredField`.
+        action: the theory of the run.
+        force: go on, and only say so.
+
+    Returns:
+        What there is to say, one sentence each.
+
+    Raises:
+        ConfigError: naming every difference.
+    """
+    differences = list(_differences(metadata, action))
+    if not differences:
+        return ()
+    text = f"{path} was made with another theory: " + "; ".join(differences)
+    if force:
+        return (f"{text} (--force: taken as a start all the same)",)
+    raise ConfigError(
+        f"{text}; correct [theory], or add --force to start from it all the same and thermalize"
+    )
+
+
+def seeds_of(path: str, metadata: Mapping[str, str]) -> list[int]:
+    """Return the seeds of all runs that a configuration has passed through, the last one first.
+
+    They are in its metadata; those of formats without are in the run directory that it lies in.
+    """
+    text = f"{metadata.get('FLOWMC_SEED', '')} {metadata.get('FLOWMC_EARLIER_SEEDS', '')}"
+    found = [int(word) for word in text.split() if word.isdecimal()]
+    return found or _seed_of_run(Path(path))
+
+
+def _seed_of_run(path: Path) -> list[int]:
+    ensemble = next((one for one in path.absolute().parents[:2] if one.name == "ensemble"), None)
+    if ensemble is None:
+        return []
+    try:
+        table = tomllib.loads((ensemble.parent / "config.toml").read_text(encoding="utf-8"))
+        origins = json.loads((ensemble.parent / "provenance.json").read_text())["origins"]
+        earlier = origins[0].get("seeds", "").split()
+        return [int(table["chains"]["seed"]), *map(int, earlier)]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return []  # another program's directory of this name
+
+
+def _differences(metadata: Mapping[str, str], action: Action) -> Iterator[str]:
+    said = {key.upper(): value for key, value in metadata.items()}
+    said |= {
+        key.upper(): value
+        for key, value in re.findall(r"(\w+)\s*=\s*([-+.\deE]+)", metadata.get("xlf-info", ""))
+    }
+    name, couplings = _named_action(said)
+    own = action.name or type(action).__name__
+    if name is not None and name != own:
+        yield f"it says action {name}, [theory] has {own}"
+        return
+    for key, value in {**action.parameters, **action.settings}.items():
+        header = "".join(c if c.isalnum() else "_" for c in key).upper()
+        keys = (header, *_FOREIGN.get(header, ()))
+        text = couplings.get(key, next((said[one] for one in keys if one in said), None))
+        if text is not None and not _agree(text, value):
+            yield f"it says {key} = {text}, [theory] has {value!r}"
+
+
+def _named_action(said: Mapping[str, str]) -> tuple[str | None, Mapping[str, Any]]:
+    """Return the action that a file names, if it is one that is known, and its couplings."""
+    text = said.get("ACTION", "")
+    try:
+        table = json.loads(text)
+    except ValueError:
+        table = None
+    couplings = table if isinstance(table, dict) else {}
+    name = said.get("FLOWMC_ACTION") or couplings.get("name") or text.strip().lower()
+    is_ours = "FLOWMC_ACTION" in said or name in BUILTIN["actions"]
+    return (str(name) if is_ours else None), couplings
+
+
+def _agree(text: Any, value: Any) -> bool:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            # Headers of other programs round.
+            return math.isclose(float(text), value, rel_tol=1e-6, abs_tol=1e-9)
+        except (TypeError, ValueError):
+            return True  # no number: not what is meant here
+    # JSON has lists for tuples.
+    return text in (value, repr(value)) or (isinstance(value, tuple) and text == list(value))
