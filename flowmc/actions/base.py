@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowmc.groups import Group, Real
+from flowmc.identity import Identified
 from flowmc.lattice import sum_over_sites
 
 __all__ = ["Action", "ScaledAction", "SumAction", "check_force"]
@@ -24,7 +25,7 @@ _DIFFERENCES = (
 )
 
 
-class Action(ABC):
+class Action(Identified, ABC):
     """A real function of a field, with its derivative in the algebra of the field's group.
 
     Subclasses set :attr:`group`, :attr:`lattice` and :attr:`parameters` and implement

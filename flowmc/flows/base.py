@@ -18,17 +18,18 @@ round-off for a chain returns NaN as that chain's density; kernels reject such m
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from flowmc.actions.base import Action
 from flowmc.groups import Group, Real
+from flowmc.identity import Identified, identity
 
 __all__ = [
     "Chain",
@@ -46,8 +47,11 @@ __all__ = [
 _JACOBIAN_ROWS = 128
 
 
-class Flow(nn.Module, ABC):
+class Flow(Identified, nn.Module, ABC):
     """An invertible map of fields; subclasses implement :meth:`forward` and :meth:`inverse`.
+
+    What a flow was constructed with is part of its :meth:`fingerprint`; a class needs nothing for
+    that (:class:`~flowmc.identity.Identified`).
 
     Attributes:
         log_density_is_exact: False for a flow whose log-density is that of a continuous flow and
@@ -83,9 +87,9 @@ class Flow(nn.Module, ABC):
         """
         return None
 
-    def distinction(self) -> str:
-        """Return what tells flows with the same weights apart; nothing for most."""
-        return ""
+    def fingerprint(self) -> str:
+        """Return a short digest of class, parameters and weights: of this very map."""
+        return identity(self)
 
     def at(self, action: Action) -> Flow:
         """Return the flow for other couplings of its theory; itself unless it is conditional.
@@ -124,6 +128,9 @@ class Inverse(Flow):
     def inverse(self, y: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
         return self.flow.forward(y, log_density)
 
+    def at(self, action: Action) -> Flow:
+        return _with_parts(self, {"flow": (self.flow, self.flow.at(action))})
+
     def density_error(self, x: Tensor) -> Tensor:
         y, _ = self.flow.inverse(x, torch.zeros(x.shape[0], dtype=torch.float64, device=x.device))
         return self.flow.density_error(y)
@@ -150,6 +157,16 @@ class Chain(Flow):
             y, log_density = layer.inverse(y, log_density)
         return y, log_density
 
+    def distinction(self) -> str:
+        # The layers may have come from an iterator.
+        return "of its layers"
+
+    def at(self, action: Action) -> Flow:
+        layers = [layer.at(action) for layer in self]
+        if all(new is old for new, old in zip(layers, self, strict=True)):
+            return self
+        return _with_parts(self, {"layers": (self.layers, nn.ModuleList(layers))})
+
     def density_error(self, x: Tensor) -> Tensor:
         zero = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
         total = zero
@@ -159,8 +176,10 @@ class Chain(Flow):
         return total
 
 
-class Prior(ABC):
+class Prior(Identified, ABC):
     """A distribution that can be drawn from and whose normalised log-density is known.
+
+    What a prior was constructed with tells its density from others, as for a :class:`Flow`.
 
     Attributes:
         group: of the fields' elements.
@@ -191,7 +210,7 @@ class Prior(ABC):
         return {}
 
 
-class FlowModel(nn.Module):
+class FlowModel(Identified, nn.Module):
     r"""A prior pushed through a flow: :math:`\ln q(f(z)) = \ln r(z) - \ln|\det \partial f|`.
 
     Args:
@@ -210,8 +229,7 @@ class FlowModel(nn.Module):
         Raises:
             ValueError: if the flow was not made for these couplings.
         """
-        flow = self.flow.at(action)
-        return self if flow is self.flow else type(self)(self.prior, flow)
+        return _with_parts(self, {"flow": (self.flow, self.flow.at(action))})
 
     def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw ``n`` fields; return ``x (n, ...)`` and ``log q (n,)`` float64."""
@@ -235,14 +253,32 @@ class FlowModel(nn.Module):
         return self.flow.density_error(z) + self.prior.density_error(z)
 
     def fingerprint(self) -> str:
-        """Return a short digest of all weights; it keys cached densities of this very model."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        digest.update(repr(self.prior).encode())
-        digest.update(self.flow.distinction().encode())
-        return digest.hexdigest()[:16]
+        """Return a short digest of prior, flow and weights; it keys cached densities of this model.
+
+        Raises:
+            ConfigError: for a part of which another process cannot tell whether it is the same.
+        """
+        return identity(self)
+
+
+_M = TypeVar("_M", bound=nn.Module)
+
+
+def _with_parts(module: _M, parts: Mapping[str, tuple[nn.Module, nn.Module]]) -> _M:
+    """Return a module with other parts that shares all else; itself if they are the old ones.
+
+    A copy, as the constructor of a user's class may be another than that of its base.
+
+    Args:
+        module: stays as it is.
+        parts: old and new module, by the names of attributes.
+    """
+    if all(old is new for old, new in parts.values()):
+        return module
+    other = copy.copy(module)
+    new_parts = {name: new for name, (_, new) in parts.items()}
+    other.__dict__["_modules"] = {**module.__dict__["_modules"], **new_parts}
+    return other
 
 
 def check_inverse(flow: Flow, x: Tensor) -> tuple[float, float]:

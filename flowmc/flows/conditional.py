@@ -94,9 +94,6 @@ class ConditionalContinuousFlow(ContinuousFlow):
         """
         return AtCoupling(self, self._in_range(action))
 
-    def distinction(self) -> str:
-        return repr(self.value)
-
     def start_from(self, other: ContinuousFlow) -> None:
         """Take the weights of a flow of one coupling for all of them.
 

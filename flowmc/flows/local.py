@@ -10,7 +10,6 @@ Blocks are ``(n, *extents)``, patches ``(n, *patch)``, log-densities ``(n,)`` fl
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 
 import torch
@@ -18,11 +17,12 @@ from torch import Tensor, nn
 
 from flowmc.actions.base import Action
 from flowmc.flows.blocks import Block
+from flowmc.identity import Identified, identity
 
 __all__ = ["ConditionalFlow", "ConditionalPrior", "LocalFlowModel", "block_action_difference"]
 
 
-class ConditionalFlow(nn.Module, ABC):
+class ConditionalFlow(Identified, nn.Module, ABC):
     """An invertible map of blocks for every patch; densities pass through as in a Flow."""
 
     transfers_to_other_lattices = True
@@ -36,7 +36,7 @@ class ConditionalFlow(nn.Module, ABC):
         """Map back; return ``x`` and ``log_density + log|det dy/dx|``."""
 
 
-class ConditionalPrior(nn.Module, ABC):
+class ConditionalPrior(Identified, nn.Module, ABC):
     """A distribution of blocks for every patch, as a map of independent normal numbers."""
 
     @abstractmethod
@@ -53,7 +53,7 @@ class ConditionalPrior(nn.Module, ABC):
         """Return the log-densities of given blocks."""
 
 
-class LocalFlowModel(nn.Module):
+class LocalFlowModel(Identified, nn.Module):
     r"""A conditional prior pushed through a conditional flow.
 
     Args:
@@ -87,12 +87,8 @@ class LocalFlowModel(nn.Module):
         return self.prior.log_prob(start, patch) - minus_prior
 
     def fingerprint(self) -> str:
-        """Return a short digest of block and weights."""
-        digest = hashlib.sha256(repr(self.block).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """Return a short digest of block, prior, flow and weights."""
+        return identity(self)
 
 
 def block_action_difference(

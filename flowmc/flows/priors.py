@@ -226,6 +226,10 @@ class EnsemblePrior(_FieldPrior):
         content = data.detach().cpu().contiguous().numpy().tobytes()
         self._digest = hashlib.sha256(content).hexdigest()[:16]
 
+    def distinction(self) -> tuple[str, Action]:
+        # Beside the fields, which are a buffer and are not to be kept twice.
+        return self._digest, self.action
+
     def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         fields = self.get_buffer("fields")
         rounds = -(-n // len(fields))

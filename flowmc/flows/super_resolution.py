@@ -167,6 +167,10 @@ class SuperResolutionPrior(ScalarPrior):
             start, _ = self.base.flow.inverse(coarse, zero)
         return self.base.density_error(start)
 
+    def distinction(self) -> list[float]:
+        # Not the card, which says where a file came from; the sampler is a part of this module.
+        return [self.blocking.fine.m2, self.blocking.coarse.m2]
+
     def card_parameters(self) -> dict[str, Any]:
         return {"base": self._card, "coarse_m2": self.blocking.coarse.m2}
 

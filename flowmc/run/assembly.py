@@ -20,7 +20,7 @@ from flowmc.random import Randomness
 from flowmc.registry import ConfigError
 from flowmc.run.config import RunConfig, UpdateEntry
 
-__all__ = ["Assembly", "TimedKernel", "assemble", "fingerprint_of"]
+__all__ = ["Assembly", "TimedKernel", "assemble"]
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ class _Flows:
             flow = orient(loaded.card, loaded.flow.to(self.dtype), first, second)
         except ConfigError as error:
             raise ConfigError(f"[ladder]: flows: {written!r}: {error}") from error
-        self.fingerprints[written] = fingerprint_of(flow)
+        self.fingerprints[written] = flow.fingerprint()
         self._remark_on(written, flow)
         return flow
 
@@ -259,19 +259,3 @@ def _kernel(entry: UpdateEntry, config: RunConfig, flows: _Flows) -> Kernel:
     if not isinstance(kernel, Kernel):
         raise ConfigError(f"{entry.where}: gives no flowmc.kernels.Kernel")
     return Repeat(kernel, entry.repeat) if entry.repeat > 1 else kernel
-
-
-def fingerprint_of(flow: Flow) -> str:
-    """Return a short digest of the weights of a flow without a prior."""
-    # FlowModel hashes weights and the repr of the prior.
-    return FlowModel(_NO_PRIOR, flow).fingerprint()
-
-
-class _NoPrior:
-    """Stands in for the prior where only the weights of a flow are hashed."""
-
-    def __repr__(self) -> str:
-        return "no prior"
-
-
-_NO_PRIOR: Any = _NoPrior()

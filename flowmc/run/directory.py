@@ -226,7 +226,14 @@ class RunDirectory:
         stored = self.read_provenance().get("flows")
         for name, digest in fingerprints.items():
             entry = stored.get(name) if isinstance(stored, dict) else None
-            if not isinstance(entry, dict) or entry.get("fingerprint") != digest:
+            before = entry.get("fingerprint") if isinstance(entry, dict) else None
+            if isinstance(before, str) and len(before) < len(digest):
+                raise ConfigError(
+                    f"the run in {self.path} was started by an older flowmc, whose digests of "
+                    f"flows did not tell all densities apart, so {name!r} cannot be recognised: "
+                    "resume it with that version, or start a new run from its last configurations"
+                )
+            if before != digest:
                 raise ConfigError(
                     f"the flow {name!r} is not the one that the run in {self.path} was started "
                     "with: restore it to resume, or choose another --output"

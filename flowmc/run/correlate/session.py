@@ -17,7 +17,6 @@ from flowmc.flows.matching import orient
 from flowmc.parallel import Communicator
 from flowmc.parallel.devices import choose_device, choose_threads
 from flowmc.registry import ConfigError
-from flowmc.run.assembly import fingerprint_of
 from flowmc.run.correlate.config import CorrelateConfig
 from flowmc.run.correlate.directory import CorrelateDirectory, origin_of
 from flowmc.run.correlate.measurement import Columns, Context, Measurement, Sample, Section, Series
@@ -201,7 +200,7 @@ class Session:
         except ConfigError as error:
             raise ConfigError(f"{where}: flow = {written!r}: {error}") from error
         self.cards[written] = loaded.card
-        self.fingerprints[written] = fingerprint_of(loaded.flow)
+        self.fingerprints[written] = loaded.flow.fingerprint()
         return flow.eval()
 
     def _write_provenance(self) -> None:
