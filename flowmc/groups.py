@@ -118,6 +118,10 @@ class Group(ABC):
         """Return ``K = 1/2 sum p_a^2`` per chain (axis 0), accumulated in float64."""
         return 0.5 * sum_over_sites(algebra.to(torch.float64).square())
 
+    def difference(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return ``left - right``; of angles the one in [-pi, pi)."""
+        return left - right
+
     def distance(self, left: Tensor, right: Tensor) -> Tensor:
         """Return the largest componentwise distance per chain (axis 0), ``(chains,)``."""
         return (left - right).abs().reshape(left.shape[0], -1).amax(1).to(torch.float64)
@@ -194,8 +198,11 @@ class U1(Group):
     def coordinates_to_algebra(self, coordinates):
         return coordinates.squeeze(-1)
 
+    def difference(self, left, right):
+        return self.project(left - right)
+
     def distance(self, left, right):
-        return super().distance(self.project(left - right), torch.zeros_like(left))
+        return super().distance(self.difference(left, right), torch.zeros_like(left))
 
 
 class SUN(Group):

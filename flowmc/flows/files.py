@@ -51,6 +51,7 @@ from flowmc.flows.building import build_flow, build_local_model, build_model, bu
 from flowmc.flows.cards import FlowFileError, card_action, check_parts, flat
 from flowmc.flows.local import LocalFlowModel
 from flowmc.flows.matching import check_lattice
+from flowmc.flows.verification import verify
 from flowmc.registry import ConfigError, named_by
 
 __all__ = [
@@ -165,7 +166,8 @@ def load_flow(
     Raises:
         FlowFileError: if the file is missing, is no flow file, its weights do not fit its card, or
             the flow cannot be moved to the lattice.
-        ConfigError: if the card asks for an action, flow or prior that is not installed.
+        ConfigError: if the card asks for an action, flow or prior that is not installed, or for a
+            user's whose map and density are not those of each other.
     """
     path = flow_path(source)
     tensors, card = read_tensors(path)
@@ -186,6 +188,7 @@ def load_flow(
             prior = build_prior(flat(card["prior"]), action, f"{where}: prior")
             model = build_model(prior, flow, action, card.get("mixture"), where)
         _load_weights(model, tensors, card, path)
+    verify(model, action, str(path))
     model.to(device).eval()
     return LoadedFlow(card, action, flow, model if isinstance(model, FlowModel) else None)
 
@@ -212,6 +215,7 @@ def load_local_flow(
         tables["block"] = {"extents": card["block"]}
         model = build_local_model(tables, action, f"{where}: ")
         _load_weights(model, tensors, card, path)
+    verify(model, action, str(path))
     model.to(device).eval()
     return LoadedLocalFlow(card, action, model)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.flows.base import FlowModel
+from flowmc.groups import Group
 from flowmc.random import stream
 from flowmc.registry import ConfigError
 
@@ -42,6 +43,10 @@ class SignMixture(FlowModel):
 
     def log_prob(self, x: Tensor) -> Tensor:
         sides = super().log_prob(torch.cat([x, -x])).chunk(2)
+        return torch.logaddexp(*sides) - math.log(2)
+
+    def known_log_prob(self, x: Tensor, group: Group) -> Tensor:
+        sides = FlowModel(self.prior, self.flow).known_log_prob(torch.cat([x, -x]), group).chunk(2)
         return torch.logaddexp(*sides) - math.log(2)
 
 

@@ -239,9 +239,10 @@ class Exchange(Kernel):
         schedule: "even_odd" alternates the pairs (0,1), (2,3), ... and (1,2), (3,4), ...
             (deterministic even/odd scheme: a cycle of two invariant kernels); "random" draws the
             parity, which also satisfies detailed balance.
-        check_inverse: verify :math:`f(f^{-1}(x_b)) = x_b` and :math:`f^{-1}(f(x_a)) = x_a` to
-            this tolerance and reject otherwise; None trusts the flow's own convergence flag, right
-            for flows that are bijections by construction.
+        check_inverse: verify :math:`f(f^{-1}(x)) = x` and :math:`f^{-1}(f(x)) = x` to this
+            tolerance, both at the fields that are to be exchanged and at what they are mapped to,
+            and reject otherwise, so that a move and its reverse are held to the same; None trusts
+            the flow's own convergence flag, right for flows that are bijections by construction.
 
     ``info`` holds one part per pair, ``pair[r]``, with ``is_accepted`` of the ladders in which that
     pair was tried and ``work`` :math:`w_F + w_R` (NaN, and no proposals, for pairs of the other
@@ -343,8 +344,12 @@ class Exchange(Kernel):
         allowed = torch.ones_like(work)
         if self.check_inverse is not None:
             returned, density = back(field, zero)
+            # The reverse move starts from the image, and asks the same of it.
+            again, back_density = there(returned, zero)
             close = own.group.distance(returned, replica.field) <= self.check_inverse
-            allowed = (close & torch.isfinite(density)).to(work.dtype)
+            close &= own.group.distance(again, field) <= self.check_inverse
+            close &= torch.isfinite(density) & torch.isfinite(back_density)
+            allowed = close.to(work.dtype)
         label = state.walkers[:, mine].to(work)
         return _Half(field, action, torch.stack([work, allowed, label]))
 

@@ -60,6 +60,11 @@ class Independence(Kernel):
     stream of its own, and scanned in order; the state and its log weight are carried from step to
     step.  After another kernel has moved the field, :math:`\ln q(x)` comes from the inverse flow.
 
+    A trained flow may have lost its inverse to rounding in parts of the space.  Let G be the fields
+    whose density rounding leaves known (:meth:`~flowmc.flows.base.FlowModel.known_log_prob`).  A
+    chain outside G stays; a step that would end outside G is rejected as a whole.  So the kernel is
+    that of all proposals of a step, which is reversible, restricted to G, and still reversible.
+
     Args:
         action: the target.
         model: the flow model, in the precision of the chains.
@@ -72,7 +77,8 @@ class Independence(Kernel):
 
     ``info.values`` holds ``log_weights (chains, proposals)`` of the proposals (-inf where not
     finite), ``log_weight (chains,)`` of the final state, and ``non_finite (chains,)``, the number
-    of proposals rejected because their weight was not finite.
+    of proposals rejected because their weight was not finite, or the density of the field that the
+    step began or ended with is not known.
     """
 
     name = "independence"
@@ -130,7 +136,7 @@ class Independence(Kernel):
         current_action = action_of(self.action, state)
         log_q = state.log_q.get(self._key)
         if log_q is None:
-            log_q = self.model.log_prob(state.field)
+            log_q = self.model.known_log_prob(state.field, self.action.group)
         log_weight = -current_action - log_q
 
         shape = (state.chains, self.proposals)
@@ -144,6 +150,12 @@ class Independence(Kernel):
         moved = (chosen >= 0).nonzero()[:, 0]
         index = moved * self.proposals + chosen[moved]
         fields = supplied.take(index)
+        unknown = torch.isnan(log_weight)
+        if len(moved):
+            is_known = torch.isfinite(self.model.known_log_prob(fields, self.action.group))
+            unknown[moved[~is_known]] = True
+            moved, index, fields = moved[is_known], index[is_known], fields[is_known]
+            is_accepted = is_accepted & ~unknown[:, None]
         new_action, new_log_q, kept = current_action, log_q, state
         if len(moved):
             new_action = new_action.index_copy(0, moved, proposal_action.reshape(-1)[index])
@@ -157,7 +169,7 @@ class Independence(Kernel):
             {
                 "log_weights": proposal_weights,
                 "log_weight": -new_action - new_log_q,
-                "non_finite": (~finite).sum(1),
+                "non_finite": (~finite | unknown[:, None]).sum(1),
             },
         )
 

@@ -30,6 +30,7 @@ from flowmc.flows.cards import resolved
 from flowmc.flows.continuous import ContinuousFlow
 from flowmc.flows.files import FlowFileError, flow_path, read_card, save_flow
 from flowmc.flows.local import LocalFlowModel
+from flowmc.flows.verification import verify
 from flowmc.parallel import CollectiveError, Communicator, world
 from flowmc.parallel.devices import choose_device, choose_threads, describe
 from flowmc.registry import ConfigError
@@ -167,8 +168,8 @@ def train(
         communicator: of all ranks.
 
     Raises:
-        ConfigError: if the output exists already, another process is training it, or the checkpoint
-            is of another configuration.
+        ConfigError: if the output exists already, another process is training it, the checkpoint
+            is of another configuration, or the map of a user's flow is not that of its density.
         TrainingError, DensityError: if the flow is lost.
         CollectiveError: one of these, on several ranks.
     """
@@ -205,6 +206,8 @@ def train(
         if not finished or bool(ranks.maximum(np.array([float(stop())]))[0]):
             return False
         module = objective.module
+        assert isinstance(module, (FlowModel, Flow, LocalFlowModel))
+        ranks.together(lambda: verify(module, plan.action, "the trained flow"))
         if plan.keys.refined_steps is not None:
             flow = module.flow if isinstance(module, FlowModel) else module
             assert isinstance(flow, ContinuousFlow)
@@ -213,7 +216,6 @@ def train(
         measured = _measure(plan, objective, device, ranks)
         for text in measured["warnings"]:
             announce(f"warning: {text}")
-        assert isinstance(module, (FlowModel, Flow, LocalFlowModel))
         card = _card(plan, trainer, measured, command)
         ranks.from_root(lambda: save_flow(output, module, card))
         return True

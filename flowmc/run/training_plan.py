@@ -18,6 +18,7 @@ from flowmc.flows.conditional import ConditionalContinuousFlow
 from flowmc.flows.continuous import ContinuousFlow
 from flowmc.flows.local import LocalFlowModel
 from flowmc.flows.runge_kutta import TABLEAUS
+from flowmc.flows.verification import verify
 from flowmc.random import stream
 from flowmc.registry import ConfigError, build, nearest
 from flowmc.run.evaluate import read_toml
@@ -346,7 +347,10 @@ def make_plan(tables: dict[str, Any], base: Path = Path()) -> Plan:
     )
     plan = Plan(tables, action, sizes, ends, ensemble, stored, settings, keys, objective, options)
     # Building it all checks the tables; the weights are thrown away.
-    _check_refinement(plan, plan.build("cpu"))
+    objective = plan.build("cpu")
+    _check_refinement(plan, objective)
+    if isinstance(objective.module, (FlowModel, Flow, LocalFlowModel)):
+        verify(objective.module, action, "[flow]", untrained=True)
     return plan
 
 

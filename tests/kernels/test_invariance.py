@@ -26,6 +26,8 @@ from flowmc.flows import (
     HaarPrior,
     LocalFlowModel,
     ResidualFlow,
+    SignMixture,
+    SplineCouplingFlow,
 )
 from flowmc.flows.base import Chain, Flow, FlowModel, Identity, Inverse
 from flowmc.kernels import (
@@ -149,6 +151,51 @@ def test_independence_with_continuous_flow(rng):
     model = FlowModel(FreeFieldPrior(small, m2=0.8), flow).double()
     kernel = Independence(small, model, proposals=4)
     assert check(small, kernel, rng) > THRESHOLD
+
+
+class Forgetful(Scale):
+    """Has lost its inverse where the first site is above 0.2."""
+
+    def inverse(self, y, log_density):
+        x, log_density = super().inverse(y, log_density)
+        lost = (y[:, :1, :1] > 0.2).to(x.dtype)
+        return x * (1 - 0.6 * lost), log_density
+
+
+@pytest.mark.parametrize("composition", [lambda kernels: kernels[1], Cycle])
+def test_independence_where_a_flow_has_lost_its_inverse(composition, rng):
+    """The density of such a field is not known: from there the kernel does not move, nor to it."""
+    model = FlowModel(GaussianPrior(PHI4, scale=0.6), Forgetful(0.8)).double()
+    kernel = composition([HMC(PHI4, steps=3), Independence(PHI4, model, proposals=4)])
+    assert check(PHI4, kernel, rng) > THRESHOLD
+
+
+def test_moves_of_unknown_density_are_counted(rng):
+    model = FlowModel(GaussianPrior(PHI4, scale=0.6), Forgetful(0.8)).double()
+    kernel = Independence(PHI4, model, proposals=4)
+    field = draw(PHI4, rng)
+    state, info = kernel.step(kernel.init(field), rng)
+    unknown = field[:, 0, 0] > 0.2
+    stuck = info.values["non_finite"] == 4
+    assert bool(stuck[unknown].all()) and not bool(stuck.all())
+    assert torch.equal(state.field[stuck], field[stuck])
+    assert not bool(info.is_accepted[stuck].any())
+    moved = (state.field != field).flatten(1).any(1)
+    assert bool(moved.any()) and bool((state.field[moved][:, 0, 0] <= 0.2).all())
+
+
+@pytest.mark.parametrize("mixture", [FlowModel, SignMixture])
+def test_a_spline_that_rounding_cannot_invert(mixture, rng):
+    """Weights far too large: ln q by the inverse is off by more than one, and not known there."""
+    flow = randomised(SplineCouplingFlow(PHI4, layers=4, hidden=[4]), rng, 0.7)
+    model = mixture(GaussianPrior(PHI4, scale=0.6), flow).double()
+    with torch.no_grad():
+        x, log_q = model.sample(2000, rng)
+        known = model.known_log_prob(x, PHI4.group)
+        error = (model.log_prob(x) - log_q).abs()
+    assert float(error.max()) > 1
+    assert float((known - log_q).abs().nan_to_num(0).max()) < 1e-3
+    assert 20 < int(known.isfinite().sum()) < 1900
 
 
 @pytest.mark.parametrize("action", [U1, SU2, SU3], ids=repr)
