@@ -67,6 +67,7 @@ def _compare(model: FlowModel | Flow | LocalFlowModel, action: Action, where: st
     device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
     rng = stream(0, 0, "check of a flow", device)
     flow: Flow
+    group: Group = action.group
     if isinstance(model, LocalFlowModel):
         patch = action.on_lattice(model.block.patch).hot(1, rng)
         x, log_q = model.prior.push(
@@ -78,9 +79,9 @@ def _compare(model: FlowModel | Flow | LocalFlowModel, action: Action, where: st
     elif isinstance(model, FlowModel):
         x, log_q = model.prior.sample(_DRAWS, rng)
         _check_prior(model.prior, log_q, model.prior.log_prob(x), where)
-        flow, group = model.flow, action.group
+        flow = model.flow
     else:
-        flow, group = model, action.group
+        flow = model
         x = action.hot(_DRAWS, rng)
     names = [_name(part) for part in _parts(flow) if _is_foreign(part)]
     if names:

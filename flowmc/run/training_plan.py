@@ -347,10 +347,10 @@ def make_plan(tables: dict[str, Any], base: Path = Path()) -> Plan:
     )
     plan = Plan(tables, action, sizes, ends, ensemble, stored, settings, keys, objective, options)
     # Building it all checks the tables; the weights are thrown away.
-    objective = plan.build("cpu")
-    _check_refinement(plan, objective)
-    if isinstance(objective.module, (FlowModel, Flow, LocalFlowModel)):
-        verify(objective.module, action, "[flow]", untrained=True)
+    built = plan.build("cpu")
+    _check_refinement(plan, built)
+    if isinstance(built.module, (FlowModel, Flow, LocalFlowModel)):
+        verify(built.module, action, "[flow]", untrained=True)
     return plan
 
 
