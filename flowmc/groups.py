@@ -60,7 +60,13 @@ class Group(ABC):
         return hash(self.name)
 
     def field_dtype(self, real: torch.dtype) -> torch.dtype:
-        """Return the dtype of a field whose real components have dtype ``real``."""
+        """Return the dtype of a field whose real components have dtype ``real``.
+
+        Raises:
+            ValueError: for a dtype that is none of real components.
+        """
+        if not real.is_floating_point:
+            raise ValueError(f"fields of {self.name} have real components, no {real}")
         return real
 
     @abstractmethod
@@ -217,7 +223,9 @@ class SUN(Group):
         self.algebra_dimension = n * n - 1
 
     def field_dtype(self, real):
-        return torch.complex128 if real == torch.float64 else torch.complex64
+        if not (real.is_floating_point or real.is_complex):
+            raise ValueError(f"fields of {self.name} have complex components, no {real}")
+        return torch.promote_types(real, torch.complex64)
 
     def identity(self, shape, dtype, device="cpu"):
         return torch.eye(self.n, dtype=dtype, device=device).expand(*shape, self.n, self.n).clone()

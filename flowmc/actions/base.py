@@ -93,7 +93,10 @@ class Action(Identified, ABC):
     def cold(
         self, chains: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
     ) -> Tensor:
-        """Return ``chains`` copies of the ordered start; ``dtype`` is that of real components."""
+        """Return ``chains`` copies of the ordered start.
+
+        ``dtype`` is that of real components, or of the field itself.
+        """
         shape = self.field_shape(chains)
         shape = shape[: len(shape) - len(self.group.element_shape)]
         return self.group.identity(shape, self.group.field_dtype(dtype), device)

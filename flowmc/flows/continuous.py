@@ -284,6 +284,9 @@ class ContinuousFlow(Flow):
         from torchdiffeq import odeint, odeint_adjoint  # takes a second to import
 
         solve = odeint_adjoint if self.adjoint and not frozen else odeint
+        # All chains share the steps: one that is not finite would leave none for the others.
+        is_finite = torch.isfinite(rows).all(0)
+        rows = torch.where(is_finite, rows, torch.zeros_like(rows))
         none = torch.zeros(rows.shape[1], dtype=rows.dtype, device=rows.device)
         fields, totals = solve(
             _Dynamics(self, frozen),
@@ -293,7 +296,8 @@ class ContinuousFlow(Flow):
             atol=self.tolerance,
             method=self.integrator,
         )
-        return fields[-1], totals[-1].to(torch.float64), None
+        field = torch.where(is_finite, fields[-1], torch.nan)
+        return field, torch.where(is_finite, totals[-1], torch.nan).to(torch.float64), None
 
     def _integrate_natively(
         self,

@@ -138,7 +138,9 @@ class MaskedLinkFlow(Flow):
     ) -> tuple[Tensor, float]:
         r"""Return C, ``(chains, links, *element)`` complex, and a bound of :math:`\sum_k |c_k|`."""
         coefficients = self._bounded(self._coefficients(paths, sweep, number, layer))
-        kappa = float(coefficients.detach().abs().sum(-1).amax())
+        sums = coefficients.detach().abs().sum(-1)
+        # A chain that is not finite says nothing about the others.
+        kappa = float(torch.where(torch.isfinite(sums), sums, 0).amax())
         real = torch.view_as_real(paths).reshape(*paths.shape[:3], -1)
         coefficients = coefficients.to(real.dtype).expand(real.shape[:3]).unsqueeze(-2)
         closing = (coefficients @ real).reshape(*paths.shape[:2], *self.group.element_shape, 2)
@@ -172,14 +174,20 @@ class MaskedLinkFlow(Flow):
         return link, converged
 
     def _iterate(self, target: Tensor, closing: Tensor, kappa: float) -> tuple[Tensor, Tensor]:
-        r"""Iterate :math:`U \to e^{-Q(U)} U'` to round-off, each chain on its own."""
-        precision = torch.finfo(target.dtype).eps
+        r"""Iterate :math:`U \to e^{-Q(U)} U'` to round-off, each chain on its own.
+
+        In double precision: what is left of the iteration has the same sign on all links and would
+        add up over a lattice, where rounding the result does not.
+        """
+        precision = torch.finfo(torch.float64).eps
         limit = iteration_limit(kappa, precision)
         # The error left is at most kappa / (1 - kappa) times the last change.
         threshold = precision * max(8.0, 32 * min(1.0, (1 - kappa) / max(kappa, 1e-3)))
         solve = find_link_solver(self.group, target)
         if solve is not None:
             return solve(target, closing, limit, threshold)
+        dtype = target.dtype
+        target, closing = target.to(_wide(dtype)), closing.to(torch.complex128)
         link = target
         converged = torch.zeros(target.shape[0], dtype=torch.bool, device=target.device)
         for _ in range(limit):
@@ -192,7 +200,7 @@ class MaskedLinkFlow(Flow):
             converged = converged | (change <= threshold)
             if bool(converged.all()):
                 break
-        return link, converged
+        return link.to(dtype), converged
 
     def _attach(self, link: Tensor, target: Tensor, closing: Tensor, kappa: float) -> Tensor:
         """Give the solution its derivatives: one Newton step, of size zero."""
@@ -208,6 +216,10 @@ class MaskedLinkFlow(Flow):
         right = self.group.algebra_to_coordinates(residual).unsqueeze(-1)
         step = torch.linalg.solve(matrix, right).squeeze(-1)
         return self.group.move(link, self.group.coordinates_to_algebra(step))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float64)
 
 
 def iteration_limit(kappa: float, precision: float) -> int:

@@ -191,7 +191,15 @@ class _PathNetwork(nn.Module):
         mean = real.mean(2, keepdim=True)
         agreement = (real * mean).sum(-1) / size
         order = mean.square().sum(-1).expand_as(agreement) / size
-        outputs = self.layers(torch.stack([agreement, order], dim=-1))
+        outputs = torch.stack([agreement, order], dim=-1)
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                # In double precision whatever that of the weights: how a product in single
+                # precision is rounded depends on the threads.
+                weight, bias = layer.weight.double(), layer.bias.double()
+                outputs = nn.functional.linear(outputs, weight, bias)
+            else:
+                outputs = layer(outputs)
         outputs = outputs.split(self.counts, dim=2)
         return torch.cat(
             [

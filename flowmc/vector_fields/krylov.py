@@ -75,7 +75,8 @@ class KrylovFields(VectorFields):
         total = torch.zeros(len(field), self.degree + 1, dtype=torch.float64, device=field.device)
         for mask in self._dilution(field):
             for _ in range(self.probes):
-                signs = torch.randint(0, 2, (len(field), *mask.shape), generator=rng)
+                shape = (len(field), *mask.shape)
+                signs = torch.randint(0, 2, shape, generator=rng, device=rng.device)
                 signs = (2 * signs - 1).to(mask) * mask
                 direction = group.coordinates_to_algebra(signs)
                 total += self._along(field, direction)

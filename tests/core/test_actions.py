@@ -227,3 +227,15 @@ def test_hot_scalar_fields_are_those_without_hopping(action, rng):
     local = field * (2 * action.a * field + 4 * action.quartic * field**3)
     assert_mean(local.flatten(), 1.0)
     assert_mean(field.flatten(), 0.0)
+
+
+def test_dtype_of_a_cold_start_is_that_of_components_or_of_the_field():
+    links, angles = Wilson("SU(3)", [2, 2], beta=1.0), Wilson("U(1)", [2, 2], beta=1.0)
+    for dtype in (torch.float64, torch.complex128):
+        assert links.cold(1, dtype).dtype == torch.complex128
+    for dtype in (torch.float32, torch.complex64):
+        assert links.cold(1, dtype).dtype == torch.complex64
+    with pytest.raises(ValueError, match="real components"):
+        angles.cold(1, torch.complex128)
+    with pytest.raises(ValueError, match="complex components"):
+        links.cold(1, torch.int64)

@@ -314,6 +314,49 @@ def test_single_precision(group):
     assert round_trip.abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("native", ["1", "0"])
+def test_the_inverse_in_single_precision_errs_to_both_sides(native, monkeypatch):
+    """What the iteration leaves would have one sign on all links; roundings have both."""
+    monkeypatch.setenv("FLOWMC_NATIVE", native)
+    action = Wilson("SU(3)", (4, 4, 4, 4), beta=6.0)
+    flow = ResidualFlow(action, initial_coefficient=1 / 64).requires_grad_(False)
+    x = action.hot(4, torch.Generator().manual_seed(3), torch.float32)
+    shifts = action(flow.inverse(x, zeros(x))[0]) - action(
+        flow.inverse(x.to(torch.complex128), zeros(x))[0]
+    )
+    # 1,024 links with a force of order one and roundings of 1e-7.
+    assert float(shifts.abs().max()) < 1e-4
+
+
+def test_weights_in_single_precision():
+    flow, _, x = make("SU(3)", (4, 4), coefficients="network")
+    y, density = flow.forward(x, zeros(x))
+    single = flow.to(torch.float32).requires_grad_(False)
+    y_single, density_single = single.forward(x.to(torch.complex64), zeros(x))
+    assert y_single.dtype == torch.complex64
+    assert flow.group.distance(y_single.to(y.dtype), y).max() < 1e-5
+    assert (density_single - density).abs().max() < 1e-3
+    _, round_trip = single.inverse(y_single, density_single)
+    assert round_trip.abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("group", ["U(1)", "SU(3)"])
+def test_the_jacobian_of_a_chain_does_not_feel_another_that_is_not_finite(group):
+    flow, _, x = make(group, (4, 4), coefficients="network", scale=1.0)
+    flow.requires_grad_(False)
+    y, density = flow.forward(x, zeros(x))
+    back, round_trip = flow.inverse(y, density)
+    x[0], broken = torch.nan, y.clone()
+    broken[0] = torch.nan
+    for (field, found), image, expected in [
+        (flow.forward(x, zeros(x)), y, density),
+        (flow.inverse(broken, density), back, round_trip),
+    ]:
+        assert torch.isnan(found[0])
+        assert flow.group.distance(field[1:], image[1:]).max() < 1e-12
+        assert (found[1] - expected[1]).abs() < 1e-12
+
+
 def test_initial_coefficient():
     action = Wilson("SU(3)", (2, 2, 2, 2), beta=5.7)
     flow = ResidualFlow(action, initial_coefficient=0.1)

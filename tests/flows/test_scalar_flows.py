@@ -486,3 +486,16 @@ def test_embedding_keeps_the_kernel():
 def test_messages(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("adjoint", [False, True])
+def test_a_chain_that_is_not_finite_leaves_the_others_alone(adjoint):
+    flow = continuous([3, 3], integrator="dopri5", tolerance=1e-6, adjoint=adjoint)
+    x, zero = torch.randn(3, 3, 3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    x[1, 0, 0] = torch.nan
+    with torch.no_grad():
+        y, density = flow.forward(x, zero)
+        alone, alone_density = flow.forward(x[[0, 2]], zero[:2])
+    assert torch.isnan(y[1]).all() and torch.isnan(density[1])
+    torch.testing.assert_close(y[[0, 2]], alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(density[[0, 2]], alone_density, rtol=0, atol=1e-4)

@@ -320,6 +320,16 @@ def test_constant_abelian_field_keeps_its_charge():
     assert energy == pytest.approx(4 * math.sin(flux) ** 2)
 
 
+def test_the_largest_step_is_stable_and_a_larger_one_is_refused():
+    """At step = 0.25 in four dimensions E was off by a factor of twelve."""
+    action, field = rough("SU(3)", (4, 4, 4, 4), 1)
+    fine = gradient_flow(field, action, flow_time=1.0, points=1)
+    coarse = gradient_flow(field, action, flow_time=1.0, points=1, step=0.125)
+    assert coarse[0, 0, 0].item() == pytest.approx(fine[0, 0, 0].item(), rel=0.02)
+    with pytest.raises(ConfigError, match=r"step = 0\.25: .*unstable in 4 dim.* at most 0\.125"):
+        gradient_flow(field, action, flow_time=1.0, points=1, step=0.25)
+
+
 def test_gradients_pass_through():
     action, field = rough("SU(2)", (3, 2, 2, 2), 1)
     leaf = field.clone().requires_grad_(True)
@@ -338,6 +348,7 @@ def test_unusable_keys():
         (lambda: gradient_flow(field, gauge, flow_time=1.0, points=0), "points = 0"),
         (lambda: energy_density(field, gauge, flow_time=-1.0), "flow_time = -1.0"),
         (lambda: energy_density(field, gauge, flow_time=1.0, step=0.0), "step = 0.0"),
+        (lambda: gradient_flow(field, gauge, flow_time=1.0, points=1, step=0.3), "at most 0.25"),
         (lambda: topological_charge(field, gauge, flow_time=1.0), "two-dimensional U\\(1\\)"),
         (lambda: topological_charge(abelian.cold(1), abelian, flow_time=1.0), "leave out"),
     ]:

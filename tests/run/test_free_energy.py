@@ -18,9 +18,11 @@ from flowmc.run.evaluate import DensityError
 from flowmc.run.free_energy import command
 from flowmc.run.free_energy.config import read_free_energy_config
 from flowmc.run.free_energy.measure import measure
+from flowmc.run.free_energy.progress import Progress
 from flowmc.run.free_energy.tunnelling import Tunnelling
 from flowmc.run.stopping import OUT_OF_TIME
 from flowmc.run.toml_text import toml_text
+from flowmc.training.work import MeanWork
 
 SIGMAS = 5.0
 HMC = {"kernel": "hmc", "trajectory": 1.0, "steps": 4, "jitter": 0.3}
@@ -143,6 +145,30 @@ def test_stochastic_flow_is_trained_and_covers(tmp_path, capsys):
     plain = with_tables(protocol=tables["protocol"])
     untrained = measure(read_free_energy_config(plain, tmp_path)).process
     assert result["process"]["dissipated_work"] < 0.8 * untrained.dissipated
+
+
+def test_layers_are_not_trained_on_the_chains_they_are_measured_with(tmp_path, monkeypatch):
+    tables = with_tables(
+        flow={"name": "affine_coupling", "layers": 2, "hidden": [4], "odd": True},
+        training={"steps": 2, "batch": 16, "learning_rate": 0.02},
+        chains=CHAINS,
+    )
+    tables["free_energy"] = {"method": "snf", "seed": 1}
+    tables["protocol"] = {"m2": [2.0, 0.5], "steps": 2, "start": "chains"}
+    trained = []
+
+    class Spying(MeanWork):
+        def __init__(self, model):
+            trained.append(model.prior.get_buffer("fields"))
+            super().__init__(model)
+
+    monkeypatch.setattr("flowmc.run.free_energy.measure.MeanWork", Spying)
+    progress = Progress()
+    measure(read_free_energy_config(tables, tmp_path), progress=progress)
+    measured = torch.cat([row["field"] for row in progress.rows("start")])
+    assert len(trained[0]) == len(measured) == 320
+    shared = (trained[0][:, None] == measured[None]).flatten(2).any(2)
+    assert not bool(shared.any())
 
 
 def test_continuous_layers_state_their_error(tmp_path, capsys):

@@ -4,8 +4,12 @@ r"""``[[derivative]] method = "linear"``: derivatives at zero step, with vector 
           + \langle v \cdot \partial O \rangle + \mathrm{cov}(O, B)
 
 (:mod:`flowmc.estimators.linear_response`; the first term for observables that depend on the
-coupling themselves).  A first pass over the ensemble measures what B is made of; the coefficients
-of the vector fields are fitted to it, and the second pass needs derivatives along a single field.
+coupling themselves).  Of an observable that jumps, such as a rounded charge, the second term is
+zero almost everywhere and lacks the boundaries: without it and without vector fields, as plain
+reweighting, the formula holds for any observable.
+
+A first pass over the ensemble measures what B is made of; the coefficients of the vector fields are
+fitted to it, and the second pass needs derivatives along a single field.
 """
 
 from __future__ import annotations
@@ -202,12 +206,16 @@ class Linear(Measurement):
         plain_means = series.means()
         means = {**plain_means, **self.context.derived.values(plain_means)}
         slopes, plain = {}, {}
+        jumping: list[str] = []
         for label, values in series.under("observables").items():
             explicit = columns.get(f"explicit/{label}", np.zeros_like(values))
             slopes[label] = linear_derivative(
                 history, values, columns[f"advected/{label}"] + explicit, columns["bracket"]
             )
             plain[label] = linear_derivative(history, values, explicit, columns["insertion"])
+            if self.names and _jumps(values, columns[f"advected/{label}"]):
+                jumping.append(label)
+                slopes[label] = plain[label]
         for found in (slopes, plain):
             found |= self.context.derived.slopes(plain_means, found)
         factor = None if self.step is None else 2 / (2 * self.step) ** 2
@@ -229,7 +237,15 @@ class Linear(Measurement):
             + (f" with {len(self.names)} vector fields" if self.names else ", plain reweighting"),
             entries,
             details=self._details(columns),
-            warnings=self._warnings(columns),
+            warnings=[
+                *(
+                    f"{label} jumps between configurations where the vector fields do not move it: "
+                    "its derivative along them lacks what comes from the boundaries, so that of "
+                    "plain reweighting is given"
+                    for label in jumping
+                ),
+                *self._warnings(columns),
+            ],
         )
 
     def _details(self, columns: Columns) -> dict[str, Any]:
@@ -269,6 +285,12 @@ class Linear(Measurement):
         return self.context.action.differentiate(
             self.coupling, lambda action: torch.from_numpy(measure_field(entry, action, field))
         ).numpy()
+
+
+def _jumps(values: NDArray[np.float64], advected: NDArray[np.float64]) -> bool:
+    """Return whether a component is piecewise constant: it varies, but hardly ever by a bit."""
+    varies = np.ptp(values, axis=0) > 0
+    return bool((varies & (np.mean(advected == 0, axis=0) > 0.5)).any())
 
 
 def _nearby(action: Action, coupling: str) -> Action:

@@ -397,11 +397,14 @@ def _process(config: FreeEnergyConfig, say: Say, progress: Progress) -> Outcome:
             torch.manual_seed(stream(config.table.seed, 0, "weights").initial_seed())
             flows = [build_flow(table, action).double() for action in actions]
     process = Process(actions, kernels, flows)
+    if config.training is not None:
+        # Other configurations than those of the measurement: layers that had learned these by
+        # heart would find too little work on them.
+        prior, _ = _prior(config, say, progress, "training")
+        say(f"training {len(actions)} layers for {config.training.steps} steps")
+        _train(StochasticFlow(prior, process), config.training, progress)
     prior, constant = _prior(config, say, progress)
     model = StochasticFlow(prior, process)
-    if config.training is not None:
-        say(f"training {len(actions)} layers for {config.training.steps} steps")
-        _train(model, config.training, progress)
     with torch.no_grad():
         outcome = _driven(config, model, constant, say, progress)
     if config.training is not None:
@@ -430,8 +433,13 @@ def _train(model: StochasticFlow, settings: Settings, progress: Progress) -> Non
         progress.pause(progress.stop() or "asked to")
 
 
-def _prior(config: FreeEnergyConfig, say: Say, progress: Progress) -> tuple[Prior, float | None]:
-    """Return where processes begin, and the exact ln Z that its density lacks (None: unknown)."""
+def _prior(
+    config: FreeEnergyConfig, say: Say, progress: Progress, purpose: str = "start"
+) -> tuple[Prior, float | None]:
+    """Return where processes begin, and the exact ln Z that its density lacks (None: unknown).
+
+    Chains are others for every purpose.
+    """
     if config.start == "prior":
         prior = build_prior(config.prior or {}, config.action)
         return prior.double() if isinstance(prior, nn.Module) else prior, 0.0
@@ -439,12 +447,13 @@ def _prior(config: FreeEnergyConfig, say: Say, progress: Progress) -> tuple[Prio
     if config.start == "exact":
         return ExactStart(start), 0.0
     assert config.chains is not None
-    say(f"{config.chains.count} chains of the start, {start!r}")
+    of = "the start" if purpose == "start" else f"the start, for the {purpose}"
+    say(f"{config.chains.count} chains of {of}, {start!r}")
     chains = _chains(config, start)
-    rng = stream(config.table.seed, 0, "chains of the start")
-    for x in progress.configurations("start", chains, config.chains.measurements, rng):
-        progress.add("start", {"field": x})
-    fields = [row["field"] for row in progress.rows("start")]
+    rng = stream(config.table.seed, 0, f"chains of {of}")
+    for x in progress.configurations(purpose, chains, config.chains.measurements, rng):
+        progress.add(purpose, {"field": x})
+    fields = [row["field"] for row in progress.rows(purpose)]
     return EnsemblePrior(torch.cat(fields), start), log_partition(start)
 
 
