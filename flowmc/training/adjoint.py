@@ -43,6 +43,10 @@ class PushedForce:
     Args:
         flow: the map f.
         group: of the fields' elements.
+
+    Attributes:
+        direct_way_holds: what the first call has found; None before it.  A resumed training takes
+            it from its checkpoint.
     """
 
     def __init__(self, flow: Flow, group: Group) -> None:
@@ -96,6 +100,27 @@ class PushedForce:
             objections = self.communicator.maximum(np.array([float(not holds)]))
             self.direct_way_holds = not objections[0]
         return self.direct_way_holds
+
+    @staticmethod
+    def all_of(objective: object) -> list[PushedForce]:
+        """Return those of an objective and of what it is made of, always in the same order."""
+        found: list[PushedForce] = []
+        seen: set[int] = set()
+        todo = [objective]
+        while todo:
+            one = todo.pop()
+            if id(one) in seen or isinstance(one, nn.Module | Tensor | type):
+                continue
+            seen.add(id(one))
+            if isinstance(one, PushedForce):
+                found.append(one)
+            elif isinstance(one, list | tuple):
+                todo += reversed(one)
+            elif isinstance(one, dict):
+                todo += reversed(list(one.values()))
+            elif hasattr(one, "__dict__"):
+                todo += reversed(list(vars(one).values()))
+        return found
 
     def _through_inverse(self, y: Tensor, force: Tensor) -> Tensor | None:
         leaf = y.detach().requires_grad_(True)

@@ -27,6 +27,7 @@ from flowmc.flows.files import FlowFileError, atomic_save, read_tensors
 from flowmc.parallel import Communicator
 from flowmc.random import stream
 from flowmc.registry import ConfigError
+from flowmc.training.adjoint import PushedForce
 from flowmc.training.objectives.base import Batch, Objective
 from flowmc.training.optimisers import (
     OptimiserName,
@@ -344,6 +345,8 @@ class Trainer:
             "bad_densities": self._bad_densities,
             "density_error": self._density_error,
             "seconds": self.seconds,
+            # Which way to a force a resumed training takes must not depend on its first batch.
+            "direct_ways": [one.direct_way_holds for one in PushedForce.all_of(self.objective)],
         }
         card = {"checkpoint": counters, **self.metadata}
         self.communicator.from_root(lambda: atomic_save(path, tensors, card))
@@ -411,6 +414,10 @@ class Trainer:
         self._bad_densities = counters["bad_densities"]
         self._density_error = counters["density_error"]
         self.seconds = counters["seconds"]
+        forces = PushedForce.all_of(self.objective)
+        # Checkpoints of before know nothing of it.
+        for force, holds in zip(forces, counters.get("direct_ways", []), strict=False):
+            force.direct_way_holds = holds
 
 
 def _centred(log_weights: Tensor, parts: int) -> Tensor:

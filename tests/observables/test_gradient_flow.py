@@ -348,7 +348,7 @@ def test_unusable_keys():
         (lambda: gradient_flow(field, gauge, flow_time=1.0, points=0), "points = 0"),
         (lambda: energy_density(field, gauge, flow_time=-1.0), "flow_time = -1.0"),
         (lambda: energy_density(field, gauge, flow_time=1.0, step=0.0), "step = 0.0"),
-        (lambda: gradient_flow(field, gauge, flow_time=1.0, points=1, step=0.3), "at most 0.25"),
+        (lambda: gradient_flow(field, gauge, flow_time=1.0, points=1, step=0.4), "at most 0.25"),
         (lambda: topological_charge(field, gauge, flow_time=1.0), "two-dimensional U\\(1\\)"),
         (lambda: topological_charge(abelian.cold(1), abelian, flow_time=1.0), "leave out"),
     ]:

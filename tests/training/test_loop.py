@@ -21,6 +21,7 @@ from flowmc.training import (
     Trainer,
     TrainingError,
 )
+from flowmc.training.adjoint import PushedForce
 from flowmc.training.optimisers import make_optimiser
 from flowmc.training.schedules import SCHEDULES, learning_rate_factor
 
@@ -279,3 +280,14 @@ def test_ensemble_has_the_right_distribution():
     measured = x.T @ x / len(x)
     # Errors are below sqrt(2 / 4000) * 0.3 = 0.0067; six of these.
     assert (measured - exact).abs().max() < 0.04
+
+
+@pytest.mark.parametrize("make", [path_sampler, exchange])
+def test_a_resumed_training_keeps_to_its_way_to_a_force(make, tmp_path):
+    path = str(tmp_path / "checkpoint.safetensors")
+    first, second = (Trainer(make(), Settings(steps=1, batch=8), checkpoint=path) for _ in range(2))
+    (force,) = PushedForce.all_of(first.objective)
+    force.direct_way_holds = False
+    first.save()
+    second.load(path)
+    assert [one.direct_way_holds for one in PushedForce.all_of(second.objective)] == [False]
