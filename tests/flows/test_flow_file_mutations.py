@@ -182,7 +182,7 @@ def test_no_module_is_imported_because_a_card_names_it(where, planted, tmp_path,
     target.write_bytes(with_card(source.read_bytes(), planted_cards(card)[where]))
     tables = config(
         theory={"action": "phi4", "lattice": theory["lattice"], **theory["couplings"]},
-        run={"updates": 1, "thermalization": 0, "report": False},
+        run={"updates": 2, "thermalization": 0, "report": False},
     )
     tables["update"] = [{"kernel": "independence", "flow": str(target)}]
     written = write(tmp_path / "a.toml", tables)
