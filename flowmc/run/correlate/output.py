@@ -119,7 +119,8 @@ def warnings_of(section: Section) -> list[str]:
     for text, names in about.items():
         if not any(text.endswith(one) for one in known):
             several = len(names) > 3
-            found.append(f"{', '.join(names[:3])}{', ...' if several else ''}: {text}")
+            shown = ", ".join(map(quantity_text, names[:3]))
+            found.append(f"{shown}{', ...' if several else ''}: {text}")
     return found
 
 

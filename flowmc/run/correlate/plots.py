@@ -21,6 +21,7 @@ from flowmc.run.plot_style import (
     legend_above,
     svg_text,
 )
+from flowmc.run.text_parts import quantity_text
 
 __all__ = [
     "Points",
@@ -105,7 +106,7 @@ def steps_plot(
             if len(squares) > 1:
                 _points(axes, [0.0], [result.value], [result.error], ORANGE)
                 axes.set_xlim(-0.04 * squares.max(), 1.06 * squares.max())
-            axes.set_title(name)
+            axes.set_title(quantity_text(name))
             axes.set_xlabel("step²")
         return svg_text(figure)
 
@@ -121,7 +122,7 @@ def vectors_plot(layout: Layout, vectors: Mapping[str, Mapping[int, Result]]) ->
             errors = [vectors[name][place].error for place in places]
             _points(axes, places, values, errors, BLUE)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.set_title(name)
+            axes.set_title(quantity_text(name))
             axes.set_xlabel("t")
         return svg_text(figure)
 
@@ -148,7 +149,7 @@ def couplings_plot(
                 if points:
                     places, values, errors = zip(*points, strict=True)
                     _points(axes, places, values, errors, color, label)
-            axes.set_title(name)
+            axes.set_title(quantity_text(name))
             axes.set_xlabel(coupling)
         legend_above(figure, panels[0], layout)
         return svg_text(figure)
@@ -181,7 +182,7 @@ def change_plot(
         )
         axes.axhline(value, color=ORANGE, linewidth=1.0)
         axes.set_xlabel("configuration number, replicas in turn")
-        axes.set_title(name)
+        axes.set_title(quantity_text(name))
         histogram.set_xticks([])
         histogram.tick_params(labelleft=False)
         return svg_text(figure)
