@@ -5,7 +5,6 @@ import pickle
 import struct
 import zlib
 
-import numpy as np
 import pytest
 from flowmc_adapters import (
     CheckError,
@@ -371,14 +370,27 @@ def test_header_alone(tmp_path, make_configuration):
     assert header.plaquette == pytest.approx(plaquettes(configuration.links).mean)
 
 
-def test_metadata_too_long_for_other_readers_is_dropped_with_a_warning(
-    tmp_path, make_configuration
+@pytest.mark.parametrize("format", ["ildg", "scidac"])
+def test_metadata_too_long_for_other_readers_are_cut_into_records(
+    tmp_path, make_configuration, format
 ):
-    warnings = write(
-        tmp_path / "conf", make_configuration(metadata={"story": "x" * 200_000}), "ildg"
-    )
-    assert warnings == ["metadata too long for the file, dropped: story"]
-    assert np.isfinite(read(tmp_path / "conf").links).all()
+    """SIMULATeQCD takes any record of more than 100,000 bytes for the links."""
+    metadata = {
+        "story": "".join(f"{i} \u683c\u2029<&\n" for i in range(20_000)),
+        "scidac-record-xml": f"<HMC>{'x' * 150_000}</HMC>",
+        "short": "\ud800 \U0001f600",
+    }
+    assert write(tmp_path / "conf", make_configuration(metadata=metadata), format) == []
+    content = (tmp_path / "conf").read_bytes()
+    long = [kind for kind, _, data in records_of(content) if len(data) > 100_000]
+    assert set(long) <= {"ildg-binary-data", "scidac-binary-data"}
+    found = read(tmp_path / "conf")
+    assert found.warnings == []
+    assert found.metadata["story"] == metadata["story"]
+    assert found.metadata["short"] == metadata["short"]
+    assert metadata["scidac-record-xml"] in found.metadata.values()
+    write(tmp_path / "again", found, format)
+    assert (tmp_path / "again").read_bytes() == content
 
 
 def test_flag_words_of_gpt(read_bytes, make_links):

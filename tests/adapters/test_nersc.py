@@ -213,10 +213,21 @@ def test_nothing_in_metadata_can_forge_a_header(tmp_path, make_configuration):
             "CHECKSUM": "0",
             "PLAQUETTE": "7",
             "CREATOR": "",
+            "END_HEADER": "1",
+            "X_BEGIN_HEADER": "2",
+            "PLACE": "Mainz, Z\u00fcrich",
         }
     )
-    write(tmp_path / "lat", configuration, "nersc")
-    assert read(tmp_path / "lat").metadata["ENSEMBLE_ID"] == "a END_HEADER b"
+    warnings = write(tmp_path / "lat", configuration, "nersc")
+    found = read(tmp_path / "lat").metadata
+    assert found["ENSEMBLE_ID"] == "unknown"
+    assert not found.keys() & {"END_HEADER", "X_BEGIN_HEADER"}
+    content = (tmp_path / "lat").read_bytes()
+    assert content.count(b"END_HEADER") == content.count(b"BEGIN_HEADER") == 1
+    for key in ("ENSEMBLE_ID", "END_HEADER", "X_BEGIN_HEADER"):
+        assert any(text.startswith(f"{key} left out") for text in warnings)
+    assert found["PLACE"] == "Mainz, Z?rich"
+    assert any(text.startswith("PLACE has letters outside ASCII") for text in warnings)
 
 
 def test_blanks_within_a_value_are_kept(tmp_path, make_configuration):

@@ -133,6 +133,23 @@ def test_bombs_are_refused(tmp_path, claimed):
         read(tmp_path / "u.npz")
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_compressed_links_in_any_order_of_threads(tmp_path, make_links, monkeypatch, order):
+    """Few slices kept, many threads: whoever comes late unpacks from the beginning again."""
+    monkeypatch.setattr("flowmc_adapters.slab_sums._SITES", 8)
+    monkeypatch.setattr("flowmc_adapters.transfer._SERIAL_VOLUME", 1)
+    monkeypatch.setattr("flowmc_adapters.numpy_files.npz._SMALL_SLICES", 1)
+    monkeypatch.setattr("flowmc_adapters.numpy_files.npz._KEPT_BYTES", 1)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)))
+    links = make_links((4, 2, 6, 8))
+    np.savez_compressed(tmp_path / "u.npz", links=np.asarray(links, order=order))
+    found = read(tmp_path / "u.npz")
+    assert np.array_equal(found.links, links)
+    assert found.checksum.ok
+    convert(tmp_path / "u.npz", tmp_path / "copy", "openqcd")
+    assert np.array_equal(read(tmp_path / "copy").links, links)
+
+
 def test_pickles_and_strangers_are_refused(tmp_path, make_links):
     class Bomb:
         def __reduce__(self):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..atomic import atomic_path
+from ..bounds import require_bounded
 from ..checksums import parse_hexadecimal
 from ..configuration import Checksum, PathLike
 from ..errors import FormatError
@@ -168,7 +169,9 @@ def _read_group(group: Any, path: PathLike) -> FieldConfiguration:
         raise FormatError(
             path, None, f"{group.name}: dims {stated} and shape {shape} contradict each other"
         )
-    place_of(dataset, path)  # raises if the claimed size does not fit the file
+    if place_of(dataset, path) is None:  # raises if the claimed size does not fit the file
+        size, packed = dataset.size * dataset.dtype.itemsize, int(dataset.id.get_storage_size())
+        require_bounded(path, dataset.name, size, size, packed)
     values = np.ascontiguousarray(dataset[...], dtype=found.element.newbyteorder("="))
     warnings: list[str] = []
     metadata = parse_metadata(text_attribute(group, "metadata", path))

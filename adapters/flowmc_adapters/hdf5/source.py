@@ -3,6 +3,7 @@ fastest axis is time (QLUA)."""
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..bounds import require_bounded
 from ..checksums import ChecksumSum
 from ..configuration import ComplexArray, PathLike
 from ..errors import CheckError, FormatError
@@ -17,8 +19,9 @@ from ..layout import Layout, encode
 from ..links import LinkSource, Slab, first_site
 from .file import guarded, number_type, plain_numbers
 
-# Of the time slices read at once.
-_BLOCK_BYTES = 2**28
+# Of the time slices read at once; every block of them takes a pass over the file if time is fastest
+_BLOCK_BYTES = 2**26
+_TIME_LAST_BYTES = 2**28
 # The one being read, the one above it, and that of a thread that is late.
 _BLOCKS = 3
 
@@ -55,8 +58,12 @@ class Hdf5Source(LinkSource):
         with guarded(path):
             self._datasets = [file[name] for name in datasets]
             chunks = self._datasets[0].chunks
+            packed = sum(int(dataset.id.get_storage_size()) for dataset in self._datasets)
+            chunk_bytes = math.prod(chunks or ()) * self._datasets[0].dtype.itemsize
         slice_bytes = layout.total_bytes // self.dims[-1]
-        fitting = max(1, _BLOCK_BYTES // slice_bytes)
+        at_once = max(slice_bytes, chunk_bytes)
+        require_bounded(path, ", ".join(datasets), at_once, layout.total_bytes, packed)
+        fitting = max(1, (_TIME_LAST_BYTES if time_last else _BLOCK_BYTES) // slice_bytes)
         # Time runs fastest: single slices would touch every page of the file again and again
         wanted = self.dims[-1] if time_last else 1 if chunks is None else chunks[0]
         self._slices = min(fitting, wanted, self.dims[-1])

@@ -36,6 +36,8 @@ SCIDAC_PAYLOAD = "scidac-binary-data"
 _FILE_LEVEL = frozenset(
     {"scidac-private-file-xml", "scidac-file-xml", "xlf-info", "grid-format", EXTRA_RECORD}
 )
+# Of metadata of ours, in characters
+_LONGEST_EXTRA = 2**24
 # QDP_D3_ColorMatrix, USQCD_F3_ColorMatrix, GRID_D_LorentzVector4_ColourMatrix3 and
 # QUDA_DNc3_GaugeField; QDP++ of 2004 calls every field just so
 _GAUGE_DATATYPE = re.compile(r"\w*(Colou?rMatrix|GaugeField)\w*|Lattice")
@@ -131,12 +133,18 @@ def _segments(
 
 
 def _texts(path: PathLike, records: list[lime.LimeRecord], kinds: frozenset[str]) -> dict[str, str]:
-    """Text of the first record of each kind."""
+    """Text of the first record of each kind; that of ours may be in several pieces."""
     texts: dict[str, str] = {}
+    pieces: list[str] = []
     for record in records:
-        if record.kind in kinds and record.kind not in texts:
+        if record.kind not in kinds:
+            continue
+        if record.kind == EXTRA_RECORD:
+            if sum(map(len, pieces)) <= _LONGEST_EXTRA:
+                pieces.append(lime_text.decode_text(lime.read_data(path, record)))
+        elif record.kind not in texts:
             texts[record.kind] = lime_text.decode_text(lime.read_data(path, record))
-    return texts
+    return texts | ({EXTRA_RECORD: "".join(pieces)} if pieces else {})
 
 
 def _gauge_record(

@@ -17,6 +17,8 @@ CONTAINER_KEYS = frozenset({"scidac-date", PRIVATE_RECORD})
 EXTRA_RECORD = "flowmc-metadata"
 # SIMULATeQCD takes any record beyond this many bytes for the links, and no other.
 SIMULATEQCD_THRESHOLD = 100_000
+# Characters of a record of ours; what is longer goes on in the next one of the same type
+EXTRA_PIECE = 90_000
 
 
 def writer(texts: dict[str, str]) -> str:

@@ -19,8 +19,8 @@ from . import text as lime_text
 from .gauge import ILDG_PAYLOAD, SCIDAC_PAYLOAD
 from .metadata import (
     CONTAINER_KEYS,
+    EXTRA_PIECE,
     EXTRA_RECORD,
-    SIMULATEQCD_THRESHOLD,
     TEXT_RECORDS,
 )
 
@@ -33,7 +33,8 @@ class LimeFrame(Frame):
     Two messages, as QIO writes them: `scidac-private-file-xml scidac-file-xml`, and
     `scidac-private-record-xml scidac-record-xml [ildg-format ildg-data-lfn] payload
     scidac-checksum`; then one message each for `xlf-info` and for metadata of ours, if there are
-    any. With `ildg` the bracketed records are there and the payload is `ildg-binary-data`, else
+    any; long ones are cut into several records, as SIMULATeQCD takes long records for links. With
+    `ildg` the bracketed records are there and the payload is `ildg-binary-data`, else
     `scidac-binary-data`.
 
     Args:
@@ -52,11 +53,6 @@ class LimeFrame(Frame):
         self._extra, _ = _user_record(metadata, 0.0, 0.0)
         if not ildg and "ildg-data-lfn" in metadata:
             self._extra["ildg-data-lfn"] = metadata["ildg-data-lfn"]
-        if len(lime_text.encode_text(self._extra_text)) >= SIMULATEQCD_THRESHOLD:
-            self.warnings.append(
-                f"metadata too long for the file, dropped: {', '.join(sorted(self._extra))}"
-            )
-            self._extra = {}
 
     @property
     def _extra_text(self) -> str:
@@ -111,7 +107,9 @@ class LimeFrame(Frame):
             text = lime_text.updated_xlf(metadata["xlf-info"], plaquette, number)
             after.append(("xlf-info", text))
         if self._extra:
-            after.append((EXTRA_RECORD, self._extra_text))
+            text = self._extra_text  # ASCII, so that it can be cut anywhere
+            pieces = range(0, len(text), EXTRA_PIECE)
+            after += [(EXTRA_RECORD, text[i : i + EXTRA_PIECE]) for i in pieces]
         for record, text in after:
             lime.write_record(file, record, lime_text.encode_text(text), begin=True, end=True)
         return file.getvalue()

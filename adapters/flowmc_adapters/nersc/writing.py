@@ -47,6 +47,8 @@ _DEFAULTS = (
     | dict.fromkeys(_ENSEMBLE, "unknown")
     | {"SEQUENCE_NUMBER": "0", "CREATOR": "flowmc"}
 )
+# Some readers look for it anywhere in the file
+_MARK = re.compile("(BEGIN|END)_HEADER")
 _PADDED = {"LINK_TRACE": 18, "PLAQUETTE": 18, "CHECKSUM": 8}
 
 
@@ -184,8 +186,20 @@ class _NerscFrame(Frame):
         for key, value in (_DEFAULTS | carried_keys(self._field.metadata)).items():
             # One line of printable ASCII, whatever the metadata hold
             line = re.sub(r"[\x00-\x1f\x7f]+", " ", value).strip()
-            values[key] = line.encode("ascii", errors="replace").decode("ascii") or "unknown"
+            ascii_line = line.encode("ascii", errors="replace").decode("ascii")
+            if ascii_line != line:
+                self._warn(f"{key} has letters outside ASCII, which became question marks")
+            if _MARK.search(f"{key} {line}"):
+                self._warn(f"{key} left out: readers would take it for the end of the header")
+                if key not in _DEFAULTS:
+                    continue
+                ascii_line = _DEFAULTS[key]
+            values[key] = ascii_line or "unknown"
         return values
+
+    def _warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
 
     def _observables(self, written: Written) -> tuple[str, float, float]:
         """Checksum, plaquette and link trace.

@@ -3,7 +3,8 @@
 `links` is `(Lt, Lz, Ly, Lx, 4, N, N)`, in d dimensions `(L_{d-1}, ..., L_0, d, N, N)`; `metadata` a
 text, a JSON object of strings. Nothing pickled is ever read or written. The archive's own CRC-32 of
 `links` is the checksum. Written without compression, so that links are read and written in place;
-compressed links, as `numpy.savez_compressed` makes them, are held in memory. Sources: numpy's
+compressed links, as `numpy.savez_compressed` makes them, are unpacked a time slice at a time, and
+held in memory if they are in Fortran order. Sources: numpy's
 description of the format, and PKWARE's of zip archives.
 """
 
@@ -11,8 +12,10 @@ from __future__ import annotations
 
 import io
 import sys
+import threading
 import zlib
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..bounds import require_bounded
 from ..checksums import ChecksumSum, RawBytes
 from ..configuration import Checksum, ComplexArray, Header, is_gauge_shape
 from ..errors import CheckError, FormatError
@@ -28,15 +32,19 @@ from ..formats import PathLike
 from ..hdf5.writing import metadata_text, parse_metadata
 from ..layout import Layout, check_size
 from ..layout_format import Description, Frame, LayoutFormat, Written
-from ..links import ArraySource, LayoutSource, LinkSource
-from ..storage import FileStorage, OpenStorage
+from ..links import ArraySource, LayoutSource, LinkSource, Slab
+from ..storage import FileStorage, OpenStorage, Storage
 from .crc32 import Crc32Sum
 from .npy import gauge_header, parse_header, possible_layouts
-from .zip_archive import Member, central_directory, local_header, members, unpacked
+from .zip_archive import Inflation, Member, central_directory, local_header, members, unpacked
 
 LINKS, METADATA = "links.npy", "metadata.npy"
 _LARGEST_HEADER = 2**16
 _LARGEST_METADATA = 2**26
+# Threads keep in step over slices larger than this, see `transfer`: one slice and the one above it
+_LARGE_SLICE = 2**24
+_LARGE_SLICES, _SMALL_SLICES = 3, 8
+_KEPT_BYTES = 2**25
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,7 @@ class NpzHeader(Header):
 
     member: Member | None = None
     before: bytes = b""
+    byte_order: str = "<"
 
 
 class NpzFormat(LayoutFormat):
@@ -115,24 +124,25 @@ class NpzFormat(LayoutFormat):
             warnings=warnings,
             member=member,
             before=before,
+            byte_order=order,
         )
 
     @contextmanager
     def open(
         self, path: PathLike, header: Header, storage: OpenStorage = FileStorage
     ) -> Iterator[LinkSource]:
-        """See `LayoutFormat.open`; compressed links are held in memory."""
+        """See `LayoutFormat.open`; compressed links are unpacked by the way."""
         if not isinstance(header, NpzHeader) or header.member is None:
             raise TypeError(f"{self.name}: the header is of another format")
-        if header.layout is None:
+        if header.layout is None and not _in_order(path, header.member):
             yield _unpacked_source(path, header.member)
             return
+        if header.layout is None:
+            with _PackedStorage(path, header.member, header.before, header) as packed:
+                yield _PackedSource(packed, packed.layout, _sum_of(header))
+            return
         with storage(path) as file:
-            yield LayoutSource(
-                file,
-                header.layout,
-                lambda layout: Crc32Sum(layout.site_bytes, layout.total_bytes, header.before),
-            )
+            yield LayoutSource(file, header.layout, _sum_of(header))
 
     def frame(self, path: PathLike, field: Description, options: dict[str, str]) -> Frame:
         """See `LayoutFormat.frame`."""
@@ -172,6 +182,97 @@ class _NpzFrame(Frame):
         return central_directory([first, second], len(before) + self.layout.total_bytes)
 
 
+def _sum_of(header: NpzHeader) -> Callable[[Layout], ChecksumSum]:
+    return lambda layout: Crc32Sum(layout.site_bytes, layout.total_bytes, header.before)
+
+
+def _in_order(path: PathLike, member: Member) -> bool:
+    """Whether the links of a member lie one time slice after the other."""
+    _, fortran, _ = parse_header(path, io.BytesIO(unpacked(path, member, _LARGEST_HEADER)))
+    return not fortran
+
+
+class _PackedStorage(Storage):
+    """Compressed links, unpacked a time slice at a time and in order.
+
+    The slices used last are kept for the threads at work, and the first one for the end of the
+    lattice; whoever comes back for another one unpacks from the beginning again.
+
+    Args:
+        path: the file.
+        member: the compressed links.
+        before: bytes before the first link.
+        header: of the file.
+
+    Attributes:
+        layout: of the links, the first one at byte 0.
+
+    Raises:
+        FormatError: so small a file does not hold slices so large.
+    """
+
+    def __init__(self, path: PathLike, member: Member, before: bytes, header: NpzHeader) -> None:
+        self.path, self._member, self._before = path, member, before
+        self.layout = Layout(
+            0, header.dims, header.nc, header.nc, header.precision, header.byte_order
+        )
+        self._slice_bytes = self.layout.total_bytes // header.dims[-1]
+        most = _LARGE_SLICES if self._slice_bytes > _LARGE_SLICE else _SMALL_SLICES
+        require_bounded(path, LINKS, self._slice_bytes, member.size, member.packed)
+        self._most = max(most, _KEPT_BYTES // self._slice_bytes)
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[int, RawBytes] = OrderedDict()
+        self._first: RawBytes | None = None
+        self._stream: Inflation | None = None
+        self._next = 0
+
+    def read(self, offset: int, out: RawBytes) -> None:
+        """See `Storage.read`; never across time slices."""
+        t, begin = divmod(offset, self._slice_bytes)
+        out[...] = self._slice(t)[begin : begin + out.size]
+
+    def write(self, offset: int, data: RawBytes) -> None:
+        """Compressed members are read only."""
+        raise TypeError("compressed members are read only")
+
+    def close(self) -> None:
+        """See `Storage.close`."""
+        if self._stream is not None:
+            self._stream.close()
+
+    def _slice(self, t: int) -> RawBytes:
+        with self._lock:
+            if t == 0 and self._first is not None:
+                return self._first
+            found = self._kept.get(t)
+            if found is not None:
+                return found
+            if self._stream is None or t < self._next:
+                self.close()
+                self._stream, self._next = Inflation(self.path, self._member), 0
+                self._stream.read(len(self._before))
+            while self._next <= t:
+                raw = np.frombuffer(self._stream.read(self._slice_bytes), np.uint8)
+                if self._next == 0:
+                    self._first = raw
+                self._kept[self._next] = raw
+                self._next += 1
+                if len(self._kept) > self._most:
+                    self._kept.popitem(last=False)
+            return raw
+
+
+class _PackedSource(LayoutSource):
+    """Links of a compressed member."""
+
+    keeps_slices = True
+
+    def _not_finite(self, slab: Slab, site: str) -> FormatError:
+        return CheckError(
+            self._storage.path, None, f"not a finite number in the links at {site}: damaged"
+        )
+
+
 class _KnownSum(ChecksumSum):
     """The checksum of links that were read all at once."""
 
@@ -205,6 +306,8 @@ class _MemorySource(ArraySource):
 
 
 def _unpacked_source(path: PathLike, member: Member) -> LinkSource:
+    """Links in Fortran order: time runs fastest, so that there are no slices to take apart."""
+    require_bounded(path, LINKS, member.size, member.size, member.packed)
     data = unpacked(path, member, member.size)
     stream = io.BytesIO(data)
     shape, fortran, dtype = parse_header(path, stream)

@@ -14,6 +14,7 @@ from pathlib import Path
 from ..configuration import PathLike
 from ..errors import FormatError
 
+_PIECE = 2**20
 _STORED, _DEFLATED = 0, 8
 # Deflate cannot do better than this.
 _MOST_COMPRESSION = 1032
@@ -141,6 +142,56 @@ def unpacked(path: PathLike, member: Member, most: int) -> bytes:
             path, member.offset, f"{member.name} ends after {len(data)} of {wanted} bytes: damaged"
         )
     return data
+
+
+class Inflation:
+    """A compressed member, unpacked from front to end.
+
+    Args:
+        path: the archive.
+        member: which.
+    """
+
+    def __init__(self, path: PathLike, member: Member) -> None:
+        self._path, self._member = path, member
+        self._file = open(path, "rb")  # noqa: SIM115 - closed by `close`
+        self._file.seek(member.offset)
+        self._packed_left = member.packed
+        self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+
+    def read(self, count: int) -> bytes:
+        """The next bytes.
+
+        Raises:
+            FormatError: the compressed data are damaged, or end early.
+        """
+        parts, missing = [], count
+        while missing:
+            packed = self._inflate.unconsumed_tail
+            if not packed:
+                packed = self._file.read(min(_PIECE, self._packed_left))
+                self._packed_left -= len(packed)
+            try:
+                part = self._inflate.decompress(packed, missing)
+            except zlib.error as error:
+                raise FormatError(
+                    self._path,
+                    self._member.offset,
+                    f"{self._member.name}: damaged compressed data: {error}",
+                ) from error
+            if not part and (not packed or self._inflate.eof):
+                raise FormatError(
+                    self._path,
+                    self._member.offset,
+                    f"{self._member.name} ends {missing} bytes early: damaged",
+                )
+            parts.append(part)
+            missing -= len(part)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Close the archive."""
+        self._file.close()
 
 
 def local_header(member: Member) -> bytes:
