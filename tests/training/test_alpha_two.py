@@ -58,7 +58,7 @@ def test_a_wrong_jacobian_is_seen(monkeypatch):
         return y, -change
 
     monkeypatch.setattr(LatentBridge, "_pushed", wrong)
-    assert pulls(batches=10, annealing_steps=1, leapfrog_steps=1)[1] > 100
+    assert pulls(batches=20, annealing_steps=1, leapfrog_steps=1)[1] > 100
 
 
 def test_a_wrong_exponent_is_seen(monkeypatch):
