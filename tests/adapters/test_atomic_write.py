@@ -194,6 +194,23 @@ def test_a_kill_leaves_the_old_file(tmp_path, old_and_new, calls):
     assert read(tmp_path / "conf").links[0, 0, 0, 0, 0, 0, 0] == 1j
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing_behind(tmp_path, make_configuration, number):
+    write(tmp_path / "conf", make_configuration(), "npy")
+    program = (
+        "import os, sys\nfrom flowmc_adapters.cli import main\n"
+        f"os.fsync = lambda _: os.kill(os.getpid(), {int(number)})\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = ["convert", str(tmp_path / "conf"), str(tmp_path / "new"), "--format", "nersc"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env=os.environ | {"PYTHONPATH": str(Path(flowmc_adapters.__file__).parents[1])},
+    )
+    assert done.returncode == 128 + number
+    assert [path.name for path in tmp_path.iterdir()] == ["conf"]
+
+
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_failure_at_the_last_moment(tmp_path, monkeypatch, call):
     def fail(*_):

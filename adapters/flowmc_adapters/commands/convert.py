@@ -28,6 +28,7 @@ from .common import (
     communicator,
     only_first_rank_prints,
     reading_options,
+    stopped_by_signals,
 )
 from .files import expand
 from .progress import ProgressLine
@@ -110,7 +111,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
         comm = communicator(arguments)
     except ValueError as error:
         return _refused(str(error), arguments.json)
-    with only_first_rank_prints(comm):
+    with only_first_rank_prints(comm), stopped_by_signals():
         return _convert(arguments, comm)
 
 
