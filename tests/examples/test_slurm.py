@@ -104,6 +104,8 @@ def slurm(tmp_path_factory):
             time.sleep(0.5)
         yield surroundings
     finally:
+        # Jobs of a test that failed would outlive their SLURM.
+        ask(surroundings, "scancel", "--user=root")
         for process in reversed(processes):
             process.terminate()
             try:
