@@ -234,6 +234,13 @@ def test_old_formats_in_a_directory_are_named(tmp_path, make_configuration, caps
     assert "CP-PACS" in capsys.readouterr().out
 
 
+def test_what_a_killed_write_has_left_is_named(tmp_path, make_configuration, capsys):
+    write(tmp_path / "lat.10", make_configuration((2, 2, 2, 2)), "nersc")
+    (tmp_path / ".lat.20.0123456789abcdef.partial").write_bytes(bytes(100))
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert ".lat.20.0123456789abcdef.partial: unfinished" in capsys.readouterr().out
+
+
 def test_patterns_work_where_the_shell_leaves_them_alone(ensemble, capsys):
     assert main(["inspect", str(ensemble / "lat.?0")]) == 2
     assert "4 files: 2 ok" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Scalar and U(1) fields: three formats, ensembles in one file, appends that are interrupted."""
 
+import errno
 import json
 import os
 import subprocess
@@ -449,3 +450,13 @@ def test_checksum_needs_every_site():
     assert site_checksum(field.values, "u1", "<").text == checksum_by_hand(
         field.values, (2, 3, 4), "<"
     )
+
+
+def test_appending_on_a_file_system_without_locks(tmp_path, monkeypatch):
+    def no_locks(descriptor, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(hdf5_append.fcntl, "flock", no_locks)
+    for number in (1, 2):
+        append_field(tmp_path / "ensemble.h5", make_field(seed=number), number)
+    assert field_numbers(tmp_path / "ensemble.h5") == [1, 2]

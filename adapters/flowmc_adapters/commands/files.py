@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from ..atomic import ENDING
 from ..errors import FormatError
 from ..heads import read_head
 from ..naming import name_pattern, named_like_configuration, natural_key
@@ -38,7 +39,7 @@ class FileList:
 def expand(arguments: Sequence[str]) -> FileList:
     """Files, directories and patterns (for shells that leave them alone) as a list of files.
 
-    Of a directory, hidden files, `.info` companions, random-number states, directories and files
+    Of a directory, hidden files (unfinished ones with a word), `.info` companions, random-number states, directories and files
     that no format knows are left out. A file that is named like a configuration, by a number, a
     suffix or as others in the directory that are some, or is empty, stays: it may be what is left
     of one. A directory that a pattern stands for counts like one that is named. Of several files,
@@ -111,6 +112,8 @@ def _is_companion(path: Path) -> bool:
 
 def _reason_to_skip(path: Path) -> str | None:
     """None for a configuration, "" for a file not worth a word, else the reason."""
+    if path.name.startswith(".") and path.name.endswith(ENDING):
+        return "unfinished: it is being written now, or the write was killed; then remove it"
     if path.name.startswith(".") or _is_companion(path):
         return ""
     if path.is_dir():

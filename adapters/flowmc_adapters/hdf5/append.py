@@ -156,6 +156,8 @@ def appending(path: PathLike) -> Iterator[Any]:
             raise BlockingIOError(
                 error.errno, "another process is appending to this file", os.fspath(path)
             ) from error
+        except OSError:
+            pass  # a file system without locks: whoever writes alone can still append
         _complete(target, descriptor)
         end = _end_of_file(path, descriptor)
         os.ftruncate(descriptor, end)  # left over from a crash
