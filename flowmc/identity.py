@@ -34,6 +34,9 @@ class Identified:
     """
 
     def __new__(cls, *args: Any, **keywords: Any) -> Any:
+        if (args or keywords) and cls.__init__ is object.__init__:
+            # What object() itself says, which this method would hide.
+            raise TypeError(f"{cls.__name__}() takes no arguments")
         self = super().__new__(cls)
         if cls.distinction is Identified.distinction:
             # Not by attribute: a module takes none before its own constructor has run.

@@ -1,3 +1,6 @@
+import signal
+from collections.abc import Iterator
+
 import pytest
 import torch
 from exactness import single_threaded
@@ -18,3 +21,11 @@ def _initial_weights() -> None:
 def rng() -> torch.Generator:
     """Numbers that stay the same when the streams of runs are made in another way."""
     return torch.Generator().manual_seed(8623414109925789621)
+
+
+@pytest.fixture
+def _at_a_terminal() -> Iterator[None]:
+    """SIGHUP is not ignored, as it is under nohup, here and in processes that a test starts."""
+    old = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, old)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from flowmc.actions import Wilson
 from flowmc.actions.loops import SHAPES, images, loop_trace
-from flowmc.estimators.gain import block_length, variance_ratio
+from flowmc.estimators.gain import variance_ratio
 from flowmc.estimators.history import History, fluctuations_of, result_of
 from flowmc.estimators.linear_response import (
     advection,
@@ -118,13 +118,11 @@ def run(case: Case, degree: int | None, seed: int = 1) -> dict:
         if name.startswith("C"):
             vacuum = means[-1]
             d, p, m = d - 2 * vacuum * better[-1], p - 2 * vacuum * plain[-1], m - vacuum**2
-        found = result_of(name, d)
-        reference, mean = result_of(name, p), result_of(name, m)
-        block = block_length(history, max(found.tau_int, reference.tau_int, mean.tau_int))
+        found, reference = result_of(name, d), result_of(name, p)
         own = fluctuations_of(d, history)
-        against = variance_ratio("", history, fluctuations_of(p, history), own, block)
+        against = variance_ratio("", history, fluctuations_of(p, history), own)
         factor = 2 / (2 * STEP) ** 2
-        two = variance_ratio("", history, fluctuations_of(m, history), own, block, factor)
+        two = variance_ratio("", history, fluctuations_of(m, history), own, factor)
         results[name] = {
             "derivative": str(found),
             "reweighting": str(reference),

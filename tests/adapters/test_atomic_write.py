@@ -194,6 +194,7 @@ def test_a_kill_leaves_the_old_file(tmp_path, old_and_new, calls):
     assert read(tmp_path / "conf").links[0, 0, 0, 0, 0, 0, 0] == 1j
 
 
+@pytest.mark.usefixtures("_at_a_terminal")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_nothing_behind(tmp_path, make_configuration, number):
     write(tmp_path / "conf", make_configuration(), "npy")

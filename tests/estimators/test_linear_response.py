@@ -115,7 +115,8 @@ def exact_slope(action):
     return sum(values) / (12 * h**2) / action.volume
 
 
-@pytest.mark.parametrize(("beta", "least"), [(1.0, 10), (3.0, 2)])
+# Over seeds the gain at beta = 1 is 10.0 with a standard deviation of 0.7.
+@pytest.mark.parametrize(("beta", "least"), [(1.0, 7), (3.0, 2)])
 def test_plaquette_of_u1(beta, least):
     """At beta = 3 the noise comes from the topological sectors, which local fields cannot see."""
     action = Wilson("U(1)", [4, 4], beta=beta)

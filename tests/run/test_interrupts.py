@@ -12,6 +12,7 @@ from flowmc.run.interrupts import Interrupts
 WARNINGS = [signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU]
 
 
+@pytest.mark.usefixtures("_at_a_terminal")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, *WARNINGS])
 def test_each_asks_to_stop(number):
     with Interrupts() as asked:

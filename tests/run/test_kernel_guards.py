@@ -16,6 +16,7 @@ import os
 import torch
 from flowmc.actions import Phi4
 from flowmc.kernels import HMC
+from flowmc.registry import ConfigError
 
 class Tilted(Phi4):
     name = "tilted"
@@ -32,6 +33,13 @@ class Tilted(Phi4):
         return super().__call__(field) - h * phi.flatten(1).sum(1)
     def force(self, field):
         return super().force(field) - self.h
+
+class Choosy(HMC):
+    name = "choosy"
+    def init(self, field):
+        if "FLOWMC_TEST_REFUSE" in os.environ:
+            raise ConfigError("choosy refuses")
+        return super().init(field)
 
 class Prepared(HMC):
     name = "prepared"
@@ -126,14 +134,27 @@ def test_step_asks_every_kernel(tmp_path, _module, capsys):
 
 
 def test_a_resumed_run_asks_every_kernel(tmp_path, _module, monkeypatch, capsys):
-    """The action has changed behind the run's back."""
+    choosy = {"kernel": f"{_module}:Choosy", "steps": 4, "trajectory": 1.0}
+    tables = tilted(_module, [HMC, choosy], run={"updates": 4})
+    assert run(tmp_path, tables) == 0
+    before = digests(tmp_path / "out")
+    tables["run"]["updates"] = 8
+    with monkeypatch.context() as patch:
+        patch.setenv("FLOWMC_TEST_REFUSE", "1")
+        assert run(tmp_path, tables, "--resume") == 2
+    assert "choosy refuses" in capsys.readouterr().err
+    assert digests(tmp_path / "out")["checkpoint.h5"] == before["checkpoint.h5"]
+    assert run(tmp_path, tables, "--resume") == 0
+
+
+def test_an_action_that_has_changed_behind_a_run_is_found(tmp_path, _module, monkeypatch, capsys):
     tables = tilted(_module, [HMC, FLIP], theory={"h": 0.0}, run={"updates": 4})
     assert run(tmp_path, tables) == 0
     before = digests(tmp_path / "out")
     monkeypatch.setenv("FLOWMC_TEST_FIELD", "0.1")
     tables["run"]["updates"] = 8
     assert run(tmp_path, tables, "--resume") == 2
-    assert "sign_flip needs" in capsys.readouterr().err
+    assert "the action of the stored fields is not the one" in capsys.readouterr().err
     assert digests(tmp_path / "out")["checkpoint.h5"] == before["checkpoint.h5"]
 
 

@@ -137,7 +137,7 @@ def make_run(
                 charges, walkers, accepted, tried = ladder_walk(
                     rng, count, chains, replicas, np.array(hop_rates)[:replicas], [0.25, 0.4]
                 )
-                put("walkers", walkers.reshape(shape))
+                put("walkers", walkers.reshape(shape).astype(np.int64))
                 for pair in range(replicas - 1):
                     put(f"kernels/pair[{pair}]/accepted", accepted[:, pair])
                     put(f"kernels/pair[{pair}]/tried", tried[:, pair])
