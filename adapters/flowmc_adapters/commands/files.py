@@ -40,10 +40,10 @@ def expand(arguments: Sequence[str]) -> FileList:
     """Files, directories and patterns (for shells that leave them alone) as a list of files.
 
     Of a directory, hidden files (unfinished ones with a word), `.info` companions, random-number
-    states, directories and files that no format knows are left out. A file that is named like a configuration, by a number, a
-    suffix or as others in the directory that are some, or is empty, stays: it may be what is left
-    of one. A directory that a pattern stands for counts like one that is named. Of several files,
-    companions are left out as well.
+    states, directories and files that no format knows are left out. A file that is named like a
+    configuration, by a number, a suffix or as others in the directory that are some, or is empty,
+    stays: it may be what is left of one. A directory that a pattern stands for counts like one that
+    is named. Of several files, companions are left out as well.
     """
     files: list[str] = []
     skipped: list[tuple[str, str]] = []
