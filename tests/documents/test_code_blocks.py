@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from flowmc_adapters import registry
 
 ROOT = Path(__file__).parents[2]
 # Those that take a minute or more of a core.
@@ -32,6 +33,8 @@ def blocks(name):
 def test_code_blocks_run(name, tmp_path, monkeypatch, capsys):
     shutil.copy(ROOT / "examples/data/su3_4x4x4x8_b6.0.1000", tmp_path / "lat.1000")
     monkeypatch.chdir(tmp_path)
+    # A format that a document registers is not one that other tests know.
+    monkeypatch.setattr(registry, "_formats", dict(registry._formats))
     names = {}
     for line, text in blocks(name):
         # The lines of a traceback are those of the document.
