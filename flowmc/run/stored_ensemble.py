@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from flowmc.actions.theory import build_action
 from flowmc.estimators.history import History
 from flowmc.io import load_field, number_in_name
 from flowmc.registry import ConfigError, named_by
+from flowmc.run.claims import seeds_of
 from flowmc.run.start import base_name
 
 __all__ = [
@@ -206,6 +207,12 @@ class StoredEnsemble:
         """Replicas and configuration numbers."""
         return history_of(self.name, self.members)
 
+    @property
+    def seed(self) -> int | None:
+        """The seed of the chains, if the first configuration says it."""
+        first = self.members[0]
+        return next(iter(seeds_of(first.path, _metadata(first.path, first.inner))), None)
+
     def batches(
         self,
         action: Action,
@@ -335,6 +342,15 @@ def _numbered(found: list[tuple[str, int | None, int | None]]) -> list[tuple[str
             )
         result.append((path, stored, inner))
     return result
+
+
+def _metadata(path: str, inner: int | None) -> Mapping[str, str]:
+    try:
+        if os.path.isfile(file_of(path)) and field_format(path) in ("hdf5", "lime", "npy"):
+            return read_field(path, number=inner).metadata
+        return read_header(path).metadata
+    except FormatError:
+        return {}  # said where the file is read
 
 
 def _stored_number(path: str) -> int | None:

@@ -355,6 +355,17 @@ def test_ensembles_of_equal_seeds_are_refused(tmp_path, capsys):
     tables = tables_of([runs["a"], runs["c"]], target=[{"beta": 2.1}])
     assert correlate(capsys, tmp_path / "out", tables)[0] == 0
 
+    # Files say which seed they were made with, too.
+    for name, beta in (("d", 2.0), ("e", 2.2)):
+        field = wilson(beta).cold(1)
+        metadata = {"FLOWMC_SEED": "5"}
+        write_field(
+            tmp_path / name / "lat.1", field, wilson(beta), format="hdf5", metadata=metadata
+        )
+    tables = tables_of([{"beta": 2.0, "files": "d"}, {"beta": 2.2, "files": "e"}])
+    status, _, error = correlate(capsys, tmp_path / "files", tables)
+    assert status == 2 and "have the seed 5, as those of [[ensemble]] beta=2.0" in error
+
     # Seeds of live chains: neither that of a run, nor those of a study whose seed is one greater.
     for seed, expected in ((5, 2), (7, 0)):
         live = LIVE | {"chains": LIVE["chains"] | {"seed": seed}}

@@ -30,7 +30,7 @@ from flowmc.run.correlate.config import (
 )
 from flowmc.run.stored_ensemble import run_theory
 
-__all__ = ["CombineConfig", "EnsembleEntry", "read_combine_config"]
+__all__ = ["CombineConfig", "EnsembleEntry", "equal_seeds", "read_combine_config"]
 
 
 @dataclass(frozen=True)
@@ -168,11 +168,7 @@ def _ensembles(
         seed = _seed_of_run(base / source.run) if chain is None and source.run else None
         seed = chain.chains.seed if chain is not None else seed
         if seed is not None and seed in seeds:
-            raise ConfigError(
-                f"{where}: its chains have the seed {seed}, as those of {seeds[seed]}: equal "
-                "random numbers correlate them, which no error here accounts for; make one of them "
-                "again with another seed in [chains]"
-            )
+            raise equal_seeds(where, seed, seeds[seed])
         if seed is not None:
             seeds[seed] = where
         elif source.format is not None:
@@ -193,6 +189,15 @@ def _ensembles(
             f"{count} ensembles are called {label!r}: tell them apart with the key name"
         )
     return entries
+
+
+def equal_seeds(where: str, seed: int, other: str) -> ConfigError:
+    """Return the refusal of two ensembles whose chains drew the same random numbers."""
+    return ConfigError(
+        f"{where}: its chains have the seed {seed}, as those of {other}: equal random numbers "
+        "correlate them, which no error here accounts for; make one of them again with another "
+        "seed in [chains]"
+    )
 
 
 def _seed_of_run(directory: Path) -> int | None:

@@ -10,7 +10,7 @@ import torch
 from flowmc.parallel import Communicator
 from flowmc.parallel.devices import choose_device, choose_threads
 from flowmc.run.config import ObservableEntry
-from flowmc.run.correlate.combine_config import CombineConfig, EnsembleEntry
+from flowmc.run.correlate.combine_config import CombineConfig, EnsembleEntry, equal_seeds
 from flowmc.run.correlate.combined import ACTIONS, EXPLICIT, MeasuredEnsemble
 from flowmc.run.correlate.directory import CorrelateDirectory, origin_of
 from flowmc.run.correlate.measurement import Columns
@@ -42,7 +42,8 @@ class CombineSession:
         say: shows a sentence to the user.
 
     Raises:
-        ConfigError: an observable does not fit, a directory holds something else.
+        ConfigError: an observable does not fit, a directory holds something else, or two ensembles
+            were made with one seed.
         RunStopped: a live chain did not reach its end.
     """
 
@@ -63,6 +64,7 @@ class CombineSession:
         # What cannot be measured should show before chains run, not after.
         self.explicit = self._explicit_in_couplings()
         self.streams = [self._stream(entry, resume) for entry in config.ensembles]
+        self._refuse_equal_seeds()
 
     def measure(self) -> list[MeasuredEnsemble]:
         """Measure all configurations that have not been measured yet; return all series.
@@ -86,6 +88,16 @@ class CombineSession:
             series = stream.measure(journal, f"measuring {entry.label}", path, self._columns)
             found.append(MeasuredEnsemble(entry.label, entry.action, series, list(stream.doubts)))
         return found
+
+    def _refuse_equal_seeds(self) -> None:
+        """Compare what the files say; runs and live chains are compared with each other before."""
+        seeds: dict[int, str] = {}
+        for stream in self.streams:
+            seed = stream.ensemble.seed
+            if seed is not None and seed in seeds:
+                raise equal_seeds(stream.where, seed, seeds[seed])
+            if seed is not None:
+                seeds[seed] = stream.where
 
     def _columns(self, batch: Batch) -> Columns:
         with torch.no_grad():
