@@ -76,7 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             getattr(arguments, name.replace("-", "_"))(sub)
     if words and not words[0].startswith("-") and words[0] not in _COMMANDS:
         parser.error(f"unknown command {words[0]!r}{nearest(words[0], _COMMANDS)}")
-    args = parser.parse_args(words)
+    try:
+        args = parser.parse_args(words)
+    except SystemExit as stop:
+        # Help and version are on standard output, which may be full.
+        raise SystemExit(_settled(stop.code if isinstance(stop.code, int) else 0)) from None
     if words[0] not in _ON_RANKS and (launched_processes() or 1) > 1:
         text = f"flowmc {words[0]} works in one process: start it without mpirun or srun"
         if not first_speaks():

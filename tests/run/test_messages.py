@@ -50,6 +50,8 @@ def test_standard_output_that_is_full_or_closed_is_one_sentence(reference):
         done = shell("flowmc zoo --json >/dev/full", reference, PYTHONUNBUFFERED=unbuffered)
         assert done.returncode == 2
         assert done.stderr == "flowmc: error: standard output: No space left on device\n"
+    done = shell("flowmc run --help >/dev/full", reference, PYTHONUNBUFFERED="")
+    assert done.returncode == 2 and "standard output: No space left" in done.stderr
     done = shell("flowmc status reference >&-", reference)
     assert done.returncode == 0 and done.stderr == ""
     done = shell("flowmc status reference >/dev/full 2>/dev/full", reference)
