@@ -3,14 +3,15 @@ r"""What flows that are not built in are held to before they are trained, measur
 A wrong inverse or log-determinant does not stop a Markov chain: it samples another distribution.
 So map, inverse and Jacobian of a user's flow, and the density of a user's prior, are compared on a
 few draws, in double precision.  The full Jacobian takes as many gradients as there are degrees of
-freedom; it is compared up to :data:`JACOBIAN_SIZE` of them, and of larger fields the inverse alone:
-check such a flow on a small lattice.
+freedom; it is compared up to :data:`JACOBIAN_SIZE` of them, and of larger fields the inverse alone,
+which :func:`unverified` says: check such a flow on a small lattice.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from flowmc.groups import Group, Real
 from flowmc.random import stream
 from flowmc.registry import ConfigError
 
-__all__ = ["JACOBIAN_SIZE", "verify"]
+__all__ = ["JACOBIAN_SIZE", "unverified", "verify"]
 
 # Degrees of freedom up to which the full Jacobian is taken.
 JACOBIAN_SIZE = 1024
@@ -61,6 +62,27 @@ def verify(
                 noise = torch.randn(parameter.shape, dtype=torch.float64, generator=rng)
                 parameter.add_((_SHIFT * noise).to(parameter))
         _compare(double, action, f"{where}, with weights moved by {_SHIFT:g}")
+
+
+def unverified(model: FlowModel | Flow | LocalFlowModel, action: Action) -> str | None:
+    """Return a sentence if the Jacobian of a flow that is not built in is too large to compare."""
+    if isinstance(model, LocalFlowModel):
+        return None  # blocks are small
+    flow = model.flow if isinstance(model, FlowModel) else model
+    names = [_name(part) for part in _parts(flow) if _is_foreign(part)]
+    size = _degrees_of_freedom(action.field_shape(1)[1:], action.group)
+    if not names or size <= JACOBIAN_SIZE:
+        return None
+    return (
+        f"the Jacobian of {', '.join(dict.fromkeys(names))} was not compared with its log-density: "
+        f"a field has {size} degrees of freedom, and up to {JACOBIAN_SIZE} are compared; check it "
+        "on a small lattice with flowmc.flows.check_log_det"
+    )
+
+
+def _degrees_of_freedom(shape: Sequence[int], group: Group) -> int:
+    elements = math.prod(shape) // math.prod(group.element_shape)
+    return elements * group.algebra_dimension
 
 
 def _compare(model: FlowModel | Flow | LocalFlowModel, action: Action, where: str) -> None:
@@ -129,8 +151,7 @@ def _check_flow(flow: Flow, x: Tensor, group: Group, where: str) -> None:
         raise ConfigError(
             f"{where}: the log-determinants of forward() and inverse() differ by {worst:.3g}"
         )
-    sites = x[0].numel() // max(1, torch.Size(group.element_shape).numel())
-    size = sites * group.algebra_dimension
+    size = _degrees_of_freedom(x.shape[1:], group)
     if size > JACOBIAN_SIZE or not double:
         return
     some = x[:1] if size > 128 else x

@@ -217,10 +217,14 @@ class _Flows:
         self._remark_on(written, flow)
         return flow
 
-    def _remark_on(self, written: str, flow: torch.nn.Module) -> None:
+    def _remark_on(self, written: str, flow: Flow | FlowModel) -> None:
         from flowmc.flows.continuous import ContinuousFlow
+        from flowmc.flows.verification import unverified
         from flowmc.native import has_continuous_map
 
+        doubt = unverified(flow, self.config.action)
+        if doubt is not None and f"{written}: {doubt}" not in self.remarks:
+            self.remarks.append(f"{written}: {doubt}")
         lattice = self.config.action.lattice
         single, own = (
             has_continuous_map(lattice, torch.empty(1, 1, dtype=dtype, device=self.device))

@@ -30,6 +30,7 @@ from flowmc.estimators.weights import (
 from flowmc.flows.base import Flow, FlowModel
 from flowmc.flows.files import LoadedFlow, flow_path, load_flow, load_local_flow, read_card
 from flowmc.flows.matching import check_flow_fits, orient
+from flowmc.flows.verification import unverified
 from flowmc.messages import say
 from flowmc.parallel import Communicator
 from flowmc.random import stream
@@ -156,6 +157,7 @@ def evaluate(
         result, warnings = evaluate_sampler(
             model, target, samples, batch=batch, seed=seed, purpose=_PURPOSE
         )
+        warnings += filter(None, [unverified(model, target)])
         return {**head, "action": repr(target), **result}, warnings
     first, second, flow = _ends(loaded, action, table)
     options = loaded.card.get("training", {}).get("config", {}).get("exchange", {})
@@ -172,6 +174,7 @@ def evaluate(
         purpose=_PURPOSE,
         **{key: options[key] for key in ENSEMBLE_KEYS if key in options},
     )
+    warnings += filter(None, [unverified(flow, first)])
     return {**head, "action": f"{first!r} -> {second!r}", **result}, warnings
 
 

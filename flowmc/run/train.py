@@ -30,7 +30,7 @@ from flowmc.flows.cards import resolved
 from flowmc.flows.continuous import ContinuousFlow
 from flowmc.flows.files import FlowFileError, flow_path, read_card, save_flow
 from flowmc.flows.local import LocalFlowModel
-from flowmc.flows.verification import verify
+from flowmc.flows.verification import unverified, verify
 from flowmc.parallel import CollectiveError, Communicator, world
 from flowmc.parallel.devices import choose_device, choose_threads, describe
 from flowmc.registry import ConfigError
@@ -208,6 +208,9 @@ def train(
         module = objective.module
         assert isinstance(module, (FlowModel, Flow, LocalFlowModel))
         ranks.together(lambda: verify(module, plan.action, "the trained flow"))
+        doubt = unverified(module, plan.action)
+        if doubt is not None:
+            announce(doubt)
         if plan.keys.refined_steps is not None:
             flow = module.flow if isinstance(module, FlowModel) else module
             assert isinstance(flow, ContinuousFlow)

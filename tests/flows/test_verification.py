@@ -11,13 +11,13 @@ from torch import nn
 from flowmc.actions import Phi4, Wilson
 from flowmc.actions.theory import describe_theory
 from flowmc.cli import main
-from flowmc.flows import BlockCouplingFlow, GaussianPrior, HaarPrior
+from flowmc.flows import AffineCouplingFlow, BlockCouplingFlow, GaussianPrior, HaarPrior
 from flowmc.flows.base import Chain, Flow, FlowModel, Prior
 from flowmc.flows.block_gaussian import BlockGaussian
 from flowmc.flows.blocks import Block
 from flowmc.flows.files import save_flow
 from flowmc.flows.local import LocalFlowModel
-from flowmc.flows.verification import JACOBIAN_SIZE, verify
+from flowmc.flows.verification import JACOBIAN_SIZE, unverified, verify
 from flowmc.registry import ConfigError
 from tests.run.small_runs import PHI4, write
 
@@ -190,6 +190,34 @@ def test_large_fields_are_held_to_their_inverse():
     verify(Bend(large, wrong="jacobian"), large, "here")
     with pytest.raises(ConfigError, match=r"inverse\(forward"):
         verify(Bend(large, wrong="inverse"), large, "here")
+    assert "has 2048 degrees of freedom" in str(unverified(Bend(large), large))
+    assert unverified(Bend(ACTION), ACTION) is None
+    assert unverified(AffineCouplingFlow(large), large) is None
+
+
+def test_what_is_not_compared_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    large = Phi4([JACOBIAN_SIZE, 2], m2=1.0, lam=0.5)
+    card = {
+        "flow": {"name": f"{__name__}:Bend", "parameters": {}},
+        "prior": {"name": "gaussian", "parameters": {}},
+        "theory": describe_theory(large),
+    }
+    path = str(tmp_path / "f.safetensors")
+    save_flow(path, FlowModel(GaussianPrior(large), Bend(large)).double(), card)
+    trust = ["--trust", __name__]
+    assert main(["evaluate", path, "--samples", "8", *trust]) == 0
+    assert "Bend was not compared with its log-density" in capsys.readouterr().err
+    theory = {"action": "phi4", "lattice": list(large.lattice), "m2": 1.0, "lambda": 0.5}
+    tables = {
+        "theory": theory,
+        "chains": {"count": 1, "seed": 7, "start": "flow"},
+        "update": [{"kernel": "independence", "flow": path, "proposals": 1}],
+        "run": {"updates": 1, "report": False},
+    }
+    config = write(tmp_path / "a.toml", tables)
+    assert main(["run", config, "--output", str(tmp_path / "out"), *trust]) == 0
+    assert "Bend was not compared with its log-density" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["run", "step", "evaluate", "train"])
