@@ -216,11 +216,14 @@ def test_file_benchmark_runs():
     assert "16x16x16x16" in result.stdout
 
 
-def quick_benchmark(name):
+def quick_benchmark(name, *arguments, folder="benchmarks"):
     """Run a benchmark with --quick; return what it prints."""
-    script = EXAMPLES / "benchmarks" / f"{name}.py"
+    script = EXAMPLES / folder / f"{name}.py"
     result = subprocess.run(
-        [sys.executable, str(script), "--quick"], capture_output=True, text=True, timeout=300
+        [sys.executable, str(script), "--quick", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -244,6 +247,11 @@ def test_time_to_ess_benchmark_runs():
     rows = rows_of(quick_benchmark("time_to_ess"))
     assert [row[4].strip() for row in rows] == ["11", "11"]
     assert float(rows[1][6].partition("(")[0]) > 0.5  # begins with what the zoo's flow knows
+
+
+def test_gains_script_runs():
+    (row,) = rows_of(quick_benchmark("gains", "--only", "2d", folder="derivatives"))
+    assert float(row[4].partition("(")[0]) > 1  # the fields do take noise away
 
 
 def test_free_energies_script_runs():
