@@ -26,6 +26,7 @@ from flowmc.registry import (
     resolve,
     validate,
 )
+from flowmc.run.keys import TABLES
 from flowmc.run.tables import Chains, Ensemble, Parallel, RunTable, read_tables
 
 __all__ = [
@@ -41,8 +42,6 @@ __all__ = [
     "read_update",
     "resolved_update",
 ]
-
-_TABLES = ("theory", "chains", "update", "ladder", "run", "measure", "ensemble", "parallel")
 
 
 @dataclass(frozen=True)
@@ -152,8 +151,8 @@ def load_config(path: str | Path, *, for_step: bool = False) -> RunConfig:
 def read_config(table: Mapping[str, Any], base: Path, *, for_step: bool = False) -> RunConfig:
     """Validate the tables of a configuration; see :func:`load_config`."""
     for name, value in table.items():
-        if name not in _TABLES:
-            raise ConfigError(f"unknown table [{name}]{nearest(name, _TABLES)}")
+        if name not in TABLES:
+            raise ConfigError(f"unknown table [{name}]{nearest(name, TABLES)}")
         wanted = list if name == "update" else Mapping
         if not isinstance(value, wanted):
             brackets = "[[update]]" if name == "update" else f"[{name}]"

@@ -18,12 +18,12 @@ from typing import Any
 import flowmc
 from flowmc.registry import BUILTIN, ConfigError, nearest, written_key
 
-__all__ = ["check_keys", "written_parameters"]
+__all__ = ["TABLES", "check_keys", "written_parameters"]
 
 _PACKAGE = Path(flowmc.__file__).parent
 # Tables of `flowmc run` and `flowmc step` whose keys are the fields of a dataclass.
 _PLAIN = {"chains": "Chains", "run": "RunTable", "ensemble": "Ensemble", "parallel": "Parallel"}
-_TABLES = ("theory", "chains", "update", "ladder", "run", "measure", "ensemble", "parallel")
+TABLES = ("theory", "chains", "update", "ladder", "run", "measure", "ensemble", "parallel")
 
 
 def check_keys(command: str, path: str) -> None:
@@ -43,8 +43,8 @@ def check_keys(command: str, path: str) -> None:
         return
     if command in ("run", "step"):
         for name, table in tables.items():
-            if name not in _TABLES:
-                raise ConfigError(f"unknown table [{name}]{nearest(name, _TABLES)}")
+            if name not in TABLES:
+                raise ConfigError(f"unknown table [{name}]{nearest(name, TABLES)}")
             if name in _PLAIN:
                 _check(table, f"[{name}]", f"flowmc.run.tables:{_PLAIN[name]}", ())
     theory = tables.get("theory")
