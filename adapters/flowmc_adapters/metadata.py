@@ -8,7 +8,7 @@ plaquette) is computed anew by every writer and never carried over.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 _CAPITALS = re.compile(r"[A-Z][A-Z0-9_]*")
 
@@ -44,6 +44,25 @@ def carried_keys(metadata: Mapping[str, str]) -> dict[str, str]:
         for key, value in metadata.items()
         if is_capital_key(key) and key not in DERIVED_KEYS
     }
+
+
+def no_text(metadata: Mapping[str, str], keys: Iterable[str]) -> list[str]:
+    """The warning, if one is due, on values that cannot be written as UTF-8: with halves of
+    characters, as a JSON text may have them, or with bytes of another encoding from a command line.
+
+    Args:
+        metadata: to be written.
+        keys: those that are written as plain text, not as JSON.
+    """
+    broken = []
+    for key in sorted(metadata.keys() & set(keys)):
+        try:
+            metadata[key].encode()
+        except UnicodeEncodeError:
+            broken.append(key)
+    if not broken:
+        return []
+    return [f"no text in UTF-8, of which parts became question marks: {', '.join(broken)}"]
 
 
 def no_place(name: str, metadata: Mapping[str, str]) -> list[str]:

@@ -426,7 +426,8 @@ def test_an_info_file_that_cannot_be_used_is_no_obstacle(path, links):
 def test_time_stamps(path, make_configuration):
     configuration = make_configuration(DIMS, precision=32, metadata={"time_stamp": "é" * 70})
     assert any("time_stamp cut" in text for text in write(path, configuration, "milc"))
-    assert path.read_bytes()[20:84] == b"?" * 63 + b"\0"
+    # In UTF-8, and not cut inside a letter
+    assert path.read_bytes()[20:84] == "é".encode() * 31 + b"\0\0"
     configuration.metadata = {"time_stamp": "one\nEND"}
     write(path, configuration, "milc")
     assert read(path).metadata == {"time_stamp": "one END"}
@@ -490,3 +491,15 @@ def test_a_schroedinger_functional_with_a_stale_checksum(real_file):
     assert any("stored 2e218ab1" in text for text in configuration.warnings)
     assert any("on time slice 0 only" in text for text in configuration.warnings)
     assert configuration.metadata["gauge.beta11"] == "5.700000"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_letters_outside_ascii_in_info_files(path, make_configuration, encoding):
+    metadata = {"action.description": '"Lüscher"', "time_stamp": "März"}
+    configuration = make_configuration(DIMS, precision=32, metadata=metadata)
+    assert write(path, configuration, "milc") == []
+    info = path.with_name(f"{path.name}.info")
+    text = info.read_text(encoding="utf-8")
+    assert 'action.description = "Lüscher"\n' in text
+    info.write_bytes(text.encode(encoding))
+    assert read(path).metadata == metadata

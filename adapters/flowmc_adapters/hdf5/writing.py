@@ -15,7 +15,7 @@ from ..errors import FormatError
 from ..layout import Layout
 from ..layout_format import Description, Frame, Written
 from ..lime import text as lime_text
-from ..metadata import carried_keys
+from ..metadata import carried_keys, no_text
 from .attributes import set_attributes
 from .checksum import PyQudaChecksum
 from .file import completed, created, new_dataset
@@ -131,6 +131,7 @@ class PyQudaFrame(Hdf5Frame):
         super().__init__(
             field, Layout(0, field.dims, field.nc, field.nc, field.precision, "<", firsts)
         )
+        self.warnings += no_text(field.metadata, ["Annotation"])
 
     def new_checksum(self) -> ChecksumSum:
         """See `Frame.new_checksum`."""
@@ -172,6 +173,7 @@ class QdpFrame(Hdf5Frame):
         lost = sorted(set(field.metadata) - kept)
         if lost:
             self.warnings.append(f"QDP++'s layout has no place for: {', '.join(lost)}")
+        self.warnings += no_text(field.metadata, kept)
 
     def make(self, file: Any) -> Layout:
         """See `Hdf5Frame.make`."""

@@ -17,7 +17,7 @@ from ..errors import FormatError
 from ..formats import PathLike
 from ..layout import Layout
 from ..layout_format import Description, Frame, Written
-from ..metadata import DERIVED_KEYS, carried_keys
+from ..metadata import DERIVED_KEYS, carried_keys, no_text
 from . import container as lime
 from . import text as lime_text
 from .metadata import PRIVATE_RECORD, SIMULATEQCD_THRESHOLD
@@ -49,9 +49,11 @@ class _StyleFrame(Frame):
                 None,
                 f"{self.code} writes ILDG files for SU(3) only, this field is SU({field.nc})",
             )
-        lost = sorted(self._metadata.keys() - set(kept) - DERIVED_KEYS)
+        kept = set(kept)
+        lost = sorted(self._metadata.keys() - kept - DERIVED_KEYS)
         if lost:
             self.warnings.append(f"files of {self.code} have no place for: {', '.join(lost)}")
+        self.warnings += no_text(self._metadata, kept)
 
     def new_checksum(self) -> ScidacChecksum:
         return ScidacChecksum(self.layout.site_bytes)

@@ -13,7 +13,7 @@ import json
 from ..checksums import ScidacChecksum
 from ..layout import Layout
 from ..layout_format import Description, Frame, Written
-from ..metadata import carried_keys, is_capital_key
+from ..metadata import carried_keys, is_capital_key, no_text
 from . import container as lime
 from . import text as lime_text
 from .gauge import ILDG_PAYLOAD, SCIDAC_PAYLOAD
@@ -53,6 +53,7 @@ class LimeFrame(Frame):
         self._extra, _ = _user_record(metadata, 0.0, 0.0)
         if not ildg and "ildg-data-lfn" in metadata:
             self._extra["ildg-data-lfn"] = metadata["ildg-data-lfn"]
+        self.warnings += no_text(metadata, metadata.keys() - self._extra.keys())
 
     @property
     def _extra_text(self) -> str:

@@ -34,7 +34,9 @@ from ..errors import FormatError
 from ..formats import PathLike
 from ..layout import Layout, check_size
 from ..layout_format import Description, Frame, LayoutFormat, Written
+from ..lime.text import decode_text, encode_text
 from ..links import LinkSource
+from ..metadata import no_text
 from ..storage import FileStorage, OpenStorage
 from ..surplus import check_end
 from .info import ENDING, info_text, lost_items, read_info
@@ -151,13 +153,16 @@ class _MilcFrame(Frame):
         self._metadata = field.metadata
         stamp = field.metadata.get(_STAMP) or _NO_STAMP
         # The writer's readers expect one line of text that ends within the 64 bytes
-        self._stamp = " ".join(stamp.splitlines()).encode("ascii", errors="replace")
+        self._stamp = encode_text(" ".join(stamp.splitlines()))
         if len(self._stamp) >= _STAMP_BYTES:
-            self._stamp = self._stamp[: _STAMP_BYTES - 1]
-            self.warnings.append(f"{_STAMP} cut to {_STAMP_BYTES - 1} characters")
+            # Not inside a letter of several bytes
+            kept = self._stamp[: _STAMP_BYTES - 1].decode(errors="ignore")
+            self._stamp = kept.encode()
+            self.warnings.append(f"{_STAMP} cut to {len(kept)} characters")
         lost = lost_items(field.metadata)
         if lost:
             self.warnings.append(f"milc files have no place for: {', '.join(lost)}")
+        self.warnings += no_text(field.metadata, field.metadata.keys() - set(lost))
 
     def new_checksum(self) -> _MilcSums:
         return _MilcSums(self.layout.site_bytes, self.layout.byte_order)
@@ -178,7 +183,7 @@ class _MilcFrame(Frame):
         assert mean.space is not None
         content = info_text(
             magic=_VERSION_5,
-            stamp=self._stamp.decode("ascii"),
+            stamp=self._stamp.decode(),
             sums=sums.sums,
             dims=self.layout.dims,
             metadata=self._metadata,
@@ -260,7 +265,7 @@ def _sums_of(path: PathLike, layout: Layout) -> tuple[int, int]:
 
 def _version_5(path: PathLike, head: bytes, order: str) -> _Found:
     raw_stamp, site_order, *sums = struct.unpack_from(f"{order}{_STAMP_BYTES}si2I", head, 20)
-    stamp = raw_stamp.split(b"\0", 1)[0].decode("latin-1").strip()
+    stamp = decode_text(raw_stamp.split(b"\0", 1)[0]).strip()
     dims = _dims(path, head, order, 4)
     metadata = {_STAMP: stamp} if stamp not in ("", _NO_STAMP) else {}
     if site_order == 0:

@@ -1,7 +1,8 @@
 """The text file `<name>.info` that MILC writes beside a binary gauge file.
 
-One item per line, `key = value`, in older files `key value`; texts in double quotes. It repeats the
-checksums and extents of the binary file, which tell whether the two still belong together.
+One item per line, `key = value`, in older files `key value`; texts in double quotes. In UTF-8, which
+is ASCII where MILC wrote it: no program takes more than numbers from it. It repeats the checksums
+and extents of the binary file, which tell whether the two still belong together.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..configuration import PathLike
-from ..lime.text import parse_integer, parse_real
-from ..metadata import carried_keys, is_capital_key
+from ..lime.text import decode_text, encode_text, parse_integer, parse_real
+from ..metadata import DERIVED_KEYS, carried_keys, is_capital_key
 
 ENDING = ".info"
 _LARGEST = 2**20
@@ -60,7 +61,7 @@ def read_info(path: PathLike, dims: tuple[int, ...], sums: tuple[int, int] | Non
         if not companion.is_file():
             return Info()
         with open(companion, "rb") as file:
-            text = file.read(_LARGEST).decode("latin-1")
+            text = decode_text(file.read(_LARGEST))
     except OSError as error:
         return Info(warnings=[f"{companion.name} cannot be read: {error.strerror}"])
     items = {}
@@ -106,9 +107,9 @@ def _contradiction(
 
 
 def lost_items(metadata: Mapping[str, str]) -> list[str]:
-    """The keys without capitals that have no place in an info file."""
-    known = _DERIVED | carried_items(metadata).keys()
-    return sorted(key for key in metadata if key not in known and key.upper() != key)
+    """The keys that have no place in an info file."""
+    known = _DERIVED | DERIVED_KEYS | carried_items(metadata).keys() | carried_keys(metadata).keys()
+    return sorted(metadata.keys() - known)
 
 
 def carried_items(metadata: Mapping[str, str]) -> dict[str, str]:
@@ -163,4 +164,4 @@ def info_text(
     }
     items |= {key: " ".join(value.splitlines()) for key, value in carried_keys(metadata).items()}
     lines = (f"{key} = {value}\n" for key, value in items.items())
-    return "".join(lines).encode("ascii", errors="replace")
+    return encode_text("".join(lines))

@@ -17,7 +17,7 @@ from ..formats import PathLike
 from ..layout import Layout
 from ..layout_format import Description, Frame, Written
 from ..lime.text import parse_integer
-from ..metadata import DERIVED_KEYS, carried_keys
+from ..metadata import DERIVED_KEYS, carried_keys, is_capital_key
 
 OPTIONS = {
     "style": ("universal", "simulateqcd", "qdp++", "cps"),
@@ -252,7 +252,7 @@ class _UniversalFrame(_NerscFrame):
             self.warnings.append(f"little-endian NERSC files are not read by QDP++ and MILC{grid}")
         self._values = self._fixed_values()
         lost = sorted(
-            key for key in field.metadata if key not in self._values and key.upper() != key
+            key for key in field.metadata if key not in self._values and not is_capital_key(key)
         )
         if lost:
             self.warnings.append(f"NERSC headers have no place for: {', '.join(lost)}")
