@@ -282,6 +282,43 @@ def test_many_configurations_in_one_file(tmp_path):
     assert found.report["checksum"]["ok"] is False
 
 
+@pytest.mark.parametrize("act", ["append", "read"])
+def test_what_appending_reads_does_not_grow_with_the_ensemble(tmp_path, monkeypatch, act):
+    """Counted: reads of the file for one more configuration, or for one of those in it."""
+    import h5py
+    from flowmc_adapters.hdf5 import fields
+    from flowmc_adapters.hdf5.append import Overlay
+
+    def reads(count):
+        path, numbers = tmp_path / f"{count}.h5", range(10, 10 * count + 10, 10)
+        append_field(path, make_field(dims=(2, 2)), numbers[0])
+        with h5py.File(path, "r+", libver=("v108", "v108")) as file:
+            group = file["configurations"]
+            for number in numbers[1:]:
+                group.copy(f"{numbers[0]:08d}", f"{number:08d}")
+        assert field_numbers(path) == list(numbers)
+        sizes = []
+        original = Overlay.readinto
+
+        def counted(self, buffer):
+            sizes.append(memoryview(buffer).nbytes)
+            return original(self, buffer)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Overlay, "readinto", counted)
+            if act == "append":
+                append_field(path, make_field(dims=(2, 2)), 10 * count + 15)
+            else:
+                # Through the same counter
+                patch.setattr(fields, "pending", lambda path: [(0, path.read_bytes()[:1])])
+                assert read_field(path, number=numbers[-1]).number == numbers[0]
+        assert max(sizes) <= 2**17  # a block of the table of names
+        return len(sizes)
+
+    few, many = reads(64), reads(2048)
+    assert 0 < few < many < 1.5 * few
+
+
 def test_appending_to_strangers(tmp_path, make_configuration):
     from flowmc_adapters import write
 

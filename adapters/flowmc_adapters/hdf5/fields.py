@@ -42,7 +42,7 @@ def is_field_file(path: PathLike) -> bool:
     """Whether an HDF5 file holds scalar or U(1) fields of ours; False for a damaged one."""
     try:
         with _view(path) as file, guarded(path):
-            return bool(_groups(file, path))
+            return _has_fields(file, path)
     except (FormatError, OSError):
         return False
 
@@ -103,7 +103,9 @@ def write(path: PathLike, field: FieldConfiguration) -> None:
 
 
 def append(path: PathLike, field: FieldConfiguration, number: int) -> None:
-    """Add a configuration to a file, which is made if it does not exist; see `hdf5_append`.
+    """Add a configuration to a file, which is made if it does not exist; see `hdf5.append`.
+
+    The time it takes grows with the logarithm of the number of configurations in the file.
 
     Raises:
         FormatError: the file holds that number already, or is not one of ours.
@@ -115,10 +117,10 @@ def append(path: PathLike, field: FieldConfiguration, number: int) -> None:
         return
     with appending(path) as file:
         with guarded(path):
-            known = _groups(file, path)
+            known, there = _has_fields(file, path), _holds(file, number)
         if not known:
             raise FormatError(path, None, "an HDF5 file without fields of this package")
-        if number in known:
+        if there:
             raise FormatError(
                 path, None, f"configuration {number} is in this file already: nothing was written"
             )
@@ -204,6 +206,28 @@ def _groups(file: Any, path: PathLike) -> dict[int | None, str]:
             if member(parent, name) is not None:
                 found[int(name)] = f"/{GROUP}/{name}"
     return found
+
+
+def _has_fields(file: Any, path: PathLike) -> bool:
+    """Whether there is a configuration of ours; found without going through all of them."""
+    import h5py
+
+    if _is_field_group(member(file, SINGLE), path):
+        return True
+    parent = member(file, GROUP)
+    if parent is None or not hasattr(parent, "keys"):
+        return False
+    # Any other order is made from a list of all
+    first, _ = parent.id.links.iterate(
+        lambda name: name if name.isdigit() else None, order=h5py.h5.ITER_NATIVE
+    )
+    return first is not None and _is_field_group(member(parent, first.decode()), path)
+
+
+def _holds(file: Any, number: int) -> bool:
+    parent = member(file, GROUP)
+    name = f"{number:08d}".encode()
+    return parent is not None and bool(parent.id.links.exists(name))
 
 
 def _is_field_group(group: Any, path: PathLike) -> bool:

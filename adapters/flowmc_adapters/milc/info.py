@@ -1,8 +1,8 @@
 """The text file `<name>.info` that MILC writes beside a binary gauge file.
 
-One item per line, `key = value`, in older files `key value`; texts in double quotes. In UTF-8, which
-is ASCII where MILC wrote it: no program takes more than numbers from it. It repeats the checksums
-and extents of the binary file, which tell whether the two still belong together.
+One item per line, `key = value`, in older files `key value`; texts in double quotes.
+In UTF-8, which is ASCII where MILC wrote it: no program takes more than numbers from it. It repeats
+the checksums and extents of the binary file, which tell whether the two still belong together.
 """
 
 from __future__ import annotations
