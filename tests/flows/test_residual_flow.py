@@ -315,16 +315,21 @@ def test_single_precision(group):
 
 
 @pytest.mark.parametrize("native", ["1", "0"])
-def test_the_inverse_in_single_precision_errs_to_both_sides(native, monkeypatch):
-    """What the iteration leaves would have one sign on all links; roundings have both."""
+def test_the_inverse_in_single_precision_leaves_no_shift_of_the_action(native, monkeypatch):
+    """What an iteration leaves has one sign on all links of a smooth field; roundings have both."""
     monkeypatch.setenv("FLOWMC_NATIVE", native)
     action = Wilson("SU(3)", (4, 4, 4, 4), beta=6.0)
     flow = ResidualFlow(action, initial_coefficient=1 / 64).requires_grad_(False)
-    x = action.hot(4, torch.Generator().manual_seed(3), torch.float32)
+    rng = torch.Generator().manual_seed(3)
+    # On rough fields what is left points anywhere, and sums to no more than roundings.
+    noise = 0.2 * torch.randn(2, 4, *action.lattice, 8, dtype=torch.float64, generator=rng)
+    group = action.group
+    x = group.exp(group.coordinates_to_algebra(noise)).to(torch.complex64)
     shifts = action(flow.inverse(x, zeros(x))[0]) - action(
         flow.inverse(x.to(torch.complex128), zeros(x))[0]
     )
-    # 1,024 links with a force of order one and roundings of 1e-7.
+    # 1,024 links, roundings of 1e-7: 2e-5.  Stopped in single precision: -1e-3 compiled, -8e-4 in
+    # torch, and -0.02 on 8^4.
     assert float(shifts.abs().max()) < 1e-4
 
 

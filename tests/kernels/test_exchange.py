@@ -188,3 +188,58 @@ def test_works_that_are_not_finite_are_rejected(work, rng):
     assert info.parts["pair[0]"].is_accepted[:, 0].tolist() == [False, True]
     assert info.parts["pair[0]"].values["non_finite"].tolist() == [True, False]
     assert state.walkers.tolist() == [[0, 1], [1, 0]]
+
+
+class Flat(FreeScalar):
+    """S = 0, so that only the guard of the inverse rejects a move."""
+
+    def __call__(self, field):
+        return torch.zeros(len(field), dtype=torch.float64)
+
+
+class Uneven(Scale):
+    """A scaling whose map in one direction is off by a constant where its image is positive."""
+
+    def __init__(self, factor, errs):
+        super().__init__(factor)
+        self.errs = errs
+
+    def _off(self, image, which, size):
+        return image + size * (image > 0) if self.errs == which else image
+
+    def forward(self, x, log_density):
+        y, log_density = super().forward(x, log_density)
+        return self._off(y, "forward", 1e-4 * max(1.0, self.factor)), log_density
+
+    def inverse(self, y, log_density):
+        x, log_density = super().inverse(y, log_density)
+        return self._off(x, "inverse", 1e-4 * max(1.0, 1 / self.factor)), log_density
+
+
+@pytest.mark.parametrize("errs", ["forward", "inverse"])
+@pytest.mark.parametrize("factor", [1e3, 1e-3, 1.0])
+def test_the_guard_of_the_inverse_holds_a_move_and_its_reverse_to_the_same(factor, errs):
+    """Detailed balance: (x_a, x_b) -> (g(x_b), f(x_a)) is allowed as often as the way back.
+
+    Where f expands by 1,000, an error of the inverse is small below and large above.
+    """
+    flow = Uneven(factor, errs)
+    kernel = Exchange([Flat([2, 2], m2=1.0)] * 2, [flow], check_inverse=1e-2)
+    rng = torch.Generator().manual_seed(5)
+    # Of one sign all over a field: each chain is at every place within the region or outside.
+    signs = torch.tensor([[1, 1], [1, -1], [-1, 1], [-1, -1]], dtype=torch.float64).T
+    sizes = 1 + torch.rand(2, 4, 2, 2, dtype=torch.float64, generator=rng)
+    below, above = signs[:, :, None, None] * sizes
+    above = above * factor
+    zero = torch.zeros(4, dtype=torch.float64)
+    image, source = flow.forward(below, zero)[0], flow.inverse(above, zero)[0]
+
+    def allowed(*fields):
+        _, info = kernel.step(kernel.init(list(fields)), rng)
+        return info.parts["pair[0]"].is_accepted[:, 0]
+
+    move = allowed(below, above)
+    assert torch.equal(move, allowed(source, image))
+    assert bool(move[3])  # errs nowhere
+    # An error below the tolerance on both sides forbids nothing.
+    assert bool(move.all()) == (factor == 1.0)
