@@ -113,6 +113,14 @@ class MarkovStart:
         """Return the chains before their first update."""
         return Cycle(self.kernels).init(begin(self.action, self.chains, self.start, rng))
 
+    def begin_again(self, state: State) -> None:
+        """Let the kernels see the fields that they go on from, as a start does; no state changes.
+
+        Raises:
+            ConfigError: a kernel is not right for the theory or these fields.
+        """
+        Cycle(self.kernels).init(state.field)
+
     def advance(self, state: State, done: int, rng: torch.Generator) -> State:
         """Do one update; kernels adapt if it is one of the thermalization.
 

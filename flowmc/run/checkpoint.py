@@ -32,18 +32,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowmc.actions.base import Action
 from flowmc.kernels import LadderState, State
 from flowmc.parallel import Communicator
 from flowmc.registry import ConfigError
 from flowmc.run.own_files import opened
 from flowmc.run.raw_hdf5 import CheckedArrays, write_shared
 
-__all__ = ["Checkpoint", "Head", "read_checkpoint", "read_head", "settled", "write_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "Head",
+    "check_state",
+    "read_checkpoint",
+    "read_head",
+    "settled",
+    "write_checkpoint",
+]
 
 LAYOUT = 3
 # Without checksums, seed, configuration and rows.
 _UNCHECKED_LAYOUT = 2
 _REMEDY = "restore it from a copy, or start again with another --output"
+# Differences of one action computed twice, per degree of freedom: far above rounding, far below
+# what another theory makes.
+_SAME_ACTION = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
 @dataclass(frozen=True)
@@ -105,6 +117,34 @@ def _settled(state: State) -> State:
 
     action = None if state.action is None else plain(state.action)
     return State(plain(state.field), action, {k: plain(v) for k, v in state.log_q.items()})
+
+
+def check_state(action: Action, state: State, chains: int, dtype: torch.dtype) -> None:
+    """Compare stored fields and their stored action with the theory.
+
+    Args:
+        action: of the theory, as it is now.
+        state: as stored.
+        chains: that it should have.
+        dtype: of the real components that its fields should have.
+
+    Raises:
+        ConfigError, ValueError, TypeError: a field is not of this theory, or its action is another
+            one.
+    """
+    action.check_field(state.field)
+    if state.field.shape[0] != chains or state.field.real.dtype != dtype:
+        raise ConfigError("the fields are not of the shape or precision of this run")
+    if state.action is None:
+        return
+    bound = _SAME_ACTION[dtype] * (state.action.abs() + state.field[0].numel())
+    if state.action.shape != (chains,) or not bool(
+        ((action(state.field) - state.action).abs() <= bound).all()
+    ):
+        raise ConfigError(
+            "the action of the stored fields is not the one stored beside them: the theory, or "
+            "what computes it, has changed since, restore it or choose another --output"
+        )
 
 
 def write_checkpoint(

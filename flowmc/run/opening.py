@@ -6,9 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from flowmc.actions.base import Action
 from flowmc.kernels import LadderState, State
 from flowmc.parallel import Communicator
 from flowmc.parallel.devices import choose_threads
@@ -19,6 +16,7 @@ from flowmc.run.assembly import Assembly, assemble
 from flowmc.run.checkpoint import (
     Checkpoint,
     Head,
+    check_state,
     read_checkpoint,
     read_head,
     settled,
@@ -42,10 +40,6 @@ from flowmc.run.start import (
 )
 
 __all__ = ["open_run"]
-
-# Differences of one action computed twice, per degree of freedom: far above rounding, far below
-# what another theory makes.
-_SAME_ACTION = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
 def open_run(
@@ -314,25 +308,9 @@ def _check_states(
         for r, replica in replicas.items():
             where = f"{path}: chains {first} to {last - 1}"
             try:
-                _check_state(actions[r], replica, last - first, assembly.dtype)
+                check_state(actions[r], replica, last - first, assembly.dtype)
             except (ConfigError, ValueError, TypeError) as error:
                 raise ConfigError(f"{where}: {error}") from error
-
-
-def _check_state(action: Action, state: State, chains: int, dtype: torch.dtype) -> None:
-    action.check_field(state.field)
-    if state.field.shape[0] != chains or state.field.real.dtype != dtype:
-        raise ConfigError("the fields are not of the shape or precision of this run")
-    if state.action is None:
-        return
-    bound = _SAME_ACTION[dtype] * (state.action.abs() + state.field[0].numel())
-    if state.action.shape != (chains,) or not bool(
-        ((action(state.field) - state.action).abs() <= bound).all()
-    ):
-        raise ConfigError(
-            "the action of the stored fields is not the one stored beside them: the theory, or "
-            "what computes it, has changed since, restore it or choose another --output"
-        )
 
 
 def _distribute(config: RunConfig, assembly: Assembly, communicator: Communicator) -> Distribution:

@@ -433,6 +433,51 @@ def test_stopped_and_resumed_gives_the_same_document(what, tmp_path, monkeypatch
     assert "use --resume" in capsys.readouterr().err
 
 
+GUARDED = """
+import os
+from flowmc.actions import FreeScalar
+from flowmc.kernels import HMC
+from flowmc.registry import ConfigError
+
+class Shifted(FreeScalar):
+    def at(self, **couplings):
+        return Shifted(self.lattice, **{**self.parameters, **couplings})
+    def __call__(self, field):
+        return super().__call__(field) + float(os.environ.get("FLOWMC_TEST_SHIFT", "0"))
+
+class Choosy(HMC):
+    name = "choosy"
+    def init(self, field):
+        if "FLOWMC_TEST_REFUSE" in os.environ:
+            raise ConfigError("choosy refuses these fields")
+        return super().init(field)
+"""
+
+
+def test_kernels_are_asked_before_chains_go_on(tmp_path, monkeypatch, capsys):
+    module = f"guarded_{abs(hash(str(tmp_path)))}"
+    (tmp_path / f"{module}.py").write_text(GUARDED)
+    tables = with_tables(chains=CHAINS, protocol={"m2": [3.0, 0.5]})
+    tables["theory"]["action"] = f"{module}:Shifted"
+    tables["free_energy"] = {"method": "chain", "seed": 1}
+    tables["update"] = [HMC, {"kernel": f"{module}:Choosy", "steps": 3}]
+    config = tmp_path / "config.toml"
+    config.write_text(toml_text(tables))
+    again = ["free-energy", str(config), "--output", str(tmp_path / "out"), "--resume"]
+    monkeypatch.setattr(command, "Deadline", AfterCalls(50))
+    assert main(again) == OUT_OF_TIME
+    for name, value, text in (
+        ("FLOWMC_TEST_REFUSE", "1", "choosy refuses these fields"),
+        ("FLOWMC_TEST_SHIFT", "0.5", "chains of 'ensemble 0': the action of the stored fields"),
+    ):
+        capsys.readouterr()
+        monkeypatch.setenv(name, value)
+        assert main(again) == 2
+        assert text in capsys.readouterr().err.splitlines()[-1]
+        monkeypatch.delenv(name)
+    assert main(again) == OUT_OF_TIME
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_leave_a_checkpoint_of_the_measurement(number, tmp_path, monkeypatch, capsys):
     config, output = tmp_path / "config.toml", tmp_path / "out"

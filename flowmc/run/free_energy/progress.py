@@ -26,7 +26,7 @@ from flowmc.flows.files import FlowFileError, atomic_save, read_tensors
 from flowmc.kernels import State
 from flowmc.nonequilibrium import MarkovStart
 from flowmc.registry import ConfigError
-from flowmc.run.checkpoint import settled
+from flowmc.run.checkpoint import check_state, settled
 
 __all__ = ["Paused", "Progress", "Row"]
 
@@ -145,6 +145,10 @@ class Progress:
         """Yield the configurations that the rows of a name do not have yet, ``(chains, ...)``.
 
         Whoever takes one adds its row before the next.
+
+        Raises:
+            ConfigError: a kernel refuses the theory or the fields, those of a checkpoint as those
+                of a start, or what is stored is of another theory.
         """
         rows = self.rows(name)
         here = self._chains.get(name)
@@ -153,6 +157,7 @@ class Progress:
             if len(rows) < count:
                 here = _Chains(0, chains.begin(rng), rng.get_state(), [])
         else:
+            self._check(name, chains, here.state)
             rng.set_state(here.random)
             for kernel, values in zip(chains.kernels, here.tuning, strict=True):
                 kernel.set_tuning(values)
@@ -166,6 +171,13 @@ class Progress:
                 self.look()
             yield here.state.field
         self._chains.pop(name, None)
+
+    def _check(self, name: str, chains: MarkovStart, stored: State) -> None:
+        try:
+            check_state(chains.action, stored, chains.chains, stored.field.real.dtype)
+        except (ConfigError, ValueError, TypeError) as error:
+            raise ConfigError(f"{self.path}: chains of {name!r}: {error}") from error
+        chains.begin_again(stored)
 
     def save(self) -> None:
         """Write the checkpoint, if there is a path for one.
