@@ -34,12 +34,13 @@ def atomic_path(path: str | os.PathLike[str], *, follow: bool = True) -> Iterato
     # What a link leads to is of no concern where the link itself is replaced.
     old = _replaced(path) if follow or not os.path.islink(path) else None
     target = Path(os.path.realpath(path) if follow else os.path.abspath(path))
-    temporary = target.with_name(f".{_shortened(target.name)}.{secrets.token_hex(8)}{ENDING}")
+    temporary = target.with_name(f"{_start(target.name)}{secrets.token_hex(8)}{ENDING}")
     # Mode 0666 through the umask, as open() would create it, unless a private file is about to be
     # replaced; O_EXCL never follows a planted link.
     mode = 0o666 if old is None else 0o600
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
     try:
+        # Inside, as a signal may end the command right after it
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
         yield temporary
         descriptor = os.open(temporary, os.O_RDWR)
         try:
@@ -63,6 +64,16 @@ def atomic_write(path: str | os.PathLike[str], *, follow: bool = True) -> Iterat
         yield file
 
 
+def unfinished(path: str | os.PathLike[str]) -> list[Path]:
+    """What killed writes have left, or running ones are at: of a file, or of all in a directory."""
+    folder = Path(path) if os.path.isdir(path) else Path(os.path.realpath(path)).parent
+    start = "." if os.path.isdir(path) else _start(Path(os.path.realpath(path)).name)
+    names = os.listdir(folder) if folder.is_dir() else []
+    return [
+        folder / name for name in sorted(names) if name.startswith(start) and name.endswith(ENDING)
+    ]
+
+
 def _replaced(path: str | os.PathLike[str]) -> os.stat_result | None:
     """What is there already, or None; raises for what is not a file, which a rename would remove.
 
@@ -82,11 +93,12 @@ def _replaced(path: str | os.PathLike[str]) -> os.stat_result | None:
     return found
 
 
-def _shortened(name: str) -> str:
-    """A file name cut so that there is room for more; letters may have several bytes."""
+def _start(name: str) -> str:
+    """How the name of an unfinished file begins: hidden, and cut so that there is room for more;
+    letters may have several bytes."""
     while len(os.fsencode(name)) > _LONGEST_NAME:
         name = name[:-1]
-    return name
+    return f".{name}."
 
 
 def _take_over(descriptor: int, old: os.stat_result) -> None:

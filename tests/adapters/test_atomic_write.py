@@ -195,15 +195,36 @@ def test_a_kill_leaves_the_old_file(tmp_path, old_and_new, calls):
 
 
 @pytest.mark.usefixtures("_at_a_terminal")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_leaves_nothing_behind(tmp_path, make_configuration, number):
-    write(tmp_path / "conf", make_configuration(), "npy")
-    program = (
-        "import os, sys\nfrom flowmc_adapters.cli import main\n"
-        f"os.fsync = lambda _: os.kill(os.getpid(), {int(number)})\n"
-        "sys.exit(main(sys.argv[1:]))"
-    )
-    arguments = ["convert", str(tmp_path / "conf"), str(tmp_path / "new"), "--format", "nersc"]
+@pytest.mark.parametrize(
+    ("number", "calls"),
+    [
+        (signal.SIGTERM, ["close"]),  # right after the file was made
+        (signal.SIGTERM, ["fsync", "unlink"]),  # twice: the second one when it is being removed
+        (signal.SIGHUP, ["fsync"]),
+        (signal.SIGXCPU, ["fsync"]),
+    ],
+)
+def test_a_signal_leaves_nothing_behind(tmp_path, make_configuration, number, calls):
+    write(tmp_path / "conf", make_configuration((2, 2, 2, 2)), "npy")
+    program = f"""
+import os, sys
+from flowmc_adapters.cli import main
+
+def signalled(call):
+    def function(*arguments, **options):
+        done = call(*arguments, **options) if call is not unlink else None
+        if any(".partial" in name for name in os.listdir(sys.argv[1])):
+            os.kill(os.getpid(), {int(number)})
+        return call(*arguments, **options) if call is unlink else done
+    return function
+
+unlink = os.unlink
+for name in {calls}:
+    setattr(os, name, signalled(getattr(os, name)))
+sys.exit(main(sys.argv[2:]))
+"""
+    source, target = str(tmp_path / "conf"), str(tmp_path / "new")
+    arguments = [str(tmp_path), "convert", source, target, "--format", "nersc"]
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments],
         env=os.environ | {"PYTHONPATH": str(Path(flowmc_adapters.__file__).parents[1])},

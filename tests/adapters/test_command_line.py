@@ -239,6 +239,16 @@ def test_what_a_killed_write_has_left_is_named(tmp_path, make_configuration, cap
     (tmp_path / ".lat.20.0123456789abcdef.partial").write_bytes(bytes(100))
     assert main(["inspect", str(tmp_path)]) == 0
     assert ".lat.20.0123456789abcdef.partial: unfinished" in capsys.readouterr().out
+    source, folder, target = tmp_path / "lat.10", tmp_path / "converted", tmp_path / "lat.20"
+    folder.mkdir()
+    left = folder / ".lat.20.npy.0123456789abcdef.partial"
+    left.touch()
+    assert main(["convert", str(source), str(folder), "--format", "npy"]) == 0
+    assert f"note: {left}: unfinished" in capsys.readouterr().err
+    assert main(["convert", str(source), str(target), "--format", "npy"]) == 0
+    assert ".lat.20.0123456789abcdef.partial: unfinished" in capsys.readouterr().err
+    assert main(["convert", str(source), str(tmp_path / "lat.2"), "--format", "npy"]) == 0
+    assert "unfinished" not in capsys.readouterr().err
 
 
 def test_patterns_work_where_the_shell_leaves_them_alone(ensemble, capsys):

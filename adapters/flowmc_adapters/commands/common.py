@@ -60,15 +60,18 @@ def communicator(arguments: argparse.Namespace) -> Any:
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block like an exception, so that unfinished files are removed."""
+    """Signals that would kill end the block like an exception, so that unfinished files are
+    removed: SIGTERM, SIGHUP, and those that batch systems send before the time is up."""
 
     def stop(number: int, _: object) -> None:
+        for other in ours:  # one more must not interrupt the removal
+            signal.signal(other, signal.SIG_IGN)
         raise SystemExit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    wanted = (signal.SIGTERM, signal.SIGHUP)
+    wanted = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
     ours = [number for number in wanted if signal.getsignal(number) is signal.SIG_DFL]
     for number in ours:
         signal.signal(number, stop)

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..atomic import unfinished
 from ..configuration import number_of
 from ..conversion import Conversion, convert
 from ..errors import CheckError, FormatError
@@ -30,7 +31,7 @@ from .common import (
     reading_options,
     stopped_by_signals,
 )
-from .files import expand
+from .files import UNFINISHED, expand
 from .progress import ProgressLine
 
 
@@ -249,6 +250,9 @@ def _pairs(arguments: argparse.Namespace) -> tuple[list[tuple[str, str]], bool]:
             (path, os.path.join(destination, name))
             for path, name in zip(chosen.files, names, strict=True)
         ]
+    if not arguments.json:
+        for left in unfinished(destination):
+            say(f"note: {printable(str(left))}: {UNFINISHED}", sys.stderr)
     existing = arguments.existing or ("refuse" if several else "replace")
     there = [path for _, path in pairs if os.path.lexists(path)]
     if there and existing == "refuse":

@@ -19,6 +19,7 @@ from ..unpacking import compression_of, unpacked_head
 from ..unsupported import is_configuration
 
 _UNKNOWN = "no configuration"
+UNFINISHED = "unfinished: it is being written now, or the write was killed; then remove it"
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def _is_companion(path: Path) -> bool:
 def _reason_to_skip(path: Path) -> str | None:
     """None for a configuration, "" for a file not worth a word, else the reason."""
     if path.name.startswith(".") and path.name.endswith(ENDING):
-        return "unfinished: it is being written now, or the write was killed; then remove it"
+        return UNFINISHED
     if path.name.startswith(".") or _is_companion(path):
         return ""
     if path.is_dir():

@@ -18,6 +18,7 @@ from .common import (
     communicator,
     only_first_rank_prints,
     reading_options,
+    stopped_by_signals,
 )
 from .files import expand, number_gaps
 from .progress import ProgressLine
@@ -54,7 +55,8 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         say(f"error: {error}", sys.stderr)
         return UNUSABLE
-    with only_first_rank_prints(comm):
+    # A temporary copy of a compressed file has a name on some systems
+    with only_first_rank_prints(comm), stopped_by_signals():
         return _inspect(arguments, comm)
 
 
