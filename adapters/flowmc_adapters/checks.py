@@ -17,6 +17,8 @@ HEADER_TOLERANCE = 1e-5
 # 32-bit files; damage is far larger.
 GROUP_TOLERANCE = 1e-5
 _DOUBLE_GROUP_TOLERANCE = 1e-9
+# The exponents of numbers read in the wrong one are anything
+_OF_ANOTHER_BYTE_ORDER = 1e9
 # All that can be damaged without a trace are links that are replaced by others of the group
 _OTHER_BOUNDARIES = (
     "; nothing else is wrong with the links, so the run may have had G-parity, C* or open-SF "
@@ -160,6 +162,8 @@ def _group_error(dimensions: int, nc: int, group: GroupErrors) -> str | None:
             where = f", on time slice {', '.join(map(str, slices[:8]))} only"
             if slices == [0]:
                 where += " (a Schroedinger functional?)"
+        elif not group.unitarity <= _OF_ANOTHER_BYTE_ORDER:
+            where = "; numbers that large are a sign of another byte order than the file says"
         return (
             f"links are not in SU({nc}): |U U^dagger - 1| up to {group.unitarity:.1e}, "
             f"|det U - 1| up to {group.determinant:.1e}{where}"

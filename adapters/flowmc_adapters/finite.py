@@ -18,6 +18,14 @@ def first_non_finite(part: npt.NDArray[Any]) -> tuple[int, ...] | None:
     return tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), part.shape))
 
 
+def not_finite_text(where: str) -> str:
+    """What to say about links that are not finite."""
+    return (
+        f"not a finite number in {where}: the file is damaged, was written by a run that had "
+        "already failed, or has its numbers in another byte order than it says"
+    )
+
+
 def site_text(index: tuple[int, ...]) -> str:
     """`[x,y,z,t], mu = x` for an index into links, `(t, z, y, x, mu, ...)`."""
     dimensions = len(index) - 3

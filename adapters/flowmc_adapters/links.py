@@ -19,7 +19,7 @@ import numpy.typing as npt
 from .checksums import ChecksumSum, RawBytes
 from .configuration import ComplexArray
 from .errors import CheckError, FormatError
-from .finite import site_text
+from .finite import not_finite_text, site_text
 from .layout import Layout, decode, encode
 from .storage import Storage
 
@@ -200,8 +200,7 @@ class LayoutSource(LinkSource):
         return CheckError(
             self._storage.path,
             self._layout.pieces(*slab)[0][0],
-            f"not a finite number in the links at {site}: the file is damaged, or was written by a "
-            "run that had already failed",
+            not_finite_text(f"the links at {site}"),
         )
 
 

@@ -1,6 +1,7 @@
 """Files of other programs whose header is wrong or leaves something out, and whose content proves
 what they are."""
 
+import math
 import re
 import struct
 
@@ -17,6 +18,7 @@ from flowmc_adapters import (
     link_trace,
     read,
     read_field,
+    read_header,
     write,
     write_field,
 )
@@ -163,27 +165,67 @@ def test_nersc_links_in_the_other_byte_order(tmp_path, make_links, order, precis
         read(path)
 
 
-@pytest.mark.parametrize("form", ["ildg", "milc"])
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [
+        ("ildg", {}),
+        ("npy", {}),
+        ("npy", {"style": "pyquda"}),
+        ("npz", {}),
+        ("hdf5", {}),
+        ("hdf5", {"style": "pyquda"}),
+        ("hdf5", {"style": "qdp++"}),
+        ("milc", {}),
+        ("milc", {"byte_order": "big"}),
+        ("milc", {"sites": "listed"}),
+    ],
+)
 @pytest.mark.parametrize("precision", [32, 64])
-def test_links_in_the_other_byte_order(tmp_path, make_links, form, precision):
+def test_links_in_the_other_byte_order(tmp_path, make_links, form, options, precision):
     if (form, precision) == ("milc", 64):
         pytest.skip("MILC files are 32 bit")
     links = make_links(precision=precision)
     path = tmp_path / "conf"
-    write(path, Configuration(links), form)
+    listed = options == {"sites": "listed"}
+    write(path, Configuration(links), form, **({} if listed else options))
     content = path.read_bytes()
-    if form == "milc":
-        content = swapped(content, 96, 4)
-    else:
-        start = content.index(b"ildg-binary-data") + 128
-        end = start + links.nbytes
-        data = swapped(content[start:end], 0, precision // 8)
-        content = content[:start] + data + content[end:]
+    original = read_header(path).layout
+    for offset in original.directions or (original.offset,):
+        end = offset + links.nbytes // len(original.directions or [0])
+        data = swapped(content[offset:end], 0, precision // 8)
+        content = content[:offset] + data + content[end:]
+    if listed:
+        numbers = struct.pack(f"<{math.prod(DIMS)}i", *range(math.prod(DIMS)))
+        content = content[:84] + struct.pack("<i", 1) + numbers + content[88:]
+        path.with_name("conf.info").unlink()
     path.write_bytes(content)
-    # The SciDAC checksum is one of bytes, and that of the old ones here
-    found = read(path, check_checksum=form == "milc")
+    # Checksums of bytes are those of the old ones here
+    bytes_are_summed = form in ("ildg", "npz") or (form, options.get("style")) in (
+        ("hdf5", None),
+        ("hdf5", "pyquda"),
+    )
+    found = read(path, check_checksum=not bytes_are_summed)
     assert np.array_equal(found.links, links)
     assert any("in that order only" in warning for warning in found.warnings)
+    convert(path, tmp_path / "copy", "npy", check_checksum=not bytes_are_summed)
+    assert np.array_equal(read(tmp_path / "copy").links, links)
+
+
+@pytest.mark.parametrize("form", ["Fortran order", "chunks"])
+@pytest.mark.parametrize("precision", [32, 64])
+def test_another_byte_order_is_named_where_it_is_not_looked_for(
+    tmp_path, make_links, form, precision
+):
+    links = make_links(precision=precision).byteswap()
+    path = tmp_path / "conf"
+    if form == "chunks":
+        with h5py.File(path, "w") as file:
+            file.create_dataset("links", data=links, chunks=(1, *links.shape[1:]))
+    else:
+        with open(path, "wb") as file:
+            np.save(file, np.asfortranarray(links))
+    report = inspect(path)
+    assert "another byte order than it says" in str(report["error"]) + str(report["warnings"])
 
 
 def test_links_outside_the_group_are_left_as_they_are(tmp_path, make_links):

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from ..byte_order import proven_order
 from ..checksums import ChecksumSum, ScidacChecksum, parse_hexadecimal
 from ..configuration import Checksum, Header, PathLike
 from ..errors import FormatError
@@ -73,6 +74,8 @@ class Hdf5Format(LayoutFormat):
             header = _header(file, path, found)
         if found.in_place:
             check_size(path, found.layout)
+            layout_found = proven_order(path, found.layout, header.warnings)
+            header = replace(header, layout=layout_found, found=replace(found, layout=layout_found))
         end = stated_end(path)
         if end is not None:
             header.failed_checks.update(check_end(path, end, header.warnings))

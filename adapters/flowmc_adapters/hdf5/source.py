@@ -15,6 +15,7 @@ from ..bounds import require_bounded
 from ..checksums import ChecksumSum
 from ..configuration import ComplexArray, PathLike
 from ..errors import CheckError, FormatError
+from ..finite import not_finite_text
 from ..layout import Layout, encode
 from ..links import LinkSource, Slab, first_site
 from .file import guarded, number_type, plain_numbers
@@ -118,6 +119,5 @@ class Hdf5Source(LinkSource):
         return CheckError(
             self._path,
             None,
-            f"not a finite number in dataset {names} at {site}: the file is damaged, or was "
-            "written by a run that had already failed",
+            not_finite_text(f"dataset {names} at {site}"),
         )

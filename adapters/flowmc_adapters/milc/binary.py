@@ -72,18 +72,14 @@ class MilcFormat(LayoutFormat):
     ) -> Header:
         """See `Format.read_header`. The `.info` file beside it is read if it belongs to it."""
         found = _parse(path)
-        place = None
-        if found.list_offset is None:
-            place = proven_order(path, found.layout, found.warnings)
-            if place is not found.layout and _sums_of(path, found.layout) == found.sums:
-                place = replace(place, word_order=found.layout.byte_order)
+        place = _proven(path, found)
         info = read_info(path, found.layout.dims, found.sums)
         return Header(
             format=self.name,
             dims=found.layout.dims,
             nc=3,
             precision=32,
-            layout=place,
+            layout=None if found.list_offset is not None else place,
             writer=_WRITERS[found.magic],
             checksum=(
                 None
@@ -109,7 +105,8 @@ class MilcFormat(LayoutFormat):
         found = _parse(path)
         assert found.list_offset is not None
         with storage(path) as file:
-            yield SiteListSource(file, found.layout, found.list_offset)
+            place, order = _proven(path, found), found.layout.byte_order
+            yield SiteListSource(file, place, found.list_offset, order)
 
     def new_checksum(self, layout: Layout) -> MilcChecksum:
         """See `LayoutFormat.new_checksum`."""
@@ -249,6 +246,14 @@ def _parse(path: PathLike) -> _Found:
     if found.sums is None:
         found.warnings.append("no checksum in this file: damage would go unnoticed")
     return found
+
+
+def _proven(path: PathLike, found: _Found) -> Layout:
+    """The layout with the byte order of the links, which may not be that of the header."""
+    place = proven_order(path, found.layout, found.warnings)
+    if place is not found.layout and _sums_of(path, found.layout) == found.sums:
+        return replace(place, word_order=found.layout.byte_order)
+    return place
 
 
 def _sums_of(path: PathLike, layout: Layout) -> tuple[int, int]:

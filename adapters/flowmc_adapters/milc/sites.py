@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ..checksums import ChecksumSum, MilcChecksum
 from ..configuration import ComplexArray
 from ..errors import CheckError, FormatError
-from ..finite import site_text
+from ..finite import not_finite_text, site_text
 from ..layout import Layout, decode
 from ..links import LinkSource, Slab, first_site
 from ..storage import Storage
@@ -29,16 +29,17 @@ class SiteListSource(LinkSource):
     Args:
         storage: the open file.
         layout: how the links would be stored in natural order.
-        list_offset: first byte of the list, which comes in the byte order of the layout.
+        list_offset: first byte of the list.
+        list_order: byte order of the list.
 
     Raises:
         FormatError: the list does not name every site once.
     """
 
-    def __init__(self, storage: Storage, layout: Layout, list_offset: int) -> None:
+    def __init__(self, storage: Storage, layout: Layout, list_offset: int, list_order: str) -> None:
         self._storage, self._layout = storage, layout
         self.dims, self.nc, self.precision = layout.dims, layout.nc, layout.precision
-        self._positions = _positions(storage, layout, list_offset)
+        self._positions = _positions(storage, layout, list_offset, list_order)
 
     def read(self, slab: Slab, out: ComplexArray, checksum: ChecksumSum | None = None) -> None:
         """See `LinkSource.read`; the checksum goes by the order of the file."""
@@ -59,7 +60,8 @@ class SiteListSource(LinkSource):
 
     def new_checksum(self) -> MilcChecksum:
         """See `LinkSource.new_checksum`."""
-        return MilcChecksum(self._layout.site_bytes, self._layout.byte_order)
+        layout = self._layout
+        return MilcChecksum(layout.site_bytes, layout.word_order or layout.byte_order)
 
     def not_finite(self, slab: Slab, index: tuple[int, ...]) -> FormatError:
         """See `LinkSource.not_finite`."""
@@ -70,8 +72,7 @@ class SiteListSource(LinkSource):
         return CheckError(
             self._storage.path,
             self._offset(position),
-            f"not a finite number in the links at {site_text((t, z, *index[1:]))}: the file is "
-            "damaged, or was written by a run that had already failed",
+            not_finite_text(f"the links at {site_text((t, z, *index[1:]))}"),
         )
 
     def _not_finite(self, slab: Slab, site: str) -> FormatError:
@@ -81,7 +82,7 @@ class SiteListSource(LinkSource):
         return self._layout.offset + position * self._layout.site_bytes
 
 
-def _positions(storage: Storage, layout: Layout, offset: int) -> npt.NDArray[np.int32]:
+def _positions(storage: Storage, layout: Layout, offset: int, order: str) -> npt.NDArray[np.int32]:
     """For each site in natural order, its place in the file."""
     volume = math.prod(layout.dims)
     positions = np.full(volume, -1, dtype=np.int32)
@@ -89,7 +90,7 @@ def _positions(storage: Storage, layout: Layout, offset: int) -> npt.NDArray[np.
         count = min(_CHUNK, volume - begin)
         raw = np.empty(4 * count, dtype=np.uint8)
         storage.read(offset + 4 * begin, raw)
-        sites = raw.view(f"{layout.byte_order}u4").astype(np.int64)
+        sites = raw.view(f"{order}u4").astype(np.int64)
         outside = sites >= volume
         if outside.any():
             bad = int(np.argmax(outside))

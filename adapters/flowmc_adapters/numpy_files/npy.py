@@ -24,9 +24,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..atomic import atomic_write
+from ..byte_order import proven_order
 from ..configuration import Header, is_gauge_shape
 from ..errors import CheckError, FormatError
-from ..finite import first_non_finite
+from ..finite import first_non_finite, not_finite_text
 from ..formats import PathLike
 from ..layout import Layout
 from ..layout_format import Description, Frame, LayoutFormat, Written
@@ -79,6 +80,8 @@ class NumpyFormat(LayoutFormat):
         place = Layout(offset, extents, nc, nc, precision, order)
         if chosen == "pyquda":
             place = directions_first(place)
+        if not fortran:
+            place = proven_order(path, place, warnings)
         return Header(
             format=self.name,
             dims=extents,
@@ -214,7 +217,7 @@ def read_array(path: PathLike) -> npt.NDArray[Any]:
     array = array.astype(dtype.newbyteorder("="), copy=False)
     bad = first_non_finite(array)
     if bad is not None:
-        raise CheckError(path, None, f"element {list(bad)} is not a finite number")
+        raise CheckError(path, None, not_finite_text(f"element {list(bad)}"))
     return array
 
 

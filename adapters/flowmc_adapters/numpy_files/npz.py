@@ -24,10 +24,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..bounds import require_bounded
+from ..byte_order import proven_order
 from ..checksums import ChecksumSum, RawBytes
 from ..configuration import Checksum, ComplexArray, Header, is_gauge_shape
 from ..errors import CheckError, FormatError
-from ..finite import first_non_finite, site_text
+from ..finite import first_non_finite, not_finite_text, site_text
 from ..formats import PathLike
 from ..hdf5.writing import metadata_text, parse_metadata
 from ..layout import Layout, check_size
@@ -107,9 +108,10 @@ class NpzFormat(LayoutFormat):
                 f"{member.size - len(before)}: damaged",
             )
         in_place = member.stored and not fortran
+        metadata, warnings = _read_metadata(path, found.get(METADATA))
         if in_place:
             check_size(path, place)
-        metadata, warnings = _read_metadata(path, found.get(METADATA))
+            place = proven_order(path, place, warnings)
         others = sorted(found.keys() - {LINKS, METADATA})
         if others:
             warnings.append(f"not read, other arrays in the archive: {', '.join(others[:8])}")
@@ -268,9 +270,7 @@ class _PackedSource(LayoutSource):
     keeps_slices = True
 
     def _not_finite(self, slab: Slab, site: str) -> FormatError:
-        return CheckError(
-            self._storage.path, None, f"not a finite number in the links at {site}: damaged"
-        )
+        return CheckError(self._storage.path, None, not_finite_text(f"the links at {site}"))
 
 
 class _KnownSum(ChecksumSum):
@@ -317,9 +317,7 @@ def _unpacked_source(path: PathLike, member: Member) -> LinkSource:
     )
     bad = first_non_finite(links)
     if bad is not None:
-        raise CheckError(
-            path, None, f"not a finite number in the links at {site_text(bad)}: damaged"
-        )
+        raise CheckError(path, None, not_finite_text(f"the links at {site_text(bad)}"))
     return _MemorySource(links, path, zlib.crc32(data))
 
 

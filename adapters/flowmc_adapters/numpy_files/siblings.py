@@ -17,6 +17,7 @@ import numpy as np
 from ..checksums import ChecksumSum
 from ..configuration import DIRECTIONS, ComplexArray, Header, PathLike
 from ..errors import CheckError, FormatError
+from ..finite import not_finite_text
 from ..links import LinkSource, Slab, first_site
 from ..storage import Storage
 
@@ -114,6 +115,5 @@ class SiblingSource(LinkSource):
         return CheckError(
             part.storage.path,
             self._place(part, slab, 0)[0],
-            f"not a finite number in the links at {site}: the file is damaged, or was written by a "
-            "run that had already failed",
+            not_finite_text(f"the links at {site}"),
         )

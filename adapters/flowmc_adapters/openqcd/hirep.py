@@ -21,6 +21,7 @@ import numpy.typing as npt
 from ..checksums import ChecksumSum, RawBytes
 from ..configuration import ComplexArray, Header
 from ..errors import CheckError, FormatError
+from ..finite import not_finite_text
 from ..formats import PathLike
 from ..layout import Layout, check_size
 from ..layout_format import Description, Frame, LayoutFormat, Written
@@ -150,8 +151,7 @@ class _Source(LinkSource):
         return CheckError(
             self._path,
             self._cache.first_byte(slab[0]),
-            f"not a finite number in the links at {site}: the file is damaged, or was written by a "
-            "run that had already failed",
+            not_finite_text(f"the links at {site}"),
         )
 
 

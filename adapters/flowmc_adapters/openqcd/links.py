@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ..checksums import ChecksumSum, RawBytes
 from ..configuration import ComplexArray
 from ..errors import CheckError, FormatError
+from ..finite import not_finite_text
 from ..layout import Layout
 from ..links import LinkSink, LinkSource, Slab
 from ..storage import Storage
@@ -67,8 +68,7 @@ class OpenQcdSource(LinkSource):
         return CheckError(
             self._path,
             self._cache.first_byte(slab[0]),
-            f"not a finite number in the links at {site}: the file is damaged, or was written by a "
-            "run that had already failed",
+            not_finite_text(f"the links at {site}"),
         )
 
 
