@@ -71,6 +71,31 @@ def test_old_grid_calls_every_group_su3(tmp_path, make_links, nc):
         read(tmp_path / "c")
 
 
+@pytest.mark.parametrize("precision", [32, 64])
+def test_short_files_of_old_grid(tmp_path, make_links, precision):
+    """Two rows whatever N is: all of SU(2), too few of SU(4) and above."""
+    path = tmp_path / "ckpoint_lat.4"
+    links = make_links(nc=2, precision=precision)
+    trace = f"{link_trace(links) * 2 / 3:.10g}"
+    nersc_file(path, links, {"DATATYPE": "4D_SU3_GAUGE", "LINK_TRACE": trace})
+    found = read(path)
+    assert np.array_equal(found.links, links) and found.checksum.ok
+    assert sum("November 2021" in warning for warning in found.warnings) == 2
+    for nc in (4, 6):
+        links = make_links(nc=nc, precision=precision)
+        nersc_file(path, links, {"DATATYPE": "4D_SU3_GAUGE"})
+        content = path.read_bytes()
+        rows = np.ascontiguousarray(links[..., :2, :])
+        big = rows.view(rows.real.dtype).astype(rows.real.dtype.newbyteorder(">"))
+        path.write_bytes(content[: payload_start(content)] + big.tobytes())
+        for use in (read, lambda file: convert(file, tmp_path / "copy", "npy")):
+            with pytest.raises(FormatError, match=rf"first 2 rows of SU\({nc}\) matrices"):
+                use(path)
+        path.write_bytes(path.read_bytes()[:-8])  # no more than a damaged file
+        with pytest.raises(FormatError, match="announces"):
+            read(path)
+
+
 def test_old_grid_in_ildg_files(tmp_path, make_links):
     links = make_links(nc=2)
     path = tmp_path / "a.lime"

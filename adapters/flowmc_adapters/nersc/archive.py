@@ -160,7 +160,7 @@ def _parse_header(path: PathLike) -> tuple[Header, list[Layout]]:
     else:
         dims = tuple(extent for extent in extents if extent is not None)
         layouts = [Layout(match.end(), dims, nc, rows, precision, order) for order in orders]
-        if layouts[0].total_bytes != size - match.end() and nc == rows == 3:
+        if layouts[0].total_bytes != size - match.end() and nc == 3:
             layouts = _of_old_grid(path, layouts, size - match.end(), warnings)
     check_size(path, layouts[0], size)
     failed = check_end(path, match.end() + layouts[0].total_bytes, warnings)
@@ -203,10 +203,24 @@ def _of_old_grid(
     path: PathLike, layouts: list[Layout], payload: int, warnings: list[str]
 ) -> list[Layout]:
     """The layouts of an SU(N) file that calls itself SU(3), as Grid wrote before November 2021; as
-    they are if the size and the links do not say so."""
+    they are if the size and the links do not say so. The short form had two rows whatever N was.
+
+    Raises:
+        FormatError: two rows are not enough to restore the others.
+    """
+    short = layouts[0].rows < layouts[0].nc
     for nc in range(2, _MOST_COLOURS + 1):
-        others = [replace(layout, nc=nc, rows=nc) for layout in layouts]
+        rows = 2 if short else nc
+        others = [replace(layout, nc=nc, rows=rows) for layout in layouts]
         if others[0].total_bytes == payload and any(group_fits(path, one) for one in others):
+            if rows < nc - 1:
+                raise FormatError(
+                    path,
+                    others[0].offset,
+                    f"the header says SU(3), but these are the first {rows} rows of SU({nc}) "
+                    "matrices, as Grid wrote them before November 2021: the others cannot be "
+                    "restored; ask for the file with all rows",
+                )
             warnings.append(
                 f"the header says SU(3), but size and links are those of SU({nc}), as Grid wrote "
                 "them before November 2021"
