@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -49,6 +51,12 @@ _LARGEST_BATCH = 100_000_000
 DENSITY_CHECK_EVERY = 25
 DENSITY_CHECK_SAMPLES = 16
 DENSITY_CHECKS_IN_A_ROW = 3
+
+# Steps at which the direct ways to forces are compared with their equation, beside the powers of
+# two: it costs a backward pass.
+FORCE_CHECK_EVERY = 128
+# Checkpoints of before 2 have no checksums.
+LAYOUT = 2
 
 
 class TrainingError(RuntimeError):
@@ -243,7 +251,13 @@ class Trainer:
         rng = stream(settings.seed, self.step, "training batch", self.device)
         self.optimiser.zero_grad(set_to_none=True)
         self.objective.begin(self.step)
+        forces = PushedForce.all_of(self.objective) if _is_check_of_forces(self.step) else []
+        for force in forces:
+            force.check_again()
         batch = self.objective.evaluate(settings.batch, rng)
+        for force in forces:
+            # Whether it is due follows from the step alone: a resumed training checks the same.
+            force.check_again(False)
         if self.communicator.size == 1:
             batch.surrogate.backward()
             loss, log_weights = float(batch.loss), batch.log_weights
@@ -339,16 +353,18 @@ class Trainer:
             {f"objective/{key}": value for key, value in self.objective.state_dict().items()}
         )
         counters = {
+            "layout": LAYOUT,
             "step": self.step,
             "skipped": self.skipped,
             "skips_in_a_row": self._skips_in_a_row,
             "bad_densities": self._bad_densities,
             "density_error": self._density_error,
             "seconds": self.seconds,
-            # Which way to a force a resumed training takes must not depend on its first batch.
+            # Which way to a force a resumed training takes must not depend on what it sees first.
             "direct_ways": [one.direct_way_holds for one in PushedForce.all_of(self.objective)],
         }
-        card = {"checkpoint": counters, **self.metadata}
+        card: dict[str, Any] = {"checkpoint": counters, **self.metadata}
+        card["checksums"] = _checksums(tensors, card)
         self.communicator.from_root(lambda: atomic_save(path, tensors, card))
         self._make_equal()
 
@@ -387,7 +403,7 @@ class Trainer:
         The number of ranks that wrote it does not matter.
 
         Raises:
-            FlowFileError: if the file is no checkpoint or one of another flow.
+            FlowFileError: if the file is no checkpoint, not as it was written, or of another flow.
             CollectiveError: the same, on several ranks.
         """
         tensors, metadata = self.communicator.from_root(lambda: read_tensors(path))
@@ -395,8 +411,11 @@ class Trainer:
 
     def _load(self, path: str, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
         counters = metadata.get("checkpoint")
-        if counters is None:
+        if not isinstance(counters, dict):
             raise FlowFileError(f"{path} is not a training checkpoint; remove it or name another")
+        sums = metadata.pop("checksums", None)
+        if sums is not None or "layout" in counters:
+            _compare(path, sums, _checksums(tensors, metadata))
         try:
             self._set_learned(tensors)
         except (RuntimeError, ValueError) as error:
@@ -418,6 +437,42 @@ class Trainer:
         # Checkpoints of before know nothing of it.
         for force, holds in zip(forces, counters.get("direct_ways", []), strict=False):
             force.direct_way_holds = holds
+
+
+def _is_check_of_forces(step: int) -> bool:
+    return step % FORCE_CHECK_EVERY == 0 or step & (step - 1) == 0
+
+
+def _checksums(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a CRC-32 of each tensor, by name, and one of all that stands beside them."""
+    found = {}
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        described = f"{plain.dtype} {tuple(plain.shape)}".encode()
+        found[name] = zlib.crc32(plain.numpy().tobytes(), zlib.crc32(described))
+    return {"tensors": found, "card": zlib.crc32(json.dumps(card, sort_keys=True).encode())}
+
+
+def _compare(path: str, stored: Any, found: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that is not as it was written.
+
+    Raises:
+        FlowFileError: naming what has changed.
+    """
+    remedy = "restore it from a copy, or remove it to train again"
+    tensors = stored.get("tensors") if isinstance(stored, dict) else None
+    if not isinstance(tensors, dict) or tensors.keys() != found["tensors"].keys():
+        raise FlowFileError(
+            f"{path} is damaged: its checksums are not those of its tensors: {remedy}"
+        )
+    if stored.get("card") != found["card"]:
+        raise FlowFileError(f"{path} is damaged: its counters or its card have changed: {remedy}")
+    changed = sorted(name for name, value in found["tensors"].items() if tensors[name] != value)
+    if changed:
+        raise FlowFileError(
+            f"{path} is damaged: the numbers of {changed[0]} have changed since they were written: "
+            f"{remedy}"
+        )
 
 
 def _centred(log_weights: Tensor, parts: int) -> Tensor:

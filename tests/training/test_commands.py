@@ -239,6 +239,12 @@ def test_signals_leave_a_checkpoint(number, config, tmp_path, monkeypatch, capsy
     assert read_card(tmp_path / "f.checkpoint.safetensors")["checkpoint"]["step"] == 7
     assert not (tmp_path / "f.safetensors").exists()
     monkeypatch.undo()
+    checkpoint = tmp_path / "f.checkpoint.safetensors"
+    sound = checkpoint.read_bytes()
+    checkpoint.write_bytes(sound[:-3] + bytes([sound[-3] ^ 1]) + sound[-2:])
+    assert call(train, config, "--output", tmp_path / "f.safetensors", "--resume") == 2
+    assert "have changed since they were written: restore it" in capsys.readouterr().err
+    checkpoint.write_bytes(sound)
     assert call(train, config, "--output", tmp_path / "f.safetensors", "--resume") == 0
     assert (tmp_path / "f.safetensors").exists()
 
