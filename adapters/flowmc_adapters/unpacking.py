@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import IO
+from typing import IO, Any
 
 from .configuration import Configuration, Header, PathLike
 from .errors import FormatError
@@ -117,46 +117,12 @@ def unpacking(path: PathLike, detect: Callable[[PathLike], Format]) -> Format:
     return UnpackingLayout(inner) if isinstance(inner, LayoutFormat) else UnpackingWhole(inner)
 
 
-class UnpackingLayout(LayoutFormat):
+class _Unpacking(Format):
     """A format of another one's compressed files; not in the table of formats.
 
     Args:
         inner: the format of what is compressed.
     """
-
-    writable = False
-
-    def __init__(self, inner: LayoutFormat) -> None:
-        self._inner = inner
-        self.name, self.description = inner.name, inner.description
-        self.layouts, self.several = inner.layouts, inner.several
-
-    def detect(self, head: bytes, path: PathLike) -> bool:
-        """Never: `unpacking` decides."""
-        return False
-
-    def read_header(
-        self,
-        path: PathLike,
-        *,
-        dims: tuple[int, ...] | None = None,
-        layout: str | None = None,
-    ) -> Header:
-        """See `Format.read_header`."""
-        with unpacked(path) as plain:
-            return _told(self._inner.read_header(plain, dims=dims, layout=layout), path)
-
-    @contextmanager
-    def open(
-        self, path: PathLike, header: Header, storage: OpenStorage = FileStorage
-    ) -> Iterator[LinkSource]:
-        """See `LayoutFormat.open`."""
-        with unpacked(path) as plain, self._inner.open(plain, header, storage) as source:
-            yield source
-
-
-class UnpackingWhole(Format):
-    """As `UnpackingLayout`, for formats that are read into memory."""
 
     writable = False
 
@@ -169,38 +135,37 @@ class UnpackingWhole(Format):
         """Never: `unpacking` decides."""
         return False
 
-    def read_header(
-        self,
-        path: PathLike,
-        *,
-        dims: tuple[int, ...] | None = None,
-        layout: str | None = None,
-    ) -> Header:
+    def read_header(self, path: PathLike, **options: Any) -> Header:
         """See `Format.read_header`."""
         with unpacked(path) as plain:
-            return _told(self._inner.read_header(plain, dims=dims, layout=layout), path)
+            return _told(self._inner.read_header(plain, **options), path)
 
-    def read(
-        self,
-        path: PathLike,
-        *,
-        dims: tuple[int, ...] | None = None,
-        layout: str | None = None,
-    ) -> Configuration:
-        """See `Format.read`."""
-        with unpacked(path) as plain:
-            return self._inner.read(plain, dims=dims, layout=layout)
-
-    def write(
-        self,
-        path: PathLike,
-        configuration: Configuration,
-        *,
-        precision: int | None = None,
-        **options: str,
-    ) -> list[str]:
+    def write(self, path: PathLike, *arguments: Any, **options: Any) -> list[str]:
         """Raises FormatError."""
         raise self.read_only(path)
+
+
+class UnpackingLayout(_Unpacking, LayoutFormat):
+    """Of files whose links are at regular places once they are unpacked."""
+
+    _inner: LayoutFormat
+
+    @contextmanager
+    def open(
+        self, path: PathLike, header: Header, storage: OpenStorage = FileStorage
+    ) -> Iterator[LinkSource]:
+        """See `LayoutFormat.open`."""
+        with unpacked(path) as plain, self._inner.open(plain, header, storage) as source:
+            yield source
+
+
+class UnpackingWhole(_Unpacking):
+    """Of files that are read into memory."""
+
+    def read(self, path: PathLike, **options: Any) -> Configuration:
+        """See `Format.read`."""
+        with unpacked(path) as plain:
+            return self._inner.read(plain, **options)
 
 
 def command_for(path: PathLike) -> str:
