@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flowmc_adapters import Configuration, FormatError, formats
+from flowmc_adapters import Configuration, FormatError, formats, read
 
 REAL_FILES = Path(__file__).resolve().parents[2].parent / "shared" / "configs"
 # All extents differ, so that no wrong order of directions can hide.
@@ -42,6 +42,18 @@ def make_configuration() -> Callable[..., Configuration]:
         return Configuration(random_links(*args, **kwargs), metadata=dict(metadata or {}))
 
     return make
+
+
+@pytest.fixture
+def read_bytes(tmp_path: Path) -> Callable[..., Configuration]:
+    """Reads what a file with that content holds."""
+
+    def go(content: bytes, **options: Any) -> Configuration:
+        path = tmp_path / "conf.lime"
+        path.write_bytes(content)
+        return read(path, **options)
+
+    return go
 
 
 @pytest.fixture
