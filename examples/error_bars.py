@@ -19,7 +19,7 @@ from scipy.signal import lfilter
 from flowmc.estimators.autocorrelation import Estimate, analyse
 from flowmc.estimators.gain import variance_ratio
 from flowmc.estimators.history import History
-from flowmc.run.kernel_summary import energy_warnings
+from flowmc.reports.analysis.kernel_summary import energy_warnings
 
 # tau_int, measurements, chains, repetitions
 SERIES = (

@@ -16,9 +16,10 @@ import argparse
 import math
 
 from flowmc.estimators.autocorrelation import format_value
-from flowmc.flows.conditional import ConditionalContinuousFlow
-from flowmc.flows.files import LoadedFlow, load_flow
-from flowmc.run.evaluate import DensityError, evaluate_sampler
+from flowmc.evaluation.density import DensityError
+from flowmc.evaluation.flows import evaluate_sampler
+from flowmc.flows.cards.files import LoadedFlow, load_flow
+from flowmc.flows.scalar.conditional import ConditionalContinuousFlow
 
 # Lattice: kappa: ln Z and its error by thermodynamic integration.
 REFERENCE = {

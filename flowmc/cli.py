@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from flowmc import __version__, arguments
+from flowmc.config.keys import check_keys
 from flowmc.launcher import first_speaks, launched_processes
 from flowmc.messages import (
     is_output_lost,
@@ -25,27 +26,26 @@ from flowmc.messages import (
     settle_standard_streams,
 )
 from flowmc.registry import nearest, trust
-from flowmc.run.keys import check_keys
 
 __all__ = ["main"]
 
 # Sub-command: module whose `run` does it, and a line of help.
 _COMMANDS = {
-    "run": ("flowmc.run.command", "a chain, or many, from a configuration"),
-    "step": ("flowmc.run.step", "one cycle of updates on one file"),
-    "train": ("flowmc.run.train", "train a flow"),
-    "evaluate": ("flowmc.run.evaluate", "how good a flow is"),
+    "run": ("flowmc.commands.run", "a chain, or many, from a configuration"),
+    "step": ("flowmc.commands.step", "one cycle of updates on one file"),
+    "train": ("flowmc.commands.train", "train a flow"),
+    "evaluate": ("flowmc.evaluation.flows", "how good a flow is"),
     "correlate": (
-        "flowmc.run.correlate.command",
+        "flowmc.commands.correlate",
         "what an ensemble says about theories nearby: reweighting and derivatives",
     ),
-    "free-energy": ("flowmc.run.free_energy.command", "ln Z of a theory, with its error"),
-    "status": ("flowmc.run.status", "how far runs are"),
-    "report": ("flowmc.run.report", "numbers and plots of a run"),
+    "free-energy": ("flowmc.commands.free_energy", "ln Z of a theory, with its error"),
+    "status": ("flowmc.commands.status", "how far runs are"),
+    "report": ("flowmc.commands.report", "numbers and plots of a run"),
     "inspect": ("flowmc_adapters.cli", "what a configuration file holds, and whether it is sound"),
     "convert": ("flowmc_adapters.cli", "write a configuration file in another format"),
-    "zoo": ("flowmc.run.zoo", "the trained flows that come with flowmc"),
-    "example": ("flowmc.run.example", "the examples that come with flowmc, copied here"),
+    "zoo": ("flowmc.commands.zoo", "the trained flows that come with flowmc"),
+    "example": ("flowmc.commands.example", "the examples that come with flowmc, copied here"),
 }
 
 # Those that several processes can share.
@@ -160,7 +160,7 @@ def _status(error: Exception) -> int | None:
     names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
     names.update(getattr(error, "kinds", ()))
     # By name: importing the classes would import torch for `flowmc inspect`.
-    if "flowmc.run.runner.RunStopped" in names:
+    if "flowmc.chains.runner.RunStopped" in names:
         # A disk that cannot be written is as unusable as a file that cannot be read.
         return 2 if getattr(error, "is_unwritable", False) else 1
     if "builtins.OSError" in names:

@@ -25,6 +25,23 @@ __all__ = ["Identified", "identity"]
 # What every module has, and nothing that its maps depend on.
 _OF_MODULES = {*nn.Module().__dict__, "_construction"}
 _SEPARATE = ("_parameters", "_buffers", "_modules")
+# Digests are in the files of runs, and a class is in its digest by the module where it stood when
+# it was first written: modules that moved afterwards, by the package that they moved into.
+_MOVED = {
+    "gauge": "defect defect_masks link_jacobian link_masks masked_links plaquette residual",
+    "local": "block_coupling block_gaussian blocks",
+    "parts": "convolution interval_splines products runge_kutta splines",
+    "scalar": "checkerboard coarse_models conditional continuous coupling multi_lattice "
+    "site_tables spline_coupling super_resolution symmetric_kernels velocity",
+}
+_FIRST_MODULE = {
+    "flowmc.flows.models": "flowmc.flows.base",
+    "flowmc.flows.local.models": "flowmc.flows.local",
+} | {
+    f"flowmc.flows.{room}.{module}": f"flowmc.flows.{module}"
+    for room, modules in _MOVED.items()
+    for module in modules.split()
+}
 
 
 class Identified:
@@ -180,8 +197,7 @@ class _Walk:
             self.add(value[key], f"{where}[{key!r}]")
 
     def _add_class(self, value: type, where: str) -> None:
-        name = f"{value.__module__}.{value.__qualname__}"
-        self._put("class", name)
+        self._put("class", _name(value))
         if not _is_at(value, value.__module__, value.__qualname__):
             # A class made inside a function: its name stands for many.
             self.add(value.__bases__, where)
@@ -193,7 +209,7 @@ class _Walk:
                     self.add(entry, f"{where}.{key}")
 
     def _add_function(self, value: types.FunctionType, where: str) -> None:
-        self._put("function", f"{value.__module__}.{value.__qualname__}")
+        self._put("function", _name(value))
         if not _is_at(value, value.__module__, value.__qualname__):
             self._add_code(value.__code__, where)
             self.add(value.__defaults__, where)
@@ -232,6 +248,11 @@ class _Walk:
     def _put(self, kind: str, text: str | bytes) -> None:
         data = text if isinstance(text, bytes) else text.encode()
         self.digest.update(f"{kind} {len(data)}:".encode() + data)
+
+
+def _name(value: type | types.FunctionType) -> str:
+    module = _FIRST_MODULE.get(value.__module__, value.__module__)
+    return f"{module}.{value.__qualname__}"
 
 
 def _number(value: complex | np.number) -> str:

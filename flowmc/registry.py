@@ -73,7 +73,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "gaussian": "flowmc.flows:GaussianPrior",
         "free_field": "flowmc.flows:FreeFieldPrior",
         "haar": "flowmc.flows:HaarPrior",
-        "super_resolution": "flowmc.flows.coarse_models:super_resolution",
+        "super_resolution": "flowmc.flows.scalar.coarse_models:super_resolution",
         "block_gaussian": "flowmc.flows:BlockGaussian",
     },
     "objectives": {
@@ -86,8 +86,8 @@ BUILTIN: dict[str, dict[str, str]] = {
         "local_kl": "flowmc.training:LocalKL",
     },
     "derivatives": {
-        "difference": "flowmc.run.correlate.difference:Difference",
-        "linear": "flowmc.run.correlate.linear:Linear",
+        "difference": "flowmc.correlate.difference:Difference",
+        "linear": "flowmc.correlate.linear:Linear",
     },
     "observables": {
         "action": "flowmc.observables:action_density",

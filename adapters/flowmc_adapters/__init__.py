@@ -19,7 +19,7 @@ from .changes import reunitarize
 from .configuration import Checksum, Configuration, Header
 from .conversion import Conversion, convert
 from .errors import CheckError, FormatError
-from .fields.configuration import FieldConfiguration
+from .field_configuration import FieldConfiguration
 from .fields.files import FIELD_FORMATS, append_field, field_numbers, read_field, write_field
 from .formats import Format
 from .inspection import Inspection, examine, inspect

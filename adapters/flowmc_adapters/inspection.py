@@ -9,7 +9,7 @@ from typing import Any
 
 from .configuration import Checksum, number_of
 from .errors import CheckError
-from .fields.configuration import compact_plaquette
+from .field_configuration import compact_plaquette
 from .fields.files import read_field
 from .fields.inspection import FieldFindings, examine_fields
 from .formats import PathLike

@@ -14,8 +14,9 @@ import torch
 from machine import CLOCKS, interleaved, native, print_header, print_row, processor
 
 from flowmc.actions import Phi4, Wilson
-from flowmc.kernels.integrators import INTEGRATORS, trajectory
+from flowmc.kernels.integrators import trajectory
 from flowmc.native import find_trajectory
+from flowmc.splitting import INTEGRATORS
 
 CASES = [
     (Wilson("SU(3)", (4,) * 4, beta=5.7), 1, torch.float64),

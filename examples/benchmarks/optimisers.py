@@ -13,9 +13,10 @@ from pathlib import Path
 
 from machine import print_header, print_row, processor
 
-from flowmc.run.evaluate import DensityError, evaluate_sampler
-from flowmc.run.training_plan import make_plan
+from flowmc.evaluation.density import DensityError
+from flowmc.evaluation.flows import evaluate_sampler
 from flowmc.training import Trainer
+from flowmc.training.plan import make_plan
 
 CONFIG = Path(__file__).parents[1] / "zoo" / "phi4_12x12_l5.276.toml"
 CONTENDERS = [("adam", 1e-3), ("adam", 3e-3), ("soap", 3e-3), ("soap", 1e-2)]

@@ -31,9 +31,9 @@ from pathlib import Path
 import numpy as np
 from machine import print_header, print_row, processor
 
-from flowmc.run.diagnostics import Piece
-from flowmc.run.measurements import Layout, MeasurementFile
-from flowmc.run.rows import Packer, RowBuilder
+from flowmc.chains.diagnostics import Piece
+from flowmc.chains.storage.measurements import Layout, MeasurementFile
+from flowmc.chains.storage.rows import Packer, RowBuilder
 
 CONFIG = """
 [theory]

@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from machine import print_header, print_row, processor
 
-from flowmc.run.evaluate import DensityError, evaluate_sampler
-from flowmc.run.training_plan import make_plan
+from flowmc.evaluation.density import DensityError
+from flowmc.evaluation.flows import evaluate_sampler
 from flowmc.training import Trainer
+from flowmc.training.plan import make_plan
 
 ZOO = Path(__file__).parents[1] / "zoo"
 NAMES = {8: "phi4_8x8_l6.008", 12: "phi4_12x12_l5.276"}

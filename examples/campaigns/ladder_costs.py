@@ -26,14 +26,14 @@ from pathlib import Path
 from typing import Any
 
 from flowmc.cli import main as flowmc
+from flowmc.config.toml_text import toml_text
 from flowmc.estimators.autocorrelation import (
     Estimate,
     analyse,
     analyse_topological_charge,
     format_value,
 )
-from flowmc.run.recorded import RecordedRun
-from flowmc.run.toml_text import toml_text
+from flowmc.reports.analysis.recorded import RecordedRun
 
 HERE = Path(__file__).parent
 TIMING_SHARE = 0.1  # of the updates of a campaign, in the longer of two timed runs

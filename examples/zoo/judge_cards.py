@@ -12,8 +12,8 @@ import json
 import math
 
 from flowmc import zoo
-from flowmc.flows.files import atomic_save, read_tensors
-from flowmc.run.evaluate import weight_warnings
+from flowmc.evaluation.flows import weight_warnings
+from flowmc.flows.cards.files import atomic_save, read_tensors
 
 
 def main() -> None:

@@ -3,29 +3,29 @@
 from flowmc.flows.base import (
     Chain,
     Flow,
-    FlowModel,
     Identity,
     Inverse,
-    Prior,
     check_equivariance,
     check_inverse,
     check_log_det,
 )
-from flowmc.flows.block_coupling import BlockCouplingFlow
-from flowmc.flows.block_gaussian import BlockGaussian
-from flowmc.flows.blocks import Block
-from flowmc.flows.conditional import BetweenCouplings, ConditionalContinuousFlow
-from flowmc.flows.continuous import ContinuousFlow
-from flowmc.flows.coupling import AffineCouplingFlow
-from flowmc.flows.defect import DefectFlow
-from flowmc.flows.local import ConditionalFlow, ConditionalPrior, LocalFlowModel
+from flowmc.flows.cards.files import load_flow, load_local_flow, save_flow
+from flowmc.flows.gauge.defect import DefectFlow
+from flowmc.flows.gauge.plaquette import PlaquetteFlow
+from flowmc.flows.gauge.residual import ResidualFlow
+from flowmc.flows.local.block_coupling import BlockCouplingFlow
+from flowmc.flows.local.block_gaussian import BlockGaussian
+from flowmc.flows.local.blocks import Block
+from flowmc.flows.local.models import ConditionalFlow, ConditionalPrior, LocalFlowModel
 from flowmc.flows.mixture import SignMixture
-from flowmc.flows.multi_lattice import MultiLatticeFlow
-from flowmc.flows.plaquette import PlaquetteFlow
+from flowmc.flows.models import FlowModel, Prior
 from flowmc.flows.priors import EnsemblePrior, FreeFieldPrior, GaussianPrior, HaarPrior
-from flowmc.flows.residual import ResidualFlow
-from flowmc.flows.spline_coupling import SplineCouplingFlow
-from flowmc.flows.super_resolution import FreeFieldBlocking, SuperResolutionPrior
+from flowmc.flows.scalar.conditional import BetweenCouplings, ConditionalContinuousFlow
+from flowmc.flows.scalar.continuous import ContinuousFlow
+from flowmc.flows.scalar.coupling import AffineCouplingFlow
+from flowmc.flows.scalar.multi_lattice import MultiLatticeFlow
+from flowmc.flows.scalar.spline_coupling import SplineCouplingFlow
+from flowmc.flows.scalar.super_resolution import FreeFieldBlocking, SuperResolutionPrior
 
 __all__ = [
     "AffineCouplingFlow",
@@ -59,4 +59,7 @@ __all__ = [
     "check_equivariance",
     "check_inverse",
     "check_log_det",
+    "load_flow",
+    "load_local_flow",
+    "save_flow",
 ]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowmc.actions.base import Action
-from flowmc.flows.base import FlowModel
+from flowmc.flows.models import FlowModel
 from flowmc.groups import Group
 from flowmc.random import stream
 from flowmc.registry import ConfigError

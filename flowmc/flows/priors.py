@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmc.actions import Action, FreeScalar
-from flowmc.flows.base import Prior
+from flowmc.flows.models import Prior
 from flowmc.groups import U1
 from flowmc.lattice import sum_over_sites
 

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from flowmc.actions.base import Action
-from flowmc.flows.base import Flow, FlowModel, Prior, check_log_det, jacobian_by_differences
-from flowmc.flows.local import ConditionalFlow, ConditionalPrior, LocalFlowModel
+from flowmc.flows.base import Flow, check_log_det, jacobian_by_differences
+from flowmc.flows.local.models import ConditionalFlow, ConditionalPrior, LocalFlowModel
+from flowmc.flows.models import FlowModel, Prior
 from flowmc.groups import Group, Real
 from flowmc.random import stream
 from flowmc.registry import ConfigError

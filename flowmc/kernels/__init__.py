@@ -7,9 +7,9 @@ from flowmc.kernels.composition import Cycle, Mixture, Repeat
 from flowmc.kernels.exchange import EachReplica, Exchange, LadderState, OnReplica
 from flowmc.kernels.hmc import HMC
 from flowmc.kernels.independence import Independence
-from flowmc.kernels.integrators import INTEGRATORS, Integrator
 from flowmc.kernels.local_flow import LocalFlow
 from flowmc.kernels.sign_flip import SignFlip
+from flowmc.splitting import INTEGRATORS, Integrator
 
 __all__ = [
     "HMC",

@@ -31,7 +31,7 @@ class State:
         field: ``(chains, ...)``.
         action: S of these fields, ``(chains,)`` float64, or None if not known.
         log_q: log-densities of these fields under flow models, by
-            :meth:`~flowmc.flows.base.FlowModel.fingerprint`; each ``(chains,)`` float64.
+            :meth:`~flowmc.flows.models.FlowModel.fingerprint`; each ``(chains,)`` float64.
     """
 
     field: Tensor

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.kernels.base import Info, Kernel, State, action_of
-from flowmc.kernels.integrators import INTEGRATORS, trajectory
+from flowmc.kernels.integrators import trajectory
 from flowmc.native import find_action, find_projection
 from flowmc.registry import ConfigError, nearest
+from flowmc.splitting import INTEGRATORS
 
 __all__ = ["HMC"]
 

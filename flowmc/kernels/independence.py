@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowmc.actions.base import Action
-from flowmc.flows.base import FlowModel
+from flowmc.flows.models import FlowModel
 from flowmc.kernels.base import Info, Kernel, State, action_of
 from flowmc.random import Randomness, own_stream, shared_stream, stream
 from flowmc.registry import ConfigError
@@ -61,7 +61,7 @@ class Independence(Kernel):
     step.  After another kernel has moved the field, :math:`\ln q(x)` comes from the inverse flow.
 
     A trained flow may have lost its inverse to rounding in parts of the space.  Let G be the fields
-    whose density rounding leaves known (:meth:`~flowmc.flows.base.FlowModel.known_log_prob`).  A
+    whose density rounding leaves known (:meth:`~flowmc.flows.models.FlowModel.known_log_prob`).  A
     chain outside G stays; a step that would end outside G is rejected as a whole.  So the kernel is
     that of all proposals of a step, which is reversible, restricted to G, and still reversible.
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from flowmc.actions.base import Action
-from flowmc.flows.blocks import Block, Tiling
-from flowmc.flows.local import LocalFlowModel, block_action_difference
+from flowmc.flows.local.blocks import Block, Tiling
+from flowmc.flows.local.models import LocalFlowModel, block_action_difference
 from flowmc.kernels.base import Info, Kernel, State, action_of
 from flowmc.lattice import sum_over_sites
 from flowmc.random import stream

@@ -27,7 +27,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from flowmc.actions.base import Action
     from flowmc.groups import Group
-    from flowmc.kernels.integrators import Integrator
+    from flowmc.splitting import Integrator
 
 __all__ = [
     "find_action",

@@ -68,7 +68,7 @@ from flowmc.native.matrices import (
 from flowmc.native.schedule import merge_operations, run_operations, run_slices
 
 if TYPE_CHECKING:
-    from flowmc.kernels.integrators import Integrator
+    from flowmc.splitting import Integrator
 
 __all__ = ["make_action", "make_force", "make_projection", "make_trajectory"]
 

@@ -1,7 +1,7 @@
 r"""Native inverse of one masked layer of SU(3) links: a fixed-point iteration, link by link.
 
 Solves :math:`U' = e^{Q(U)} U` with :math:`Q = -(U C)_{TA}` for U by iterating
-:math:`U \to e^{-Q(U)} U'` (:mod:`flowmc.flows.masked_links`).  In torch an iteration is some
+:math:`U \to e^{-Q(U)} U'` (:mod:`flowmc.flows.gauge.masked_links`).  In torch an iteration is some
 fifty operations on arrays of a few hundred matrices, whose calls take longer than their work.
 """
 

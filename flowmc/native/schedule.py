@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from flowmc.kernels.integrators import Integrator
+    from flowmc.splitting import Integrator
 
 __all__ = ["merge_operations", "run_operations", "run_slices"]
 

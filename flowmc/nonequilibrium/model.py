@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from flowmc.flows.base import Chain, Flow, Prior
+from flowmc.flows.base import Chain, Flow
+from flowmc.flows.models import Prior
 from flowmc.nonequilibrium.process import Evolution, Process
 
 __all__ = ["StochasticFlow"]

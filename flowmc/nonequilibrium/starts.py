@@ -12,7 +12,7 @@ from flowmc.actions.exact import sample_wilson_2d
 from flowmc.actions.gauge import Wilson
 from flowmc.actions.scalar import HoppingAction
 from flowmc.actions.solved import log_partition
-from flowmc.flows.base import Prior
+from flowmc.flows.models import Prior
 from flowmc.kernels import Cycle
 from flowmc.kernels.base import Kernel, State, apply
 from flowmc.lattice import lattice_momenta_squared

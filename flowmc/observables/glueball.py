@@ -73,7 +73,7 @@ def plaquette_correlator(
     return torch.stack([*products, sum_over_sites(slices)], 1) / extent
 
 
-# What makes connected correlators and masses of it, see flowmc.run.correlate.
+# What makes connected correlators and masses of it, see flowmc.correlate.
 plaquette_correlator.has_vacuum_column = True  # type: ignore[attr-defined]
 
 

@@ -4,6 +4,7 @@ Everything runs on one rank through the same code; MPI is touched only in proces
 (``mpirun``, ``srun``) has started.
 """
 
-from flowmc.parallel.communicator import CollectiveError, Communicator, Pending, world
+from flowmc.parallel.communicator import CollectiveError, Communicator, Pending
+from flowmc.parallel.world import world
 
 __all__ = ["CollectiveError", "Communicator", "Pending", "world"]

@@ -6,7 +6,6 @@ operations over MPI.  Code is written against them once.
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowmc.launcher import SLURM_AND_MPI, first_speaks, has_told_mpi, launched_processes
+from flowmc.launcher import SLURM_AND_MPI, has_told_mpi, launched_processes
 from flowmc.messages import settle_standard_streams
 from flowmc.registry import ConfigError
 
-__all__ = ["CollectiveError", "Communicator", "Pending", "Traffic", "world"]
+__all__ = ["CollectiveError", "Communicator", "Pending", "Traffic"]
 
 T = TypeVar("T")
 
@@ -182,25 +181,6 @@ class Communicator:
         entry.messages += 1
         entry.bytes += size
         entry.seconds += seconds
-
-
-@functools.cache
-def world() -> Communicator:
-    """Return the communicator of all ranks of this run.
-
-    Without a launcher MPI is not even imported.  ``FLOWMC_MPI=0`` makes every process a run of its
-    own, ``FLOWMC_MPI=1`` asks MPI where a launcher is not recognised.
-
-    Raises:
-        ConfigError: several processes were started but mpi4py is missing or sees only one.
-        SystemExit: the same, on those that leave the message to the first.
-    """
-    try:
-        return _world()
-    except ConfigError:
-        if first_speaks():
-            raise SystemExit(2) from None
-        raise
 
 
 def _world() -> Communicator:

@@ -9,7 +9,7 @@ import torch
 from flowmc.parallel.communicator import Communicator
 from flowmc.registry import ConfigError
 
-__all__ = ["choose_device", "choose_threads", "describe"]
+__all__ = ["check_device", "choose_device", "choose_threads", "describe"]
 
 
 def choose_device(written: str, communicator: Communicator) -> torch.device:
@@ -71,3 +71,17 @@ def describe(communicator: Communicator, device: torch.device) -> str:
         if using > len(gpus):
             text += f" shared by {using} ranks"
     return text
+
+
+def check_device(name: str) -> str:
+    """Return the name of a torch device that exists.
+
+    Raises:
+        ConfigError: if it does not.
+    """
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device {name}: {reason}") from error
+    return name

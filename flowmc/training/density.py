@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flowmc.flows.base import FlowModel
 from flowmc.flows.mixture import SignMixture
+from flowmc.flows.models import FlowModel
 from flowmc.groups import Group
 from flowmc.parallel import Communicator
 from flowmc.training.adjoint import PushedForce, pairing

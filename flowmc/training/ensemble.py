@@ -13,7 +13,7 @@ from flowmc.parallel import Communicator
 from flowmc.parallel.distribution import shares
 from flowmc.random import stream
 
-__all__ = ["Ensemble"]
+__all__ = ["ENSEMBLE_KEYS", "Ensemble"]
 
 # Chains that are updated as one batch, with random streams of their own: enough for the work to
 # outweigh the calls, in groups that are few however many chains there are.
@@ -223,3 +223,15 @@ class Ensemble:
         keys = sorted(self.kernel.tuning())
         values = [float(value) for value in tensors["tuning"]]
         self.kernel.set_tuning(dict(zip(keys, values, strict=True)))
+
+
+# Keys of [exchange] that describe the HMC chains behind the configurations.
+ENSEMBLE_KEYS = (
+    "chains",
+    "thermalization",
+    "trajectory",
+    "steps",
+    "integrator",
+    "target_acceptance",
+    "start",
+)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from flowmc.durations import seconds_of
 from flowmc.estimators.weights import effective_sample_size, max_weight_share
-from flowmc.flows.files import FlowFileError, atomic_save, read_tensors
+from flowmc.flows.cards.files import FlowFileError, atomic_save, read_tensors
 from flowmc.parallel import Communicator
 from flowmc.random import stream
 from flowmc.registry import ConfigError

@@ -9,10 +9,10 @@ from torch import nn
 
 from flowmc.actions.base import Action
 from flowmc.flows.base import Flow
-from flowmc.flows.conditional import ConditionalContinuousFlow
-from flowmc.flows.continuous import ContinuousFlow
-from flowmc.flows.files import load_flow, load_local_flow
-from flowmc.flows.local import LocalFlowModel
+from flowmc.flows.cards.files import load_flow, load_local_flow
+from flowmc.flows.local.models import LocalFlowModel
+from flowmc.flows.scalar.conditional import ConditionalContinuousFlow
+from flowmc.flows.scalar.continuous import ContinuousFlow
 from flowmc.registry import ConfigError
 
 __all__ = ["start_from"]
@@ -34,7 +34,7 @@ def start_from(flow: Flow | LocalFlowModel, action: Action, source: str | os.Pat
 
     Raises:
         ConfigError: if the flows are of different kinds or sizes.
-        FlowFileError: as from :func:`~flowmc.flows.files.load_flow`.
+        FlowFileError: as from :func:`~flowmc.flows.cards.files.load_flow`.
     """
     old: Flow | LocalFlowModel
     if isinstance(flow, LocalFlowModel):

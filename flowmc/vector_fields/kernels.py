@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowmc.actions.base import Action
-from flowmc.flows.symmetric_kernels import point_group_orbits
+from flowmc.flows.scalar.symmetric_kernels import point_group_orbits
 from flowmc.lattice import sum_over_sites
 from flowmc.vector_fields.base import VectorFields
 

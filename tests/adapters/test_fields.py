@@ -25,7 +25,7 @@ from flowmc_adapters import (
     write_field,
 )
 from flowmc_adapters.cli import main
-from flowmc_adapters.fields.configuration import compact_plaquette, site_checksum
+from flowmc_adapters.field_configuration import compact_plaquette, site_checksum
 from flowmc_adapters.hdf5 import append as hdf5_append
 
 METADATA = {

@@ -10,6 +10,7 @@ from exactness import assert_mean
 from flowmc.actions import Action, DefectWilson, Wilson, check_force
 from flowmc.actions.exact import sample_wilson_2d
 from flowmc.actions.theory import build_action, check_couplings, describe_theory
+from flowmc.chains.config import read_config
 from flowmc.observables import (
     action_density,
     plaquette,
@@ -18,7 +19,6 @@ from flowmc.observables import (
     wilson_loop,
 )
 from flowmc.registry import ConfigError
-from flowmc.run.config import read_config
 
 ACTIONS = [
     DefectWilson("U(1)", [4, 3], beta=2.0, defect=0.3),

@@ -227,7 +227,7 @@ def test_verdicts():
 
 def test_importance_sampling_with_a_flow_of_the_zoo():
     """Draws of a trained flow, weighted: the susceptibility of long HMC runs, 0.7450(21)."""
-    from flowmc.flows.files import load_flow
+    from flowmc.flows.cards.files import load_flow
     from flowmc.observables import susceptibility
     from flowmc.random import stream
 

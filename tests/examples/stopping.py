@@ -4,9 +4,9 @@ import os
 import signal
 import sys
 
+from flowmc.chains.runner import Runner
 from flowmc.cli import main
 from flowmc.parallel import agreement, world
-from flowmc.run.runner import Runner
 
 if __name__ == "__main__":
     advance, done = Runner._advance, 0

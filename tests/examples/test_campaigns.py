@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flowmc.cli import main
-from flowmc.run.toml_text import toml_text
+from flowmc.config.toml_text import toml_text
 
 CAMPAIGNS = Path(__file__).parents[2] / "examples" / "campaigns"
 

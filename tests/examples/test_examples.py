@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flowmc.chains.config import load_config
 from flowmc.cli import main
-from flowmc.flows.files import load_flow
-from flowmc.flows.matching import orient
-from flowmc.run.config import load_config
-from flowmc.run.toml_text import toml_text
+from flowmc.config.toml_text import toml_text
+from flowmc.flows.cards.files import load_flow
+from flowmc.flows.cards.matching import orient
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

@@ -13,16 +13,16 @@ from numpy.polynomial import chebyshev
 
 from flowmc.actions import FreeScalar, Phi4
 from flowmc.cli import main
+from flowmc.commands.train import train
+from flowmc.config.toml_text import toml_text
 from flowmc.estimators.weights import effective_sample_size
+from flowmc.evaluation.flows import evaluate
 from flowmc.flows import BetweenCouplings, ConditionalContinuousFlow, ContinuousFlow
-from flowmc.flows.files import FlowFileError, load_flow
-from flowmc.flows.matching import check_flow_fits, orient
+from flowmc.flows.cards.files import FlowFileError, load_flow
+from flowmc.flows.cards.matching import check_flow_fits, orient
 from flowmc.random import stream
 from flowmc.registry import ConfigError
-from flowmc.run.evaluate import evaluate
-from flowmc.run.toml_text import toml_text
-from flowmc.run.train import train
-from flowmc.run.training_plan import make_plan
+from flowmc.training.plan import make_plan
 
 SMALL = {"frequencies": 7, "site_channels": 4, "time_frequencies": 2, "time_channels": 3}
 RANGE = {"coupling": "lambda", "low": 5.0, "high": 9.0}

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from flowmc.actions import DefectWilson, Wilson
-from flowmc.flows import DefectFlow, link_jacobian, masked_links
+from flowmc.flows import DefectFlow
 from flowmc.flows.base import check_equivariance, check_inverse, check_log_det
-from flowmc.flows.building import build_flow
-from flowmc.flows.defect_masks import defect_layers, link_shells, path_classes
-from flowmc.flows.files import FlowFileError, load_flow, save_flow
-from flowmc.flows.matching import orient
+from flowmc.flows.cards.building import build_flow
+from flowmc.flows.cards.files import FlowFileError, load_flow, save_flow
+from flowmc.flows.cards.matching import orient
+from flowmc.flows.gauge import link_jacobian, masked_links
+from flowmc.flows.gauge.defect_masks import defect_layers, link_shells, path_classes
 from flowmc.groups import U1
 from flowmc.lattice import shift
 
@@ -116,7 +117,7 @@ def test_layers_move_every_link_of_the_shells_once_with_frozen_paths(case):
 
 
 def test_two_colours_of_an_odd_lattice_would_not_do(monkeypatch):
-    from flowmc.flows import defect_masks
+    from flowmc.flows.gauge import defect_masks
 
     monkeypatch.setattr(defect_masks, "_colours", lambda sites, lattice: sites.sum(0) % 2)
     action = make_action("U(1)", (3, 5), 0, (5,))

@@ -10,7 +10,7 @@ import torch
 
 from flowmc import registry, zoo
 from flowmc.cli import main
-from flowmc.flows.files import load_flow, load_local_flow, read_card, save_flow
+from flowmc.flows.cards.files import load_flow, load_local_flow, read_card, save_flow
 from flowmc.registry import ConfigError
 from tests.run.config_mutations import mutated
 from tests.run.small_runs import config, write

@@ -20,12 +20,13 @@ from flowmc.flows import (
     ResidualFlow,
     SplineCouplingFlow,
 )
-from flowmc.flows.base import Chain, Flow, FlowModel, Identity, Inverse, Prior
-from flowmc.flows.block_coupling import BlockCouplingFlow
-from flowmc.flows.block_gaussian import BlockGaussian
-from flowmc.flows.blocks import Block
-from flowmc.flows.local import LocalFlowModel
+from flowmc.flows.base import Chain, Flow, Identity, Inverse
+from flowmc.flows.local.block_coupling import BlockCouplingFlow
+from flowmc.flows.local.block_gaussian import BlockGaussian
+from flowmc.flows.local.blocks import Block
+from flowmc.flows.local.models import LocalFlowModel
 from flowmc.flows.mixture import SignMixture
+from flowmc.flows.models import FlowModel, Prior
 from flowmc.identity import identity
 from flowmc.kernels import HMC
 from flowmc.nonequilibrium import Process

@@ -10,11 +10,11 @@ from flowmc.actions import DoubleWell, FreeScalar, Phi4, Wilson
 from flowmc.actions.base import Action
 from flowmc.flows import Block, BlockCouplingFlow, BlockGaussian, LocalFlowModel
 from flowmc.flows.base import Flow, check_inverse, check_log_det
-from flowmc.flows.blocks import Tiling
-from flowmc.flows.building import build_flow, build_local_model
-from flowmc.flows.files import load_flow, load_local_flow, save_flow
-from flowmc.flows.interval_splines import IntervalSpline
-from flowmc.flows.local import block_action_difference
+from flowmc.flows.cards.building import build_flow, build_local_model
+from flowmc.flows.cards.files import load_flow, load_local_flow, save_flow
+from flowmc.flows.local.blocks import Tiling
+from flowmc.flows.local.models import block_action_difference
+from flowmc.flows.parts.interval_splines import IntervalSpline
 from flowmc.groups import Real
 from flowmc.registry import ConfigError
 

@@ -7,13 +7,13 @@ import torch
 from numpy.polynomial import chebyshev
 
 from flowmc.actions import FreeScalar, Phi4
+from flowmc.commands.train import train
 from flowmc.estimators.weights import effective_sample_size
 from flowmc.flows import FreeFieldPrior, MultiLatticeFlow
-from flowmc.flows.files import load_flow
+from flowmc.flows.cards.files import load_flow
 from flowmc.random import stream
 from flowmc.registry import ConfigError
-from flowmc.run.train import train
-from flowmc.run.training_plan import make_plan
+from flowmc.training.plan import make_plan
 
 SMALL = {"frequencies": 7, "site_channels": 4, "time_frequencies": 2, "time_channels": 3}
 # Of physical mass 3 in a box of unit extent, from a prior of mass 5.

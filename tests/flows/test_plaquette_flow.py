@@ -13,16 +13,9 @@ from flowmc.actions import Phi4, Wilson
 from flowmc.actions.exact import sample_wilson_2d
 from flowmc.actions.gauge import plaquette_angles
 from flowmc.estimators.weights import effective_sample_size
-from flowmc.flows import (
-    FlowModel,
-    HaarPrior,
-    Inverse,
-    PlaquetteFlow,
-    check_inverse,
-    check_log_det,
-    plaquette,
-)
-from flowmc.flows.splines import OddCircleSpline
+from flowmc.flows import FlowModel, HaarPrior, Inverse, PlaquetteFlow, check_inverse, check_log_det
+from flowmc.flows.gauge import plaquette
+from flowmc.flows.parts.splines import OddCircleSpline
 from flowmc.groups import U1
 from flowmc.kernels import Exchange
 from flowmc.lattice import shift

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from flowmc.actions import Phi4, Wilson
-from flowmc.flows import link_jacobian, masked_links
 from flowmc.flows.base import check_equivariance, check_inverse, check_log_det
-from flowmc.flows.link_masks import LOOPS, link_layers
-from flowmc.flows.residual import ResidualFlow
+from flowmc.flows.gauge import link_jacobian, masked_links
+from flowmc.flows.gauge.link_masks import LOOPS, link_layers
+from flowmc.flows.gauge.residual import ResidualFlow
 from flowmc.groups import SUN, U1
 from flowmc.lattice import shift
 

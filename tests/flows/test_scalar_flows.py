@@ -25,8 +25,8 @@ from flowmc.flows import (
     check_inverse,
     check_log_det,
 )
-from flowmc.flows.convolution import LatticeConvolution, neighbour_table
-from flowmc.flows.symmetric_kernels import LatticeSpectrum, point_group_orbits
+from flowmc.flows.parts.convolution import LatticeConvolution, neighbour_table
+from flowmc.flows.scalar.symmetric_kernels import LatticeSpectrum, point_group_orbits
 from flowmc.groups import Real
 
 
@@ -420,7 +420,7 @@ def test_adaptive_gradients_agree_with_small_steps(adjoint):
 
 def test_density_error_is_that_of_the_discrete_map(monkeypatch):
     """With many probes the estimate converges, up to the error of the finer steps (1/16)."""
-    monkeypatch.setattr("flowmc.flows.continuous._PROBES", 60)
+    monkeypatch.setattr("flowmc.flows.scalar.continuous._PROBES", 60)
     flow = continuous([3], steps=8)
     x = fields(flow, 4)
     with torch.no_grad():

@@ -7,7 +7,7 @@ import torch
 
 from flowmc.actions import DoubleWell, Phi4
 from flowmc.flows import FlowModel, GaussianPrior, SplineCouplingFlow
-from flowmc.flows.spline_coupling import OddIntervalSpline
+from flowmc.flows.scalar.spline_coupling import OddIntervalSpline
 from flowmc.random import stream
 from flowmc.training import ReverseKL, Settings, Trainer
 

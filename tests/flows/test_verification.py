@@ -12,11 +12,12 @@ from flowmc.actions import Phi4, Wilson
 from flowmc.actions.theory import describe_theory
 from flowmc.cli import main
 from flowmc.flows import AffineCouplingFlow, BlockCouplingFlow, GaussianPrior, HaarPrior
-from flowmc.flows.base import Chain, Flow, FlowModel, Prior
-from flowmc.flows.block_gaussian import BlockGaussian
-from flowmc.flows.blocks import Block
-from flowmc.flows.files import save_flow
-from flowmc.flows.local import LocalFlowModel
+from flowmc.flows.base import Chain, Flow
+from flowmc.flows.cards.files import save_flow
+from flowmc.flows.local.block_gaussian import BlockGaussian
+from flowmc.flows.local.blocks import Block
+from flowmc.flows.local.models import LocalFlowModel
+from flowmc.flows.models import FlowModel, Prior
 from flowmc.flows.verification import JACOBIAN_SIZE, unverified, verify
 from flowmc.registry import ConfigError
 from tests.run.small_runs import PHI4, write

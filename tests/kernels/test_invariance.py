@@ -29,7 +29,8 @@ from flowmc.flows import (
     SignMixture,
     SplineCouplingFlow,
 )
-from flowmc.flows.base import Chain, Flow, FlowModel, Identity, Inverse
+from flowmc.flows.base import Chain, Flow, Identity, Inverse
+from flowmc.flows.models import FlowModel
 from flowmc.kernels import (
     HMC,
     INTEGRATORS,

@@ -12,12 +12,12 @@ from flowmc.actions import FreeScalar, Phi4
 from flowmc.actions.base import Action
 from flowmc.actions.exact import sample_phi4
 from flowmc.actions.scalar import HoppingAction
+from flowmc.evaluation.local import evaluate_local
 from flowmc.flows import Block, BlockCouplingFlow, BlockGaussian, LocalFlowModel
-from flowmc.flows.blocks import Tiling
+from flowmc.flows.local.blocks import Tiling
 from flowmc.kernels import LocalFlow, NonFiniteStateError
 from flowmc.observables import phi2, susceptibility
 from flowmc.registry import ConfigError
-from flowmc.run.evaluate_local import evaluate_local
 
 SMALL = Phi4([4], kappa=0.3, lam=0.4)
 TUTORIAL = Phi4([8, 8], m2=-4.0, lam=8.0)

@@ -7,8 +7,8 @@ import torch
 
 from flowmc.actions import Phi4
 from flowmc.flows import ContinuousFlow
-from flowmc.flows.runge_kutta import TABLEAUS
-from flowmc.flows.site_tables import TabulatedMap, build_tables, make_plan, spacing_for
+from flowmc.flows.parts.runge_kutta import TABLEAUS
+from flowmc.flows.scalar.site_tables import TabulatedMap, build_tables, make_plan, spacing_for
 from flowmc.native.continuous import row_length
 
 

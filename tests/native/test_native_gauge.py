@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from flowmc.actions import DefectWilson, Wilson, check_force
-from flowmc.kernels.integrators import INTEGRATORS, trajectory
+from flowmc.kernels.integrators import trajectory
 from flowmc.native import find_action, find_force, find_projection, find_trajectory
 from flowmc.observables import action_density, plaquette
+from flowmc.splitting import INTEGRATORS
 
 # (lattice, chains): lanes filled by chains, by cuts, by both, with padding; odd extents, extents
 # of 2 (where both neighbours coincide), unequal, two to five dimensions.

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from flowmc.actions import DoubleWell, FreeScalar, Phi4
-from flowmc.kernels.integrators import INTEGRATORS, trajectory
+from flowmc.kernels.integrators import trajectory
 from flowmc.native import find_action, find_force, find_trajectory
+from flowmc.splitting import INTEGRATORS
 
 # (lattice, chains): lanes filled by chains, by cuts of one to four axes, by both, with padding;
 # odd extents, extents of 2, one dimension, unequal.

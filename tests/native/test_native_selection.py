@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from flowmc.actions import DefectWilson, Phi4, Wilson
-from flowmc.kernels.integrators import INTEGRATORS
 from flowmc.native import (
     compiled,
     find_action,
@@ -19,6 +18,7 @@ from flowmc.native import (
     scalar,
     schedule,
 )
+from flowmc.splitting import INTEGRATORS
 
 LEAPFROG = INTEGRATORS["leapfrog"]
 ACTIONS = [

@@ -15,6 +15,7 @@ from flowmc.estimators.free_energy import (
     jarzynski,
     p_estimator,
 )
+from flowmc.evaluation.flows import evaluate_sampler
 from flowmc.flows import GaussianPrior, HaarPrior, ResidualFlow
 from flowmc.flows.base import Flow
 from flowmc.kernels import HMC, SignFlip, State
@@ -29,7 +30,6 @@ from flowmc.nonequilibrium import (
 from flowmc.nonequilibrium.starts import begin
 from flowmc.observables import phi2
 from flowmc.registry import ConfigError
-from flowmc.run.evaluate import evaluate_sampler
 from flowmc.training.work import MeanWork
 
 SIGMAS = 5.0  # of a normal error: a false alarm of 6e-7 per comparison

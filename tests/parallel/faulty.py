@@ -8,9 +8,9 @@ import time
 
 import torch
 
+from flowmc.chains.runner import Runner
 from flowmc.cli import main
 from flowmc.parallel import agreement, world
-from flowmc.run.runner import Runner
 
 
 def fail(fault, runner):

@@ -7,9 +7,9 @@ import os
 import sys
 from pathlib import Path
 
+from flowmc.chains import opening
 from flowmc.cli import main
 from flowmc.parallel import agreement, world
-from flowmc.run import opening
 
 if __name__ == "__main__":
     if "FLOWMC_PLANT" in os.environ:

@@ -8,7 +8,7 @@ import pytest
 
 from flowmc.cli import main
 from flowmc.launcher import first_speaks, has_told_mpi, launched_processes
-from flowmc.parallel.communicator import world
+from flowmc.parallel.world import world
 from tests.mpi import MPIRUN, environment, needs_mpi
 from tests.run.small_runs import config, write
 

@@ -8,8 +8,8 @@ import torch
 
 from flowmc.actions.theory import build_action, describe_theory
 from flowmc.cli import main
-from flowmc.flows.building import build_flow
-from flowmc.flows.files import save_flow
+from flowmc.flows.cards.building import build_flow
+from flowmc.flows.cards.files import save_flow
 from tests.mpi import launch, needs_mpi
 from tests.run.small_runs import config, digests, save_untrained_flow, write
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from flowmc.actions.theory import build_action, describe_theory
-from flowmc.flows.base import FlowModel
-from flowmc.flows.building import build_flow, build_prior
-from flowmc.flows.files import save_flow
+from flowmc.flows.cards.building import build_flow, build_prior
+from flowmc.flows.cards.files import save_flow
+from flowmc.flows.models import FlowModel
 from tests.mpi import launch, needs_mpi
 from tests.parallel.test_rank_invariance import PROGRAM
 from tests.run.small_runs import write

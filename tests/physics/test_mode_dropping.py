@@ -10,7 +10,8 @@ from flowmc.actions import DoubleWell, Phi4
 from flowmc.actions.solved import double_well
 from flowmc.estimators.free_energy import bennett, mode_coverage
 from flowmc.flows import FreeFieldPrior, SignMixture
-from flowmc.flows.base import Flow, FlowModel
+from flowmc.flows.base import Flow
+from flowmc.flows.models import FlowModel
 from flowmc.kernels import HMC, SignFlip
 from flowmc.lattice import sum_over_sites
 from flowmc.nonequilibrium import ExactStart, MarkovStart

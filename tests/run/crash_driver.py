@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-import flowmc.run.command  # noqa: F401  (imported before the forks)
+import flowmc.commands.run  # noqa: F401  (imported before the forks)
 from flowmc.cli import main
 
 # All ways in which flowmc touches the disk.

@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 
 from flowmc.cli import main
-from flowmc.run.report import write_report
-from flowmc.run.toml_text import toml_text
+from flowmc.commands.report import write_report
+from flowmc.config.toml_text import toml_text
 from tests.run.small_runs import save_untrained_flow
 from tests.run.test_combine import tables_of, write_draws
 from tests.run.test_correlate import u1_config, write_u1

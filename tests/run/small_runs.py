@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from flowmc.actions.theory import build_action, describe_theory
-from flowmc.flows.base import FlowModel
-from flowmc.flows.building import build_flow, build_prior
-from flowmc.flows.files import save_flow
-from flowmc.run.toml_text import toml_text
+from flowmc.config.toml_text import toml_text
+from flowmc.flows.cards.building import build_flow, build_prior
+from flowmc.flows.cards.files import save_flow
+from flowmc.flows.models import FlowModel
 
 PHI4 = {
     "theory": {"action": "phi4", "lattice": [4, 4], "m2": -1.0, "lambda": 0.5},

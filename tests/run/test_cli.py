@@ -10,9 +10,9 @@ import pytest
 
 import flowmc
 from flowmc.cli import _COMMANDS, main
+from flowmc.config.keys import written_parameters
+from flowmc.config.tables import Chains, Ensemble, Parallel, RunTable
 from flowmc.registry import BUILTIN, parameters, resolve, written_key
-from flowmc.run.keys import written_parameters
-from flowmc.run.tables import Chains, Ensemble, Parallel, RunTable
 
 ROOT = Path(__file__).parents[2]
 

@@ -20,6 +20,9 @@ from flowmc.actions import Wilson
 from flowmc.actions.exact import sample_wilson_2d
 from flowmc.actions.solved import u1_torus
 from flowmc.cli import main
+from flowmc.config.toml_text import toml_text
+from flowmc.correlate.combine_config import read_combine_config
+from flowmc.ensembles.stored import StoredEnsemble
 from flowmc.estimators.history import result_of
 from flowmc.estimators.multi_ensemble import MultiEnsemble
 from flowmc.groups import U1
@@ -27,9 +30,6 @@ from flowmc.io import write_field
 from flowmc.kernels import HMC
 from flowmc.observables import plaquette
 from flowmc.registry import ConfigError
-from flowmc.run.correlate.combine_config import read_combine_config
-from flowmc.run.stored_ensemble import StoredEnsemble
-from flowmc.run.toml_text import toml_text
 
 LATTICE = (6, 6)
 VOLUME = 36
@@ -289,7 +289,7 @@ def test_resume_measures_only_what_is_new(tmp_path, capsys, monkeypatch):
     assert correlate(capsys, tmp_path / "out", tables)[0] == 0
     status, _, error = correlate(capsys, tmp_path / "out", tables)
     assert status == 2 and "--resume" in error
-    from flowmc.run import stored_ensemble
+    from flowmc.ensembles import stored as stored_ensemble
 
     load, read = stored_ensemble.load_field, []
     monkeypatch.setattr(

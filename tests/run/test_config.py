@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from flowmc.actions.theory import build_action
+from flowmc.chains.config import read_config
+from flowmc.config.entries import changed_keys, check_format
+from flowmc.config.tables import seconds_of
+from flowmc.config.toml_text import toml_text
 from flowmc.registry import ConfigError
-from flowmc.run.config import changed_keys, check_format, read_config
-from flowmc.run.tables import seconds_of
-from flowmc.run.toml_text import toml_text
 from tests.run.small_runs import config
 
 WILSON = {"action": "wilson", "group": "SU(3)", "lattice": [4, 4, 4, 4], "beta": 6.0}

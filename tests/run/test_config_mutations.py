@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from flowmc_adapters import FormatError
 
+from flowmc.chains.assembly import assemble
+from flowmc.chains.config import read_config
 from flowmc.cli import main
+from flowmc.correlate.combine_config import read_combine_config
+from flowmc.correlate.config import read_correlate_config
+from flowmc.free_energy.config import read_free_energy_config
 from flowmc.registry import ConfigError
-from flowmc.run.assembly import assemble
-from flowmc.run.config import read_config
-from flowmc.run.correlate.combine_config import read_combine_config
-from flowmc.run.correlate.config import read_correlate_config
-from flowmc.run.free_energy.config import read_free_energy_config
-from flowmc.run.training_plan import make_plan
+from flowmc.training.plan import make_plan
 from tests.run.config_mutations import examples, kind_of, mutated, seeded
 from tests.run.small_runs import config, write
 

@@ -18,14 +18,14 @@ from pyerrors.input.json import load_json_dict
 from flowmc.actions import Wilson
 from flowmc.actions.exact import sample_wilson_2d
 from flowmc.cli import main
+from flowmc.config.toml_text import toml_text
+from flowmc.correlate.directory import CorrelateDirectory
+from flowmc.correlate.store import SeriesStore, measured_before
+from flowmc.ensembles.stored import Member, StoredEnsemble
 from flowmc.groups import SUN, U1
 from flowmc.io import write_field
 from flowmc.kernels import HMC
 from flowmc.registry import ConfigError
-from flowmc.run.correlate.directory import CorrelateDirectory
-from flowmc.run.correlate.store import SeriesStore, measured_before
-from flowmc.run.stored_ensemble import Member, StoredEnsemble
-from flowmc.run.toml_text import toml_text
 
 
 def write_su3(folder, formats, count=24):
@@ -139,7 +139,7 @@ def test_resume_measures_only_what_is_new(tmp_path, capsys, monkeypatch):
     for path in late.iterdir():
         shutil.move(path, folder / path.name)
     measured = []
-    from flowmc.run import stored_ensemble
+    from flowmc.ensembles import stored as stored_ensemble
 
     load = stored_ensemble.load_field
     monkeypatch.setattr(
@@ -440,8 +440,8 @@ def test_flows_lead_to_exact_answers(tmp_path, capsys):
 _KILLED = """
 import os, signal, sys
 from flowmc.cli import main
-from flowmc.run import stored_ensemble
-from flowmc.run.correlate import store
+from flowmc.chains import stored_ensemble
+from flowmc.correlate import store
 store._SYNC_SECONDS = 0.0
 load, left = stored_ensemble.load_field, [int(sys.argv[1])]
 def counted(*arguments, **keys):

@@ -10,10 +10,10 @@ from scipy.special import iv
 from flowmc.actions import FreeScalar, Wilson
 from flowmc.actions.exact import sample_wilson_2d
 from flowmc.cli import main
+from flowmc.config.toml_text import toml_text
 from flowmc.groups import U1
 from flowmc.io import write_field
 from flowmc.observables import topological_charge
-from flowmc.run.toml_text import toml_text
 
 LINEAR = {"method": "linear", "coupling": "beta", "step": 0.05}
 

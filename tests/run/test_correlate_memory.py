@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowmc.run.toml_text import toml_text
+from flowmc.config.toml_text import toml_text
 
 ROOT = Path(__file__).parents[2]
 EXTENT, BATCH = 384, 4

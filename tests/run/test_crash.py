@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from flowmc.chains.storage.checkpoint import read_checkpoint, write_checkpoint
 from flowmc.parallel import Communicator
-from flowmc.run.checkpoint import read_checkpoint, write_checkpoint
 from tests.run.small_runs import config, digests, save_untrained_flow, write
 
 DRIVER = Path(__file__).with_name("crash_driver.py")

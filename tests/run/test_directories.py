@@ -12,12 +12,12 @@ import h5py
 import pytest
 import torch
 
+from flowmc.chains import opening
+from flowmc.chains.runner import Runner
+from flowmc.chains.storage.checkpoint import read_checkpoint, write_checkpoint
 from flowmc.cli import main
+from flowmc.commands.report import write_report
 from flowmc.parallel import Communicator
-from flowmc.run import opening
-from flowmc.run.checkpoint import read_checkpoint, write_checkpoint
-from flowmc.run.report import write_report
-from flowmc.run.runner import Runner
 from tests.run.small_runs import config, digests, save_untrained_flow, write
 
 TABLES = config(

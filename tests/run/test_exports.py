@@ -12,7 +12,7 @@ from pyerrors.input.json import load_json_dict
 from scipy.signal import lfilter
 
 from flowmc.estimators.history import History, result_of
-from flowmc.run.exports import write_csv, write_hdf5, write_pyerrors
+from flowmc.reports.exports import write_csv, write_hdf5, write_pyerrors
 
 
 def autoregressive(rng, length, chains, tau):

@@ -11,8 +11,9 @@ from flowmc.actions import FreeScalar
 from flowmc.actions.theory import describe_theory
 from flowmc.cli import main
 from flowmc.flows import GaussianPrior
-from flowmc.flows.base import Flow, FlowModel
-from flowmc.flows.files import save_flow
+from flowmc.flows.base import Flow
+from flowmc.flows.cards.files import save_flow
+from flowmc.flows.models import FlowModel
 from tests.run.small_runs import config, save_untrained_flow, write
 
 ACTION = FreeScalar([2, 2], m2=3.0)

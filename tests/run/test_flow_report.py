@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from flowmc.run.report import summarise
+from flowmc.commands.report import summarise
 from tests.estimators.test_scale import TIMES, exact_t0, exact_w0, series
 from tests.run.small_runs import write
 from tests.run.test_report import invoke, make_run, refuse

@@ -11,17 +11,17 @@ import torch
 
 from flowmc.actions import DoubleWell, FreeScalar, Phi4, Wilson
 from flowmc.cli import main
+from flowmc.commands import free_energy as command
+from flowmc.config.toml_text import toml_text
+from flowmc.evaluation.density import DensityError
 from flowmc.flows import AffineCouplingFlow, FlowModel, GaussianPrior
-from flowmc.flows.files import save_flow
+from flowmc.flows.cards.files import save_flow
+from flowmc.free_energy.config import read_free_energy_config
+from flowmc.free_energy.measure import measure
+from flowmc.free_energy.progress import Progress
+from flowmc.free_energy.tunnelling import Tunnelling
+from flowmc.jobs.stopping import OUT_OF_TIME
 from flowmc.registry import ConfigError
-from flowmc.run.evaluate import DensityError
-from flowmc.run.free_energy import command
-from flowmc.run.free_energy.config import read_free_energy_config
-from flowmc.run.free_energy.measure import measure
-from flowmc.run.free_energy.progress import Progress
-from flowmc.run.free_energy.tunnelling import Tunnelling
-from flowmc.run.stopping import OUT_OF_TIME
-from flowmc.run.toml_text import toml_text
 from flowmc.training.work import MeanWork
 
 SIGMAS = 5.0
@@ -162,7 +162,7 @@ def test_layers_are_not_trained_on_the_chains_they_are_measured_with(tmp_path, m
             trained.append(model.prior.get_buffer("fields"))
             super().__init__(model)
 
-    monkeypatch.setattr("flowmc.run.free_energy.measure.MeanWork", Spying)
+    monkeypatch.setattr("flowmc.free_energy.measure.MeanWork", Spying)
     progress = Progress()
     measure(read_free_energy_config(tables, tmp_path), progress=progress)
     measured = torch.cat([row["field"] for row in progress.rows("start")])

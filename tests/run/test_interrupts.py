@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from flowmc.run.interrupts import Interrupts
+from flowmc.jobs.interrupts import Interrupts
 
 WARNINGS = [signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU]
 
@@ -22,7 +22,7 @@ def test_each_asks_to_stop(number):
 
 SECOND = """
 import os, signal, sys
-from flowmc.run import interrupts
+from flowmc.chains import interrupts
 interrupts._SAME_REQUEST = 0.0
 with interrupts.Interrupts() as asked:
     for number in map(int, sys.argv[1:]):

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
+from flowmc.chains.storage.directory import RunDirectory
+from flowmc.jobs.lock import Lock
 from flowmc.registry import ConfigError
-from flowmc.run.directory import RunDirectory
-from flowmc.run.lock import Lock
 
 HOLDER = """
 import fcntl, os, sys

@@ -13,9 +13,9 @@ from scipy.signal import lfilter
 from scipy.special import erfc
 
 from flowmc import arguments, zoo
+from flowmc.commands import report
+from flowmc.commands.report import summarise
 from flowmc.registry import ConfigError
-from flowmc.run import report
-from flowmc.run.report import summarise
 
 CONFIG = """
 [theory]
@@ -87,7 +87,7 @@ def make_run(
     hop_rates=(0.003, 0.03, 0.3),
     couplings=(6.0, 4.5, 3.0),
 ):
-    """Write a run directory as the contract of flowmc.run says, with known statistics."""
+    """Write a run directory as the contract of flowmc.chains says, with known statistics."""
     rng = np.random.default_rng(seed)
     path.mkdir(parents=True, exist_ok=True)
     written = rows if written is None else written
@@ -546,8 +546,8 @@ def test_updates_are_left_out_as_thermalisation(tmp_path, capsys):
 
 
 def test_left_out_updates_of_a_ladder(tmp_path):
-    from flowmc.run.recorded import RecordedRun
-    from flowmc.run.summary import analyse_run
+    from flowmc.reports.analysis.recorded import RecordedRun
+    from flowmc.reports.analysis.summary import analyse_run
 
     path = make_run(tmp_path / "run", replicas=3, rows=400)
     run = RecordedRun.open(path).from_update(150)

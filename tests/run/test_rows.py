@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from flowmc.run.diagnostics import Piece
-from flowmc.run.rows import Packer, RowBuilder
+from flowmc.chains.diagnostics import Piece
+from flowmc.chains.storage.rows import Packer, RowBuilder
 
 BLANK = {
     "observables/a": np.full((5, 2), np.nan),

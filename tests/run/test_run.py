@@ -342,7 +342,7 @@ def test_flow_runs_resume_with_the_same_weights_only(tmp_path, capsys):
 def test_two_processes_do_not_share_a_directory(tmp_path, capsys):
     from pathlib import Path
 
-    from flowmc.run.directory import RunDirectory
+    from flowmc.chains.storage.directory import RunDirectory
 
     other = RunDirectory(Path(tmp_path / "out"))
     other.claim()
@@ -422,7 +422,7 @@ def test_what_a_configuration_can_know_is_refused_when_it_is_read(tmp_path, caps
     def never(*args, **more):
         raise AssertionError("too late")
 
-    monkeypatch.setattr("flowmc.run.command.open_run", never)
+    monkeypatch.setattr("flowmc.commands.run.open_run", never)
     hmc, flow = {"kernel": "hmc"}, {"kernel": "independence", "flow": "none.safetensors"}
     ladder = {"ladder": {"m2": [-1.0, -0.5]}}
     for tables, fragment in (

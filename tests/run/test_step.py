@@ -11,6 +11,7 @@ import torch
 
 from flowmc.actions import FreeScalar, Phi4, Wilson
 from flowmc.cli import main
+from flowmc.config.toml_text import toml_text
 from flowmc.io import (
     field_to_file_order,
     file_order_to_field,
@@ -20,7 +21,6 @@ from flowmc.io import (
 )
 from flowmc.kernels import HMC
 from flowmc.random import stream
-from flowmc.run.toml_text import toml_text
 from tests.run.small_runs import config, save_untrained_flow
 
 ACTION = Wilson("SU(3)", [2, 2, 2, 4], beta=5.7)

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from flowmc.actions import FreeScalar
+from flowmc.commands.train import train
 from flowmc.flows import AffineCouplingFlow, FlowModel, GaussianPrior
-from flowmc.flows.files import load_flow, read_card
+from flowmc.flows.cards.files import load_flow, read_card
 from flowmc.registry import ConfigError
-from flowmc.run.train import train
-from flowmc.run.training_plan import make_plan
 from flowmc.training import ReverseKL, Settings, Trainer
 from flowmc.training.objectives import Annealed
+from flowmc.training.plan import make_plan
 
 TABLES = {
     "theory": {"action": "free", "lattice": [4], "m2": 1.0},

@@ -15,13 +15,16 @@ import torch
 
 from flowmc import arguments
 from flowmc.actions import FreeScalar, Phi4
+from flowmc.commands import train, zoo
+from flowmc.evaluation import flows as evaluate
+from flowmc.evaluation.density import DensityError
+from flowmc.evaluation.flows import evaluate_exchange, evaluate_sampler
 from flowmc.flows import AffineCouplingFlow, Flow, FlowModel, FreeFieldPrior, Identity
-from flowmc.flows.files import load_flow, read_card, save_flow
+from flowmc.flows.cards.files import load_flow, read_card, save_flow
+from flowmc.jobs import interrupts, stopping
 from flowmc.registry import ConfigError
-from flowmc.run import evaluate, interrupts, stopping, train, zoo
-from flowmc.run.evaluate import DensityError, evaluate_exchange, evaluate_sampler
-from flowmc.run.training_plan import make_plan
 from flowmc.training import Reinforce, loop
+from flowmc.training.plan import make_plan
 
 KEYS = {
     "flow",

@@ -12,8 +12,8 @@ from flowmc import zoo
 from flowmc.actions import Phi4, Wilson
 from flowmc.flows import AffineCouplingFlow, FlowModel, FreeFieldPrior, GaussianPrior
 from flowmc.flows.base import Inverse
-from flowmc.flows.building import build_flow, build_prior
-from flowmc.flows.files import (
+from flowmc.flows.cards.building import build_flow, build_prior
+from flowmc.flows.cards.files import (
     FlowFileError,
     atomic_save,
     load_flow,
@@ -21,7 +21,7 @@ from flowmc.flows.files import (
     read_card,
     save_flow,
 )
-from flowmc.flows.matching import check_flow_fits, orient
+from flowmc.flows.cards.matching import check_flow_fits, orient
 from flowmc.random import stream
 from flowmc.registry import ConfigError
 

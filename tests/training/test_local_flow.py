@@ -14,11 +14,11 @@ from exactness import assert_mean
 from flowmc.actions import FreeScalar, Phi4
 from flowmc.cli import main
 from flowmc.flows import Block, BlockCouplingFlow, BlockGaussian, LocalFlowModel
-from flowmc.flows.files import load_local_flow, read_card
+from flowmc.flows.cards.files import load_local_flow, read_card
 from flowmc.random import stream
 from flowmc.registry import ConfigError
-from flowmc.run.training_plan import make_plan
 from flowmc.training import LocalKL
+from flowmc.training.plan import make_plan
 
 CONFIG = """
 [theory]

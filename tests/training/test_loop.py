@@ -9,7 +9,7 @@ import torch
 
 from flowmc.actions import Phi4, Wilson
 from flowmc.flows import AffineCouplingFlow, Flow, FlowModel, GaussianPrior, ResidualFlow
-from flowmc.flows.files import FlowFileError, atomic_save, load_flow, read_tensors
+from flowmc.flows.cards.files import FlowFileError, atomic_save, load_flow, read_tensors
 from flowmc.random import stream
 from flowmc.registry import ConfigError
 from flowmc.training import (

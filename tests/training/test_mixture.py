@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from flowmc.actions import Action, Phi4
+from flowmc.commands import train
 from flowmc.flows import FlowModel, GaussianPrior, SignMixture
-from flowmc.flows.building import build_model
-from flowmc.flows.files import load_flow, read_card
+from flowmc.flows.cards.building import build_model
+from flowmc.flows.cards.files import load_flow, read_card
 from flowmc.kernels import Independence
 from flowmc.random import stream
 from flowmc.registry import ConfigError
-from flowmc.run import train
-from flowmc.run.training_plan import make_plan
 from flowmc.training import AlphaTwo, ForwardKL, LogVariance, Reinforce, ReverseKL
 from flowmc.training.density import MixtureAt, ModelDensity
+from flowmc.training.plan import make_plan
 from tests.training import exact_gaussian as exact
 from tests.training.test_commands import CHAINS, SAMPLER
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowmc.flows.files import read_card, read_tensors
+from flowmc.flows.cards.files import read_card, read_tensors
 from flowmc.kernels import Info
 from flowmc.parallel import Communicator
 from flowmc.registry import ConfigError

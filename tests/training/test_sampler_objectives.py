@@ -20,7 +20,7 @@ from flowmc.flows import (
     HaarPrior,
     PlaquetteFlow,
 )
-from flowmc.flows.base import Prior
+from flowmc.flows.models import Prior
 from flowmc.random import stream
 from flowmc.registry import ConfigError
 from flowmc.training import Ensemble, ForwardKL, LogVariance, Reinforce, ReverseKL

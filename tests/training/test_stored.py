@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from flowmc.actions import FreeScalar
-from flowmc.flows.files import load_flow
+from flowmc.commands.train import train
+from flowmc.flows.cards.files import load_flow
 from flowmc.random import stream
 from flowmc.registry import ConfigError
-from flowmc.run.train import train
-from flowmc.run.training_plan import make_plan
+from flowmc.training.plan import make_plan
 from flowmc.training.stored import StoredConfigurations
 
 ACTION = FreeScalar([4, 4], m2=1.0)

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from flowmc.cli import main
-from flowmc.flows.files import load_flow, read_card
+from flowmc.commands.train import train
+from flowmc.config.toml_text import toml_text
+from flowmc.flows.cards.files import load_flow, read_card
 from flowmc.random import stream
 from flowmc.registry import ConfigError
-from flowmc.run.toml_text import toml_text
-from flowmc.run.train import train
-from flowmc.run.training_plan import make_plan
+from flowmc.training.plan import make_plan
 
 COUPLING = {"name": "affine_coupling", "layers": 2, "hidden": [3]}
 CONTINUOUS = {

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from flowmc.actions import Phi4
-from flowmc.flows.files import load_flow, read_card
+from flowmc.commands.train import train
+from flowmc.flows.cards.files import load_flow, read_card
 from flowmc.registry import ConfigError
-from flowmc.run.train import train
-from flowmc.run.training_plan import make_plan
+from flowmc.training.plan import make_plan
 
 SMALL = {
     "frequencies": 5,

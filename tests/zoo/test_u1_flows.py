@@ -6,8 +6,8 @@ import torch
 from flowmc.actions import Wilson
 from flowmc.actions.exact import sample_wilson_2d
 from flowmc.estimators.weights import effective_sample_size, swap_rate
-from flowmc.flows.files import load_flow
-from flowmc.flows.matching import orient
+from flowmc.flows.cards.files import load_flow
+from flowmc.flows.cards.matching import orient
 from flowmc.random import stream
 from flowmc.zoo import zoo_list
 

@@ -13,13 +13,13 @@ from flowmc.estimators.weights import (
     independence_acceptance,
     swap_rate,
 )
+from flowmc.evaluation.flows import weight_warnings
+from flowmc.evaluation.local import evaluate_local
 from flowmc.flows import Identity
-from flowmc.flows.files import load_flow, load_local_flow, read_card
-from flowmc.flows.matching import orient
+from flowmc.flows.cards.files import load_flow, load_local_flow, read_card
+from flowmc.flows.cards.matching import orient
 from flowmc.kernels import HMC
 from flowmc.random import stream
-from flowmc.run.evaluate import weight_warnings
-from flowmc.run.evaluate_local import evaluate_local
 from flowmc.zoo import path, zoo_list
 
 # Five standard deviations of both measurements: 6e-7 per flow for normal errors.

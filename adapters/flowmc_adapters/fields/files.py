@@ -14,6 +14,7 @@ import numpy as np
 
 from ..configuration import PathLike
 from ..errors import CheckError, FormatError
+from ..field_configuration import SCALAR, U1, FieldConfiguration, is_field_shape
 from ..finite import first_non_finite
 from ..hdf5 import fields as fields_hdf5
 from ..hdf5.file import is_hdf5
@@ -26,7 +27,6 @@ from ..printing import printable
 from ..registry import detect
 from ..selection import file_of, split_selection
 from ..unpacking import compression_of, is_compressed, unpacked
-from .configuration import SCALAR, U1, FieldConfiguration, is_field_shape
 
 FIELD_FORMATS = ("hdf5", "ildg", "lime", "npy")
 

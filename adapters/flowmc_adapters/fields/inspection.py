@@ -10,10 +10,10 @@ import numpy as np
 
 from ..configuration import Checksum, PathLike
 from ..errors import FormatError
+from ..field_configuration import U1, FieldConfiguration, compact_plaquette
 from ..numpy_files.npy import NumpyFormat, array_header, read_array
 from ..numpy_files.siblings import is_one_direction
 from ..unpacking import is_compressed, unpacked
-from .configuration import U1, FieldConfiguration, compact_plaquette
 from .files import field_format, field_numbers, read_field
 
 

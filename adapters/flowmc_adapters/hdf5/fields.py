@@ -20,7 +20,7 @@ from ..bounds import require_bounded
 from ..checksums import parse_hexadecimal
 from ..configuration import Checksum, PathLike
 from ..errors import FormatError
-from ..fields.configuration import (
+from ..field_configuration import (
     CONVENTIONS,
     KINDS,
     U1,

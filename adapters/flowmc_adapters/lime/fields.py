@@ -21,7 +21,7 @@ from ..atomic import atomic_write
 from ..checksums import parse_hexadecimal
 from ..configuration import Checksum, PathLike
 from ..errors import FormatError
-from ..fields.configuration import (
+from ..field_configuration import (
     CONVENTIONS,
     KINDS,
     U1,

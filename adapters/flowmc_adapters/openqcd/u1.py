@@ -17,7 +17,7 @@ import numpy as np
 
 from ..configuration import PathLike
 from ..errors import FormatError
-from ..fields.configuration import U1, FieldConfiguration, compact_plaquette
+from ..field_configuration import U1, FieldConfiguration, compact_plaquette
 from .links import link_positions
 
 U1_CHECK = "U(1) field"

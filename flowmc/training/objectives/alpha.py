@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from flowmc.actions.base import Action
-from flowmc.flows.base import FlowModel
 from flowmc.flows.mixture import SignMixture
+from flowmc.flows.models import FlowModel
 from flowmc.kernels import HMC
 from flowmc.nonequilibrium import Process
 from flowmc.parallel import Communicator

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from flowmc.flows.base import FlowModel
+from flowmc.flows.models import FlowModel
 from flowmc.parallel import Communicator
 from flowmc.training.objectives.base import Batch, Objective, SamplerObjective
 from flowmc.training.objectives.family import check_without_ensemble

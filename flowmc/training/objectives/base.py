@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmc.actions.base import Action
-from flowmc.flows.base import FlowModel
+from flowmc.flows.models import FlowModel
 from flowmc.parallel import Communicator
 from flowmc.registry import ConfigError
 

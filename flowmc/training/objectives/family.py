@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from flowmc.flows.base import FlowModel
-from flowmc.flows.conditional import ConditionalContinuousFlow
+from flowmc.flows.models import FlowModel
+from flowmc.flows.scalar.conditional import ConditionalContinuousFlow
 from flowmc.parallel import Communicator
 from flowmc.registry import ConfigError
 from flowmc.training.objectives.base import Batch, Objective, SamplerObjective

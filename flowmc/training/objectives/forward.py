@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowmc.flows.base import FlowModel
+from flowmc.flows.models import FlowModel
 from flowmc.parallel import Communicator
 from flowmc.training.density import ModelDensity, is_trainable
 from flowmc.training.ensemble import Ensemble

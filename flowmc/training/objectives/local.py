@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowmc.flows.blocks import Tiling
-from flowmc.flows.local import LocalFlowModel, block_action_difference
+from flowmc.flows.local.blocks import Tiling
+from flowmc.flows.local.models import LocalFlowModel, block_action_difference
 from flowmc.parallel import Communicator
 from flowmc.training.ensemble import Ensemble
 from flowmc.training.objectives.base import Batch, Objective, nothing

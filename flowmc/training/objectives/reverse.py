@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from flowmc.actions.base import Action
-from flowmc.flows.base import FlowModel
 from flowmc.flows.mixture import SignMixture
+from flowmc.flows.models import FlowModel
 from flowmc.parallel import Communicator
 from flowmc.training.adjoint import pairing
 from flowmc.training.density import ModelDensity, is_trainable

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowmc.actions.base import Action
-from flowmc.flows.base import FlowModel
+from flowmc.flows.models import FlowModel
 from flowmc.parallel import Communicator
 from flowmc.registry import ConfigError
 from flowmc.training.density import DensityAt, MixtureAt, ModelDensity

@@ -1,0 +1,285 @@
+"""The configuration file of ``flowmc run`` and ``flowmc step``: TOML to a validated object.
+
+Plain tables are dataclasses (:mod:`flowmc.config.tables`); kernels, actions and observables bring
+their own keys as keyword-only parameters (see :mod:`flowmc.registry`).  Everything that can be
+known without reading a field or a flow is checked here, before anything runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowmc.actions.base import Action
+from flowmc.actions.theory import build_action, check_couplings
+from flowmc.config.entries import (
+    ObservableEntry,
+    UpdateEntry,
+    check_format,
+    read_observables,
+    read_update,
+    resolved_update,
+)
+from flowmc.config.keys import TABLES
+from flowmc.config.tables import Chains, Ensemble, Parallel, RunTable, read_tables
+from flowmc.flows.base import Identity
+from flowmc.registry import (
+    ConfigError,
+    nearest,
+    validate,
+)
+
+__all__ = ["Ladder", "RunConfig", "load_config", "read_config"]
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """``[ladder]``: values of one or more couplings, one per replica, and flows between them.
+
+    Attributes:
+        couplings: by name, one value per replica.
+        flows: one per neighbouring pair.
+        actions: one per replica.
+        tune: whether the couplings between the ends move during thermalization.
+    """
+
+    couplings: Mapping[str, list[float]]
+    flows: list[str]
+    actions: list[Action]
+    tune: bool = False
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A validated configuration.
+
+    Attributes:
+        base: directory that relative paths of flows and start files refer to.
+        theory: the ``[theory]`` table as written.
+        action: the target.
+        resolved: all tables with the defaults filled in, as stored in the run directory.
+    """
+
+    base: Path
+    theory: Mapping[str, Any]
+    action: Action
+    chains: Chains
+    updates: list[UpdateEntry]
+    ladder: Ladder | None
+    run: RunTable
+    observables: list[ObservableEntry]
+    ensemble: Ensemble | None
+    parallel: Parallel
+    resolved: Mapping[str, Any]
+
+    @property
+    def actions(self) -> list[Action]:
+        """The action of every replica; one without a ladder."""
+        return [self.action] if self.ladder is None else self.ladder.actions
+
+    def path(self, written: str) -> str:
+        """Return a path of the configuration, relative ones taken from the file's directory."""
+        return str(self.base / written)
+
+
+def load_config(path: str | Path, *, for_step: bool = False) -> RunConfig:
+    """Read and validate a configuration file.
+
+    Args:
+        path: the file.
+        for_step: as ``flowmc step`` reads it: ``[run]`` may be missing, and ``[ensemble]`` needs
+            no save_every.
+
+    Raises:
+        ConfigError: naming the table and key that is unusable, and what to do.
+        OSError: the file cannot be read.
+    """
+    path = Path(path)
+    return read_config(read_tables(path), path.parent, for_step=for_step)
+
+
+def read_config(table: Mapping[str, Any], base: Path, *, for_step: bool = False) -> RunConfig:
+    """Validate the tables of a configuration; see :func:`load_config`."""
+    for name, value in table.items():
+        if name not in TABLES:
+            raise ConfigError(f"unknown table [{name}]{nearest(name, TABLES)}")
+        wanted = list if name == "update" else Mapping
+        if not isinstance(value, wanted):
+            brackets = "[[update]]" if name == "update" else f"[{name}]"
+            raise ConfigError(f"{name} should be a table, written {brackets}")
+    for name in ("theory", "chains", "update", "run"):
+        is_missing = name not in table or table[name] == []
+        if is_missing and not (for_step and name == "run"):
+            brackets = "[[update]]" if name == "update" else f"[{name}]"
+            raise ConfigError(f"missing table {brackets}")
+
+    action = build_action(table["theory"])
+    chains = _table(Chains, table["chains"], "[chains]")
+    run = _table(RunTable, table.get("run", {"updates": 1}), "[run]")
+    updates = [read_update(entry, i) for i, entry in enumerate(table["update"], start=1)]
+    ladder = _ladder(table["ladder"], action) if "ladder" in table else None
+    for entry in updates:
+        _try_out(entry, action, ladder)
+    observables = read_observables(table.get("measure", {}), action)
+    ensemble = _table(Ensemble, table["ensemble"], "[ensemble]") if "ensemble" in table else None
+    parallel = _table(Parallel, table.get("parallel", {}), "[parallel]")
+    _check_together(chains, run, updates, ladder)
+    if not for_step:
+        _check_saving(run, ensemble)
+    if ensemble is not None:
+        check_format(
+            ensemble.format,
+            action,
+            "[ensemble]",
+            present=chains.precision,
+            precision=ensemble.precision,
+        )
+
+    resolved: dict[str, Any] = {
+        "theory": dict(table["theory"]),
+        "chains": dataclasses.asdict(chains),
+        "update": [resolved_update(entry) for entry in updates],
+    }
+    if ladder is not None:
+        resolved["ladder"] = {**ladder.couplings, "flows": ladder.flows, "tune": ladder.tune}
+    resolved["run"] = dataclasses.asdict(run)
+    resolved["measure"] = {"observables": [entry.written for entry in observables]}
+    if ensemble is not None:
+        resolved["ensemble"] = dataclasses.asdict(ensemble)
+    resolved["parallel"] = dataclasses.asdict(parallel)
+    return RunConfig(
+        base,
+        table["theory"],
+        action,
+        chains,
+        updates,
+        ladder,
+        run,
+        observables,
+        ensemble,
+        parallel,
+        resolved,
+    )
+
+
+def _try_out(entry: UpdateEntry, action: Action, ladder: Ladder | None) -> None:
+    """Make a kernel that needs no flow, or with flows that do nothing: it refuses unusable values.
+
+    Raises:
+        ConfigError: in the kernel's words.
+    """
+    try:
+        if entry.takes_ladder:
+            if ladder is not None:
+                plain = [Identity() for _ in ladder.flows]
+                entry.component(ladder.actions, plain, **entry.keys)
+        elif entry.takes_flow:
+            check = getattr(entry.component, "check_keys", None)
+            if check is not None:
+                check(**entry.keys)
+        else:
+            entry.component(action, **entry.keys)
+    except (ConfigError, ValueError, TypeError) as error:
+        raise ConfigError(f"{entry.where}: {error}") from error
+
+
+def _ladder(table: Mapping[str, Any], action: Action) -> Ladder:
+    where = "[ladder]"
+    couplings = {key: value for key, value in table.items() if key not in ("flows", "tune")}
+    for key, values in couplings.items():
+        if key not in action.parameters:
+            known = {*action.parameters, "flows", "tune"}
+            raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, known)}")
+        if not isinstance(values, list) or len(values) < 2:
+            raise ConfigError(f"{where}: {key} = {values!r}: should list one value per replica")
+    if not couplings:
+        raise ConfigError(
+            f"{where}: needs the values of a coupling, one per replica; the {action.name} action "
+            f"has {', '.join(action.parameters)}"
+        )
+    lengths = {key: len(values) for key, values in couplings.items()}
+    replicas = next(iter(lengths.values()))
+    if len(set(lengths.values())) > 1:
+        text = ", ".join(f"{count} of {key}" for key, count in lengths.items())
+        raise ConfigError(f"{where}: the couplings differ in number of values: {text}")
+    actions = [
+        check_couplings(action, {key: values[r] for key, values in couplings.items()}, where)
+        for r in range(replicas)
+    ]
+    for key, values in couplings.items():
+        if float(values[0]) != action.parameters[key]:
+            raise ConfigError(
+                f"{where}: {key} begins with {values[0]!r}, but replica 0 is the theory of "
+                f"[theory], which has {key} = {action.parameters[key]!r}"
+            )
+    flows = table.get("flows", ["identity"] * (replicas - 1))
+    if not isinstance(flows, list) or not all(isinstance(flow, str) for flow in flows):
+        raise ConfigError(f"{where}: flows = {flows!r}: should list one flow per pair, as text")
+    if len(flows) != replicas - 1:
+        raise ConfigError(
+            f"{where}: {replicas} replicas have {replicas - 1} neighbouring pairs, but flows "
+            f'lists {len(flows)}; "identity" is plain exchange'
+        )
+    tune = table.get("tune", False)
+    if not isinstance(tune, bool):
+        raise ConfigError(f"{where}: tune = {tune!r}: should be true or false")
+    if tune and (replicas < 3 or any(flow != "identity" for flow in flows)):
+        raise ConfigError(
+            f"{where}: tune = true moves the couplings between the ends, so it needs three "
+            "replicas or more and no flows, which are trained for their couplings: tune a plain "
+            "ladder first, then train flows for what it found"
+        )
+    plain = {key: [float(value) for value in values] for key, values in couplings.items()}
+    return Ladder(plain, flows, actions, tune)
+
+
+def _check_together(
+    chains: Chains, run: RunTable, updates: list[UpdateEntry], ladder: Ladder | None
+) -> None:
+    """Refuse tables that are fine alone but not together."""
+    exchanges = [entry for entry in updates if entry.takes_ladder]
+    if exchanges and ladder is None:
+        raise ConfigError(f"{exchanges[0].where}: needs a [ladder] of couplings")
+    if ladder is not None and not exchanges:
+        raise ConfigError(
+            '[ladder]: no [[update]] couples the replicas; add one with kernel = "exchange", or '
+            "remove the ladder"
+        )
+    if exchanges and len(exchanges) == len(updates) and ladder is not None:
+        raise ConfigError(
+            f"{exchanges[0].where}: exchanges alone never leave the start configurations; add an "
+            'update of the fields, e.g. kernel = "hmc"'
+        )
+    if chains.start == "flow" and not any(
+        entry.takes_flow and not entry.takes_local_flow for entry in updates
+    ):
+        raise ConfigError(
+            '[chains]: start = "flow" draws from the flow of the first independence update, but '
+            "there is none"
+        )
+    if ladder is not None and ladder.tune and run.thermalization < 16:
+        raise ConfigError(
+            f"[ladder]: tune = true needs a thermalization, not {run.thermalization} updates: the "
+            "ladder moves in its first half; hundreds of updates or more give it good rates"
+        )
+    if run.schedule == "cycle":
+        weighted = [entry for entry in updates if entry.weight != 1.0]
+        if weighted:
+            raise ConfigError(
+                f'{weighted[0].where}: weight has a meaning with schedule = "mixture" only; with '
+                '"cycle" every update is applied'
+            )
+
+
+def _check_saving(run: RunTable, ensemble: Ensemble | None) -> None:
+    if run.save_every is not None and ensemble is None:
+        raise ConfigError("[run]: save_every needs an [ensemble] table that names the format")
+    if run.save_every is None and ensemble is not None:
+        raise ConfigError("[ensemble]: nothing would be saved without save_every in [run]")
+
+
+def _table(kind: type, table: Mapping[str, Any], where: str) -> Any:
+    return kind(**validate(kind, table, where))

@@ -1,0 +1,117 @@
+"""One application of every kernel to one chain, thrown away: what the run will report, in shape.
+
+It also makes most mistakes of a configuration show before the run directory is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowmc.actions.base import Action
+from flowmc.chains.assembly import Assembly
+from flowmc.chains.diagnostics import leaves, schema_of
+from flowmc.config.entries import ObservableEntry
+from flowmc.kernels import Info, LadderState, State
+from flowmc.kernels.base import apply
+from flowmc.random import stream
+from flowmc.registry import ConfigError
+
+__all__ = [
+    "kernel_names",
+    "measure",
+    "measure_field",
+    "measure_replica",
+    "observable_shapes",
+    "rehearse",
+    "replicas_of",
+]
+
+
+def rehearse(assembly: Assembly, one: State | LadderState, seed: int) -> dict[str, dict]:
+    """Return the schema of all diagnostics; see :class:`flowmc.chains.diagnostics.Diagnostics`.
+
+    Args:
+        assembly: of the run.
+        one: the state of a single chain, with all replicas.
+        seed: of the run.
+    """
+    rng = stream(seed, 0, "rehearsal", assembly.device)
+    parts: dict[str, Info] = {}
+    for name, kernel in assembly.timed.items():
+        one, parts[name] = apply(kernel.kernel, one, rng)
+    info = Info(torch.empty(0, 0, dtype=torch.bool), parts=parts)
+    return schema_of(leaves(info, kernel_names(assembly)))
+
+
+def kernel_names(assembly: Assembly) -> dict[str, str]:
+    """Return the kernels' own names by their unique names in the cycle."""
+    return {unique: kernel.name for unique, kernel in assembly.timed.items()}
+
+
+def observable_shapes(
+    entries: Sequence[ObservableEntry], actions: Sequence[Action], state: State | LadderState
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every observable behind the axes (chains, replicas).
+
+    Args:
+        entries: the observables.
+        actions: of all replicas.
+        state: of any chains, a single one will do; with all replicas.
+
+    Raises:
+        ConfigError: an observable is not defined for the theory, or its keys do not fit.
+    """
+    shapes = {}
+    for entry in entries:
+        try:
+            shapes[entry.label] = measure(entry, actions, state).shape[2:]
+        except (ConfigError, ValueError, TypeError, IndexError, RuntimeError) as error:
+            raise ConfigError(f"[measure]: {entry.label}: {error}") from error
+    return shapes
+
+
+def measure(
+    entry: ObservableEntry, actions: Sequence[Action], state: State | LadderState
+) -> np.ndarray:
+    """Return an observable of one block of chains, ``(chains, replicas, ...)`` float64.
+
+    Complex observables get a last axis of real and imaginary part.
+    """
+    values = [
+        measure_replica(entry, action, replica)
+        for action, replica in zip(actions, replicas_of(state), strict=True)
+    ]
+    return np.stack(values, axis=1)
+
+
+def measure_replica(entry: ObservableEntry, action: Action, state: State) -> np.ndarray:
+    """Return an observable of one replica of one block of chains, ``(chains, ...)`` float64."""
+    return measure_field(entry, action, state.field)
+
+
+@torch.no_grad()
+def measure_field(entry: ObservableEntry, action: Action, field: Tensor) -> np.ndarray:
+    """Return an observable of fields ``(chains, ...)``, one value or array per chain, float64.
+
+    Complex observables get a last axis of real and imaginary part.
+
+    Raises:
+        ConfigError: if it does not return one value per chain.
+    """
+    value = entry.function(field, action, **entry.keys)
+    value = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+    if value.dim() == 0 or value.shape[0] != field.shape[0]:
+        raise ConfigError(
+            f"{entry.label} should return one value per chain, an array (chains, ...), not of "
+            f"shape {tuple(value.shape)}"
+        )
+    return value.to(torch.float64).cpu().numpy()
+
+
+def replicas_of(state: State | LadderState) -> tuple[State, ...]:
+    """Return the replicas of a ladder that live on this rank, or the one of a plain state."""
+    return tuple(state.here.values()) if isinstance(state, LadderState) else (state,)

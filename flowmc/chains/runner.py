@@ -1,0 +1,523 @@
+"""The loop of ``flowmc run``: updates, measurements, saved configurations, checkpoints.
+
+All chains advance in fixed blocks, each with its own random streams; every rank works on the blocks
+and replicas that it owns.  What has been written beyond the last checkpoint is written again, byte
+for byte, by a resumed run; nothing that enters a measurement, a saved configuration or a checkpoint
+depends on the clock or on the number of ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from flowmc.chains.assembly import Assembly, assemble
+from flowmc.chains.config import RunConfig
+from flowmc.chains.diagnostics import Diagnostics, Piece, leaves
+from flowmc.chains.infos import of_all_ranks
+from flowmc.chains.ladder_tuning import LadderTuner
+from flowmc.chains.rehearsal import kernel_names, measure_replica
+from flowmc.chains.start import first_state
+from flowmc.chains.storage.checkpoint import Checkpoint, Head, settled, write_checkpoint
+from flowmc.chains.storage.columns import schema_in
+from flowmc.chains.storage.configurations import ConfigurationWriter, Origins
+from flowmc.chains.storage.directory import RunDirectory, identity_of
+from flowmc.chains.storage.measurements import Layout, MeasurementFile
+from flowmc.chains.storage.recorder import Recorder
+from flowmc.config.tables import seconds_of
+from flowmc.jobs.interrupts import Interrupts
+from flowmc.jobs.journal import Display, Journal
+from flowmc.kernels import Info, LadderState, NonFiniteStateError, State
+from flowmc.kernels.base import apply
+from flowmc.lattice import sum_over_sites
+from flowmc.parallel import CollectiveError, Communicator
+from flowmc.parallel.agreement import Agreement
+from flowmc.parallel.devices import describe
+from flowmc.parallel.distribution import Distribution
+from flowmc.parallel.proposals import SharedProposals
+from flowmc.parallel.wires import BlockWire
+from flowmc.random import Streams
+
+__all__ = ["RunStopped", "Runner"]
+
+_LOG_SECONDS = 60.0
+
+
+class RunStopped(RuntimeError):
+    """A run that cannot go on; its last checkpoint is intact.
+
+    Attributes:
+        is_unwritable: whether a file could not be written.
+        kinds: as of :class:`~flowmc.parallel.CollectiveError`, if all ranks know of it.
+    """
+
+    is_unwritable = False
+    kinds: tuple[str, ...] = ()
+
+
+class Runner:
+    """A run in its directory, ready to go; :func:`~flowmc.chains.opening.open_run` makes it.
+
+    Args:
+        config: what to run.
+        assembly: of it.
+        directory: of the run, claimed by rank 0.
+        communicator: of all ranks.
+        distribution: which rank owns what.
+        checkpoint: where the run stands, as far as this rank has it.
+        layout: of the measurement file.
+        origins: of the saved configurations of this rank's chains, by chain.
+        resumed: whether an earlier process has begun the run.
+
+    Attributes:
+        update: updates done, thermalization included.
+        warnings: what users should know of the directory and the resume, on rank 0.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        assembly: Assembly,
+        directory: RunDirectory,
+        communicator: Communicator,
+        distribution: Distribution,
+        checkpoint: Checkpoint,
+        layout: Layout,
+        origins: Origins,
+        *,
+        resumed: bool,
+    ) -> None:
+        self.config, self.assembly, self.directory = config, assembly, directory
+        self.communicator, self.distribution = communicator, distribution
+        self.own = distribution.blocks_of(communicator.rank)
+        head = checkpoint.head
+        self.update = self._checkpointed = head.update
+        self._identity = identity_of(config.resolved)
+        self.states = {
+            block: self._wired(block, settled(state)) for block, state in checkpoint.states.items()
+        }
+        self.tuner: LadderTuner | None = None
+        if config.ladder is not None and config.ladder.tune:
+            self.tuner = LadderTuner(config, self.own)
+            self.tuner.set_tuning(head.tuning)
+            self._set_ladder(head.tuning)
+        elif head.tuning:
+            assembly.kernel.set_tuning(head.tuning)
+        self.proposals = self._share_proposals()
+        self.streams: dict[tuple[int, int], torch.Generator] = {}
+        for cell, state in checkpoint.streams.items():
+            self.streams[cell] = torch.Generator(device=assembly.device)
+            self.streams[cell].set_state(state)
+        own_chains = [config.chains.blocks[block] for block in self.own]
+        schema = schema_in(layout.columns)
+        self.diagnostics = Diagnostics(schema, config.chains.count, own_chains)
+        pending = checkpoint.pending
+        if self.tuner is not None and "ladder/tried" in pending:
+            self.tuner.restore(pending)
+        pending = {key: value for key, value in pending.items() if not key.startswith("ladder/")}
+        if pending:
+            self.diagnostics.restore(pending)
+        is_root = communicator.rank == 0
+        self.recorder = Recorder(
+            communicator,
+            MeasurementFile(directory.measurements, layout, head.rows or 0) if is_root else None,
+            layout,
+            self.diagnostics,
+        )
+        self.writer = (
+            ConfigurationWriter(directory.path, config, origins) if config.ensemble else None
+        )
+        self.journal = Journal(directory.log if is_root else None)
+        self.resumed = resumed
+        self.warnings: list[str] = []
+        self._restore_clocks()
+
+    def warn(self, text: str) -> None:
+        """Log a warning, and have the command say it."""
+        self.warnings.append(text)
+        self.journal.write("warning", self.update, text=text)
+
+    @property
+    def total(self) -> int:
+        """Updates of the whole run, thermalization included."""
+        return self.config.run.thermalization + self.config.run.updates
+
+    def remarks(self) -> list[str]:
+        """Return what users should know before a run, on rank 0; collective."""
+        communicator = self.communicator
+        texts = [*self.warnings, *self.assembly.remarks]
+        if communicator.size == 1:
+            return texts
+        texts.append(describe(communicator, self.assembly.device))
+        if self.distribution.idle:
+            draws = self.proposals is not None and self.proposals.has_work
+            texts.append(_about_idle(self.distribution, draws, self.config, self.assembly))
+        return texts
+
+    def go(self, started: float) -> str:
+        """Run to the end, or to a reason to stop; return "finished" or the reason.  Collective.
+
+        Args:
+            started: ``time.monotonic()`` from which the time limit counts.
+
+        Raises:
+            RunStopped: a field is not finite, or a file cannot be written; the message names the
+                update, the chain or file, and the last good checkpoint.
+        """
+        run = self.config.run
+        limit = None if run.time_limit is None else seconds_of(run.time_limit, "[run]: time_limit")
+        every = run.checkpoint_every
+        every_seconds = None if isinstance(every, int) else seconds_of(every, "checkpoint_every")
+        display = Display(self.total, self.update) if self.communicator.rank == 0 else None
+        agreement = Agreement(self.communicator, limit, started)
+        reason: str | None = "finished"
+        last_log = last_checkpoint = time.monotonic()
+        try:
+            with Interrupts() as interrupts:
+                self._log("start", resumed=self.resumed, tuning=self._tuning())
+                while self.update < self.total:
+                    if agreement.is_due:
+                        now = time.monotonic()
+                        due = every_seconds is not None and now - last_checkpoint >= every_seconds
+                        reason, due = agreement.reach(interrupts.number, due)
+                        if agreement.is_ahead and reason is None:
+                            self.recorder.hand_in()
+                        else:
+                            self.recorder.flush()
+                        if reason is not None:
+                            break
+                        reason = "finished"
+                        if due:
+                            self._checkpoint()
+                            last_checkpoint = time.monotonic()
+                            agreement.took(checkpoint=last_checkpoint - now)
+                        if display is not None and display.is_due():
+                            self._show(display)
+                        if now - last_log >= _LOG_SECONDS:
+                            self._log("progress", acceptance=self._acceptance())
+                            last_log = now
+                    begin = time.monotonic()
+                    self._advance()
+                    now = time.monotonic()
+                    agreement.took(update=now - begin)
+                    agreement.poke()
+                    self.recorder.poke()
+                    if isinstance(every, int) and self.update % every == 0:
+                        if self.update < self.total:
+                            self._checkpoint()
+                        agreement.took(checkpoint=time.monotonic() - now)
+                agreement.finish()
+                if self._checkpointed != self.update:
+                    self._checkpoint()
+                self._log(
+                    "stop",
+                    reason=reason,
+                    acceptance=self._acceptance(),
+                    **self._traffic_of_all_ranks(),
+                )
+        except NonFiniteStateError as error:
+            with contextlib.suppress(OSError):
+                self._log("stop", reason="not finite", text=str(error))
+            raise RunStopped(f"{error}; {self._last_good()}") from error
+        except OSError as error:
+            text = f"{error.filename or self.directory.path}: {error.strerror or error}"
+            raise self._unwritable(text) from error
+        except CollectiveError as error:
+            stopped = self._unwritable(str(error))
+            stopped.kinds = error.kinds
+            raise stopped from error
+        finally:
+            if display is not None:
+                display.close()
+            self.recorder.close()
+        assert reason is not None
+        return reason
+
+    def _unwritable(self, text: str) -> RunStopped:
+        stopped = RunStopped(
+            f"cannot write while at update {self.update}: {text}; {self._last_good()}"
+        )
+        stopped.is_unwritable = True
+        return stopped
+
+    def _last_good(self) -> str:
+        checkpoint = self.directory.checkpoint
+        if not checkpoint.exists():
+            return f"{checkpoint} is gone, its last update was {self._checkpointed}"
+        return f"the last good checkpoint, update {self._checkpointed}, is in {checkpoint}"
+
+    def _share_proposals(self) -> SharedProposals | None:
+        """Let ranks that own nothing draw flow proposals."""
+        if self.config.parallel.proposals == "owner" or not self.distribution.idle:
+            return None
+        return SharedProposals(
+            self.communicator,
+            self.distribution,
+            self.assembly.kernel,
+            [last - first for first, last in self.config.chains.blocks],
+            self.config.chains.seed,
+            self.assembly.device,
+        )
+
+    def _set_ladder(self, tuning: Mapping[str, float]) -> None:
+        """Build the kernels again, for the couplings at which the tuner has the ladder."""
+        assert self.tuner is not None
+        clocks = {name: (part.seconds, part.calls) for name, part in self.assembly.timed.items()}
+        self.config = self.tuner.configured()
+        self.assembly = assemble(self.config, self.communicator)
+        self.assembly.kernel.set_tuning(tuning)
+        for name, (seconds, calls) in clocks.items():
+            self.assembly.timed[name].seconds, self.assembly.timed[name].calls = seconds, calls
+
+    def _move_ladder(self) -> None:
+        """Give the replicas new couplings; only their fields stay."""
+        assert self.tuner is not None
+        couplings = self.tuner.move(self.communicator)
+        self._set_ladder(self.assembly.kernel.tuning())
+        self.proposals = self._share_proposals()
+        for block, state in self.states.items():
+            assert isinstance(state, LadderState)
+            fresh = self._fresh_state(block, state)
+            assert isinstance(fresh, LadderState)
+            self.states[block] = replace(state, replicas=fresh.replicas)
+        self._log("progress", text="the ladder moved", couplings=couplings)
+
+    def init_kernels(self) -> None:
+        """Let the kernels see the fields that they will move, as a new run does; no state changes.
+
+        Raises:
+            ConfigError: a kernel is not right for the theory or these fields.
+        """
+        for block, state in self.states.items():
+            self._fresh_state(block, state)
+
+    def _fresh_state(self, block: int, state: State | LadderState) -> State | LadderState:
+        replicas = state.here if isinstance(state, LadderState) else {0: state}
+        fields = {r: replica.field for r, replica in replicas.items()}
+        return first_state(self.assembly, fields, self.config.chains.blocks[block][0])
+
+    def _wired(self, block: int, state: State | LadderState) -> State | LadderState:
+        """Connect a ladder with its replicas on other ranks."""
+        if not isinstance(state, LadderState) or len(state.here) == len(state.replicas):
+            return state
+        return replace(state, wire=BlockWire(self.communicator, self.distribution, block))
+
+    def _advance(self) -> None:
+        """Do one update of all chains and everything that is due after it."""
+        update = self.update + 1
+        run, blocks = self.config.run, self.config.chains.blocks
+        names = kernel_names(self.assembly)
+        kernel = self.assembly.kernel
+        infos: dict[int, Info] = {}
+        if self.proposals is not None and self.proposals.is_helper:
+            self.proposals.serve(update)
+        for block, replicas in self.own.items():
+            first, last = blocks[block]
+            own = {r: self.streams[block, r] for r in replicas}
+            rng = Streams(self.config.chains.seed, block, update, own)
+            try:
+                state, info = apply(kernel, self.states[block], rng)
+            except NonFiniteStateError as error:
+                if error.chain is None:
+                    text = f"update {update}, chains {first} to {last - 1}: {error}"
+                    raise NonFiniteStateError(text) from error
+                raise _not_finite(update, first + error.chain) from error
+            state = settled(state)
+            self._check_finite(state, update, first)
+            self.states[block], infos[block] = state, info
+            for name, leaf in leaves(info, names):
+                self.diagnostics.add(first, last, name, leaf)
+                if self.tuner is not None and update <= run.thermalization:
+                    self.tuner.add(first, last, name, leaf)
+        if update <= run.thermalization and kernel.adapts:
+            kernel.adapt(of_all_ranks(infos, self.communicator), update - 1)
+        self.update = update
+
+        phase = "thermalization" if update <= run.thermalization else "production"
+        count = update if phase == "thermalization" else update - run.thermalization
+        if count % run.measure_every == 0:
+            index = count // run.measure_every - 1
+            self.recorder.add(phase, index, update, self._measurements(), self._couplings_row())
+        if self.tuner is not None and self.tuner.is_due(update):
+            self._move_ladder()
+        if update == run.thermalization:
+            # What is left of an unfinished row must not enter the first row of production.
+            self.diagnostics.reset()
+            self._log("progress", text="thermalization done, tuning frozen", tuning=self._tuning())
+        if self.writer is not None and phase == "production":
+            assert run.save_every is not None
+            if count % run.save_every == 0:
+                self._save(count)
+
+    def _replicas(self) -> list[tuple[int, int, int, State]]:
+        """Return first and last chain, replica and state of everything on this rank."""
+        return [
+            (*self.config.chains.blocks[block], r, replica)
+            for block, state in self.states.items()
+            for r, replica in (state.here if isinstance(state, LadderState) else {0: state}).items()
+        ]
+
+    def _check_finite(self, state: State | LadderState, update: int, first: int) -> None:
+        """Raise NonFiniteStateError with the chain's number in the run if a field is not finite."""
+        replicas = state.here if isinstance(state, LadderState) else {0: state}
+        for r, replica in replicas.items():
+            field = replica.field
+            finite = torch.ones(field.shape[0], dtype=torch.bool, device=field.device)
+            if replica.action is not None:
+                finite = torch.isfinite(replica.action)
+            # A sum is finite only if all terms are, and takes a fraction of the time.
+            if not bool(torch.isfinite(sum_over_sites(field)).all()):
+                finite = finite & torch.isfinite(field.reshape(field.shape[0], -1)).all(1)
+            if bool(finite.all()):
+                continue
+            chain = first + int((~finite).nonzero()[0])
+            raise _not_finite(update, chain, f", replica {r}" if self.assembly.is_ladder else "")
+
+    def _measurements(self) -> list[Piece]:
+        """Measure everything on this rank."""
+        pieces = [
+            Piece(
+                f"observables/{entry.label}",
+                first,
+                last,
+                r,
+                measure_replica(entry, self.assembly.actions[r], replica),
+            )
+            for first, last, r, replica in self._replicas()
+            for entry in self.config.observables
+        ]
+        for block, state in self.states.items():
+            if isinstance(state, LadderState):
+                first, last = self.config.chains.blocks[block]
+                walkers = state.walkers.cpu().numpy()
+                pieces += [Piece("walkers", first, last, r, walkers[:, r]) for r in state.here]
+        return pieces
+
+    def _couplings_row(self) -> dict[str, np.ndarray]:
+        """Return the couplings of all replicas where they may change."""
+        if self.tuner is None:
+            return {}
+        couplings = self.tuner.couplings()
+        return {f"couplings/{name}": np.array(values) for name, values in couplings.items()}
+
+    def _save(self, production_update: int) -> None:
+        assert self.writer is not None
+        for first, last, r, replica in self._replicas():
+            if r == 0:
+                for chain in range(first, last):
+                    self.writer.write(chain, production_update, replica.field[chain - first])
+
+    def _checkpoint(self) -> None:
+        self.recorder.flush()
+        self.communicator.from_root(self._sync)
+        seed = self.config.chains.seed
+        checkpoint = Checkpoint(
+            Head(self.update, self._tuning(), seed, self._identity, self.recorder.checksum),
+            self.states,
+            {cell: generator.get_state() for cell, generator in self.streams.items()},
+            self._pending(),
+        )
+        write_checkpoint(self.directory.checkpoint, checkpoint, self.communicator)
+        self._checkpointed = self.update
+        self._log("checkpoint")
+
+    def _sync(self) -> None:
+        """Have all rows on the disk, in the file that is in the directory of this run."""
+        if not self.directory.is_in_place:
+            text = "was removed or replaced, or its .lock was, while the run was writing into it"
+            raise OSError(errno.ESTALE, text, str(self.directory.path))
+        self.recorder.sync()
+
+    def _tuning(self) -> dict[str, float]:
+        ladder = {} if self.tuner is None else self.tuner.tuning()
+        return dict(self.assembly.kernel.tuning()) | ladder
+
+    def _pending(self) -> dict[str, np.ndarray]:
+        pending = self.recorder.pending()
+        if self.tuner is not None and self.update < self.config.run.thermalization:
+            pending |= self.tuner.pending(self.communicator)
+        return pending
+
+    def _acceptance(self) -> dict[str, float]:
+        """Return accepted over tried by kernel, in the rows since this process began."""
+        tried = self.recorder.tried
+        return {name: self.recorder.accepted[name] / tried[name] for name in tried if tried[name]}
+
+    def _show(self, display: Display) -> None:
+        thermal = self.update <= self.config.run.thermalization
+        display.show(
+            self.update,
+            "thermalization" if thermal else "production",
+            self._acceptance(),
+            self.recorder.latest,
+        )
+
+    def _traffic_of_all_ranks(self) -> dict[str, Any]:
+        """Return messages and bytes of all ranks together, by purpose; collective."""
+        if self.communicator.size == 1:
+            return {}
+        total: dict[str, dict[str, int]] = {}
+        for part in self.communicator.allgather(dict(self.communicator.traffic)):
+            for purpose, entry in part.items():
+                sums = total.setdefault(purpose, {"messages": 0, "bytes": 0})
+                sums["messages"] += entry.messages
+                sums["bytes"] += entry.bytes
+        return {"communication_of_all_ranks": total}
+
+    def _log(self, event: str, **values: Any) -> None:
+        """Write an event to the log, with the times and messages of rank 0."""
+        kernels = {
+            name: {"seconds": kernel.seconds, "calls": kernel.calls}
+            for name, kernel in self.assembly.timed.items()
+        }
+        if self.communicator.size > 1:
+            values["ranks"] = self.communicator.size
+            values["communication"] = {
+                purpose: dataclasses.asdict(entry)
+                for purpose, entry in self.communicator.traffic.items()
+            }
+        seconds = self._seconds_before + time.monotonic() - self._clock
+        self.journal.write(event, self.update, **values, seconds=seconds, kernels=kernels)
+
+    def _restore_clocks(self) -> None:
+        """Go on counting from what the log says of the checkpoint: times are nowhere else."""
+        timing = self.journal.last_timing(self.update) if self.resumed else {}
+        self._clock = time.monotonic()
+        self._seconds_before = float(timing.get("seconds", 0.0))
+        for name, kernel in self.assembly.timed.items():
+            before = timing.get("kernels", {}).get(name, {})
+            kernel.seconds = float(before.get("seconds", 0.0))
+            kernel.calls = int(before.get("calls", 0))
+
+
+def _about_idle(
+    distribution: Distribution, draws: bool, config: RunConfig, assembly: Assembly
+) -> str:
+    idle = len(distribution.idle)
+    chains, replicas = config.chains, len(assembly.actions)
+    blocks = len(chains.blocks)
+    what = f"{blocks} block{'s' if blocks > 1 else ''} of chains"
+    if assembly.is_ladder:
+        what += f" of {replicas} replicas"
+        what += "" if assembly.spreads else " that must stay together"
+    verb = ("draws" if idle == 1 else "draw") + " flow proposals for the others"
+    nothing = "has no work" if idle == 1 else "have no work"
+    text = f"{idle} rank{'s' if idle > 1 else ''} {verb if draws else nothing}: "
+    text += f"there {'is' if blocks == 1 else 'are'} {what}"
+    if chains.count > blocks:
+        text += "; smaller blocks ([chains] block) serve more ranks, in a new run"
+    return text
+
+
+def _not_finite(update: int, chain: int, replica: str = "") -> NonFiniteStateError:
+    return NonFiniteStateError(
+        f"update {update}: the field of chain {chain}{replica} is not finite, or its action is not"
+    )

@@ -1,0 +1,288 @@
+"""The run directory: claimed by one process, started once, resumed only as what it is."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import platform
+import shlex
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flowmc_adapters import atomic_write
+
+from flowmc import __version__
+from flowmc.chains.assembly import Assembly
+from flowmc.chains.config import RunConfig
+from flowmc.chains.storage.measurements import MeasurementFile
+from flowmc.config.entries import changed_keys
+from flowmc.config.toml_text import toml_text
+from flowmc.jobs.lock import Lock
+from flowmc.jobs.own_files import naming, read_text
+from flowmc.registry import ConfigError
+
+__all__ = ["RunDirectory", "environment", "identity_of"]
+
+# What commands write that take no lock.
+_UNLOCKED = ("report.html", "results.json.gz")
+# A file being written by a process that nothing keeps out is written to all the time.
+_ABANDONED = 3600.0
+
+# Keys that may differ when a run is resumed; run.updates may only grow.
+_FREE_KEYS = ("run.time_limit", "run.checkpoint_every", "run.report", "run.updates")
+
+
+class RunDirectory:
+    """Paths and bookkeeping of one run directory.
+
+    Args:
+        path: the directory; made by :meth:`claim`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.toml"
+        self.provenance = path / "provenance.json"
+        self.measurements = path / "measurements.h5"
+        self.checkpoint = path / "checkpoint.h5"
+        self.log = path / "log.jsonl"
+        self.ensemble = path / "ensemble"
+        self._lock = Lock(path / ".lock")
+        self._made: list[Path] = []
+
+    @property
+    def holds_a_run(self) -> bool:
+        """Whether anything of a run is here."""
+        own = (self.config, self.measurements, self.checkpoint, self.log, self.ensemble)
+        return any(path.exists() for path in own)
+
+    def claim(self) -> None:
+        """Make the directory and keep other processes out until :meth:`release`.
+
+        Raises:
+            ConfigError: another process is running here.
+            OSError: the directory cannot be made.
+        """
+        missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._made = missing
+        self._lock.acquire(
+            f"another flowmc process is running in {self.path}: wait for it, or choose another "
+            "--output"
+        )
+        self._remove_leftovers()
+
+    @property
+    def lock_works(self) -> bool:
+        """Whether the file system keeps a second process out of the claimed directory."""
+        return self._lock.works
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the claimed directory is still where it was."""
+        return self._lock.is_in_place
+
+    def release(self) -> None:
+        """Let other processes in; remove what :meth:`claim` has made if nothing came into it."""
+        if not self._lock.is_in_place or self.holds_a_run:
+            self._lock.release()
+            return
+        self._lock.release(remove=True)
+        with contextlib.suppress(OSError):
+            for path in self._made:
+                path.rmdir()
+
+    def _remove_leftovers(self) -> None:
+        """Remove what a kill has left of files that were being written, and no other process's."""
+        now = self._lock.path.stat().st_mtime
+        for leftover in self.path.rglob(".*.partial"):
+            with contextlib.suppress(OSError):
+                ours = self._lock.works and not leftover.name[1:].startswith(_UNLOCKED)
+                if ours or now - leftover.stat().st_mtime > _ABANDONED:
+                    leftover.unlink()
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write the resolved configuration."""
+        _write_text(self.config, toml_text(config.resolved))
+
+    def write_provenance(
+        self,
+        config: RunConfig,
+        assembly: Assembly,
+        start_files: Mapping[str, str],
+        origins: list[dict[str, str]],
+        ranks: int,
+    ) -> None:
+        """Write what the run was made of, for people and for the resume.
+
+        Args:
+            config: what is run.
+            assembly: of it.
+            start_files: SHA-256 of every start file, by path.
+            origins: of saved configurations, by chain.
+            ranks: number of ranks that start the run.
+        """
+        text = toml_text(config.resolved)
+        content = {
+            **environment(assembly.device),
+            "command": shlex.join(sys.argv),
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "seed": config.chains.seed,
+            "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "ranks": ranks,
+            "start_files": dict(start_files),
+            "flows": {
+                name: {"fingerprint": digest, "card": assembly.cards[name]}
+                for name, digest in assembly.fingerprints.items()
+            },
+            "origins": origins,
+        }
+        _write_text(self.provenance, json.dumps(content, indent=2) + "\n")
+
+    def read_provenance(self) -> dict[str, Any]:
+        """Return the content of ``provenance.json``.
+
+        Raises:
+            ConfigError: it is missing or damaged.
+        """
+        try:
+            found = json.loads(read_text(self.provenance))
+            if not isinstance(found, dict):
+                raise ValueError("it is no JSON object")
+            return found
+        except (OSError, ValueError, RecursionError) as error:
+            raise self._unreadable(self.provenance, error) from error
+
+    @staticmethod
+    def _unreadable(path: Path, error: Exception) -> ConfigError:
+        text = getattr(error, "strerror", None) or error
+        return ConfigError(
+            f"{path} cannot be read ({text}), the run cannot be resumed: restore it from a copy"
+        )
+
+    def read_config(self) -> dict[str, Any]:
+        """Return the resolved configuration.
+
+        Raises:
+            ConfigError: it is missing or damaged.
+        """
+        try:
+            return tomllib.loads(read_text(self.config))
+        except (OSError, ValueError, RecursionError) as error:
+            raise self._unreadable(self.config, error) from error
+
+    def check_resumable(self, config: RunConfig) -> None:
+        """Refuse to resume as anything but what was started.
+
+        Raises:
+            ConfigError: naming the first key that differs.
+        """
+        old = self.read_config()
+        new = tomllib.loads(toml_text(config.resolved))
+        for key, (before, after) in changed_keys(old, new).items():
+            if key not in _FREE_KEYS and not key.startswith("parallel"):
+                raise ConfigError(
+                    f"{key} was {_shown(before)} when the run in {self.path} was started and is "
+                    f"{_shown(after)} now: restore it to resume, or choose another --output"
+                )
+            if key == "run.updates" and not (type(before) is int and before <= after):
+                raise ConfigError(
+                    f"run.updates was {before} and is {after} now: a run can be extended, not "
+                    "shortened"
+                )
+
+    def check_blank(self, config: RunConfig) -> None:
+        """Refuse to start over a run that has lost its checkpoint.
+
+        What a kill leaves of a start, before the first checkpoint, holds no rows and is of this
+        configuration.
+
+        Raises:
+            ConfigError: naming the key that differs, or what would be lost.
+        """
+        if self.config.exists():
+            self.check_resumable(config)
+        written = [path.name for path in (self.log, self.ensemble) if path.exists()]
+        if self.measurements.exists() and not MeasurementFile.is_blank(self.measurements):
+            written.append(self.measurements.name)
+        if written:
+            raise ConfigError(
+                f"{self.checkpoint} is missing, but {self.path} holds {' and '.join(written)} of a "
+                "run: restore the checkpoint from a copy, or choose another --output"
+            )
+
+    def check_flows(self, fingerprints: Mapping[str, str]) -> None:
+        """Refuse to resume with other weights than the run was started with.
+
+        Raises:
+            ConfigError: naming the flow.
+        """
+        stored = self.read_provenance().get("flows")
+        for name, digest in fingerprints.items():
+            entry = stored.get(name) if isinstance(stored, dict) else None
+            before = entry.get("fingerprint") if isinstance(entry, dict) else None
+            if isinstance(before, str) and len(before) < len(digest):
+                raise ConfigError(
+                    f"the run in {self.path} was started by an older flowmc, whose digests of "
+                    f"flows did not tell all densities apart, so {name!r} cannot be recognised: "
+                    "resume it with that version, or start a new run from its last configurations"
+                )
+            if before != digest:
+                raise ConfigError(
+                    f"the flow {name!r} is not the one that the run in {self.path} was started "
+                    "with: restore it to resume, or choose another --output"
+                )
+
+
+def identity_of(resolved: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of what a resolved configuration may never change in a run."""
+    # As it reads back from a file, where keys that are not set are missing.
+    table = tomllib.loads(toml_text(resolved))
+    table.pop("parallel", None)
+    for key in _FREE_KEYS:
+        section, _, name = key.partition(".")
+        table.get(section, {}).pop(name, None)
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
+
+
+def environment(device: torch.device) -> dict[str, str | int]:
+    """Return what rounding may depend on: versions, machine and number of threads."""
+    return {
+        "flowmc": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "device": str(device),
+        "device_name": _device_name(device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()
+
+
+def _write_text(path: Path, text: str) -> None:
+    with naming(path), atomic_write(path, follow=False) as file:
+        file.write(text.encode())
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else repr(value)

@@ -1,0 +1,194 @@
+"""``flowmc report``: the numbers of one run directory, or the costs of several side by side."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flowmc.estimators.cost import average, break_even, break_even_bound, gain, gain_bound
+from flowmc.messages import one_line, say
+from flowmc.registry import ConfigError
+from flowmc.reports.analysis.comparison import comparison_sentences
+from flowmc.reports.analysis.recorded import RecordedRun
+from flowmc.reports.analysis.summary import Analysis, analyse_run
+from flowmc.reports.analysis.training import TrainingRecord, training_text
+from flowmc.reports.chain_text import comparison_text, report_text
+
+__all__ = ["compare", "run", "strict_json", "summarise", "write_report"]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report, or the comparison of several; return the exit status.
+
+    A page is written for a single run or training, for a comparison if ``--page`` asks for it; none
+    with ``--json``.
+    """
+    try:
+        trainings = [path for path in args.directories if TrainingRecord.belongs_to(path)]
+        if trainings:
+            if len(args.directories) > 1 or args.first:
+                raise ConfigError(
+                    f"{trainings[0]} is the file of a training, which stands alone: runs are "
+                    "compared with each other, and --from is about runs"
+                )
+            return _training(TrainingRecord.open(trainings[0]), args)
+        analyses = [
+            analyse_run(RecordedRun.open(path).from_update(args.first)) for path in args.directories
+        ]
+    except ConfigError as error:
+        say(one_line(str(error)), prefix="flowmc report: ")
+        return 2
+    if args.json:
+        document = analyses[0].as_dict() if len(analyses) == 1 else compare(analyses)
+        print(strict_json(document))
+        return 0
+    print("\n\n".join(report_text(analysis) for analysis in analyses))
+    if len(analyses) > 1:
+        comparison = compare(analyses)
+        print("\n" + comparison_text(comparison))
+        if args.page is None:
+            return 0
+        from flowmc.reports.comparison import write_comparison_page
+
+        return _written(lambda: write_comparison_page(analyses, comparison, args.page))
+    from flowmc.reports.chain import write_page
+
+    return _written(lambda: write_page(analyses[0], args.page))
+
+
+def _training(record: TrainingRecord, args: argparse.Namespace) -> int:
+    if args.json:
+        print(strict_json(record.as_dict()))
+        return 0
+    print(training_text(record))
+    from flowmc.reports.training import write_training_page
+
+    return _written(lambda: write_training_page(record, args.page))
+
+
+def summarise(run_directory: str | Path) -> dict[str, Any]:
+    """Return the document that ``flowmc report DIR --json`` prints; see docs/reports.md.
+
+    Raises:
+        ConfigError: if the directory is no run, or has no production measurement yet.
+    """
+    return analyse_run(RecordedRun.open(run_directory)).as_dict()
+
+
+def write_report(run_directory: str | Path) -> Path:
+    """Write ``report.html`` into a run directory and return its path.
+
+    Raises:
+        ConfigError: as :func:`summarise`.
+        OSError: if the directory cannot be written.
+    """
+    from flowmc.reports.chain import write_page
+
+    return write_page(analyse_run(RecordedRun.open(run_directory)))
+
+
+def compare(analyses: Sequence[Analysis]) -> dict[str, Any]:
+    """Return the cost per independent sample of several runs, against the first of them.
+
+    ``runs`` holds the full document of each; ``observables`` maps each observable that all runs
+    measured to one entry per run: ``seconds_per_independent_sample`` and its error,
+    ``with_training``, ``gain`` (how many times cheaper than the first run, without training) and
+    its error, ``gain_with_training``, ``break_even_samples`` (independent samples that repay the
+    training; None if never), and the pull between the means.  ``gain_bound`` and
+    ``break_even_bound`` are "none", "lower", "upper" or "unknown": what the numbers are where a
+    tau_int is only a bound.  ``machines`` says what each run was given, and ``warnings`` where
+    that differs, as the seconds are of wall time.
+    """
+    first = analyses[0]
+    names = [name for name in first.costs if all(name in other.costs for other in analyses)]
+    table: dict[str, list[dict[str, Any]]] = {}
+    for name in names:
+        reference = average(first.costs[name])
+        table[name] = []
+        for analysis in analyses:
+            cost = average(analysis.costs[name])
+            ratio, error = gain(cost, reference)
+            samples = break_even(cost.seconds, reference.seconds, analysis.run.training_seconds())
+            table[name].append(
+                {
+                    "path": str(analysis.run.path),
+                    "seconds_per_independent_sample": cost.seconds,
+                    "error": cost.error,
+                    "with_training": cost.seconds_with_training,
+                    "gain": ratio,
+                    "gain_error": error if analysis is not first else 0.0,
+                    "gain_with_training": reference.seconds_with_training
+                    / cost.seconds_with_training,
+                    "gain_bound": gain_bound(cost, reference) if analysis is not first else "none",
+                    "break_even_samples": samples,
+                    "break_even_bound": break_even_bound(cost, reference),
+                    "is_lower_bound": cost.is_bound,
+                    "pull": _pull(first, analysis, name),
+                }
+            )
+    return {
+        "runs": [analysis.as_dict() for analysis in analyses],
+        "observables": table,
+        "machines": [analysis.run.machine for analysis in analyses],
+        "warnings": _different_machines(analyses),
+        "pays": comparison_sentences([str(analysis.run.path) for analysis in analyses], table),
+    }
+
+
+def strict_json(document: Any) -> str:
+    """Return JSON text in which NaN and infinity, which JSON does not know, are null."""
+    return json.dumps(_strict(document), indent=2, allow_nan=False)
+
+
+def _different_machines(analyses: Sequence[Analysis]) -> list[str]:
+    """Say in what the machines of the runs differ."""
+    machines = [analysis.run.machine for analysis in analyses]
+    found = []
+    for key in machines[0]:
+        values = [machine[key] for machine in machines]
+        if len(set(values)) > 1:
+            found.append(f"{key} {', '.join('unknown' if v is None else str(v) for v in values)}")
+    if not found:
+        return []
+    return [
+        f"the runs were not given the same machine ({'; '.join(found)}): wall seconds, and what "
+        "follows from them, compare the machines as well"
+    ]
+
+
+def _written(write: Callable[[], Path]) -> int:
+    """Write a page and say where it is; return the exit status."""
+    try:
+        page = write()
+    except OSError as error:
+        where = f"{error.filename} was" if error.filename else "the page was"
+        say(f"{where} not written: {error.strerror or error}", prefix="flowmc report: ")
+        return 2
+    print(f"\nPlots: {page}")
+    return 0
+
+
+def _pull(first: Analysis, other: Analysis, name: str) -> float:
+    """Return the largest pull between the means of two runs over the components."""
+    if first is other:
+        return 0.0
+    pulls = [
+        (b.mean - a.mean) / math.hypot(a.error, b.error)
+        for a, b in zip(first.observables[name][0], other.observables[name][0], strict=False)
+        if math.hypot(a.error, b.error) > 0
+    ]
+    return max(pulls, key=abs, default=math.nan)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

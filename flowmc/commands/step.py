@@ -1,0 +1,208 @@
+"""``flowmc step``: one cycle of updates on one file, for production streams driven by a shell.
+
+The file is all the state there is.  Random numbers come from the seed and the number of the
+configuration that is written, so a stream of numbered files can be made again and never uses the
+same random numbers twice: the number must be above that of the file which was read.  Nothing is
+adapted: step sizes are those of the configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowmc.chains.assembly import Assembly, assemble
+from flowmc.chains.config import RunConfig, load_config
+from flowmc.chains.diagnostics import leaves
+from flowmc.chains.rehearsal import kernel_names, measure, observable_shapes
+from flowmc.chains.start import first_state
+from flowmc.chains.storage.checkpoint import settled
+from flowmc.config.entries import ObservableEntry, check_format
+from flowmc.ensembles.claims import check_theory, seeds_of
+from flowmc.ensembles.naming import CARRIED, field_metadata
+from flowmc.io import StoredField, load_field, number_in_name, with_signs, write_field
+from flowmc.kernels import Info, NonFiniteStateError, State
+from flowmc.kernels.base import action_of
+from flowmc.messages import say
+from flowmc.parallel import Communicator
+from flowmc.parallel.devices import choose_threads
+from flowmc.random import stream
+from flowmc.registry import ConfigError
+
+__all__ = ["run"]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Update one file; return the exit status.
+
+    Raises:
+        ConfigError, FormatError, OSError: unusable input, or OUT cannot be written.
+        NonFiniteStateError: the field became unusable; nothing is written.
+    """
+    config = load_config(args.config, for_step=True)
+    _check(config)
+    choose_threads(Communicator())
+    assembly = assemble(config)
+    stored = load_field(args.source, config.action, dtype=assembly.dtype, device=assembly.device)
+    remarks = [
+        *stored.notes,
+        *check_theory(args.source, stored.metadata, config.action, force=args.force),
+    ]
+    number = _number(args, stored, config.chains.seed)
+    form, precision = stored.format, stored.precision
+    if config.ensemble is not None:
+        form, precision = config.ensemble.format, config.ensemble.precision or precision
+    present = config.chains.precision
+    check_format(form, config.action, args.destination, present=present, precision=precision)
+
+    state = first_state(assembly, {0: stored.field}, 0)
+    observable_shapes(config.observables, assembly.actions, state)
+    rng = stream(config.chains.seed, 0, f"step {number}", assembly.device)
+    try:
+        state, info = assembly.kernel.step(state, rng)
+    except NonFiniteStateError as error:
+        raise NonFiniteStateError(f"{args.source}: {error}; nothing was written") from error
+    state = settled(state)
+    assert isinstance(state, State)
+    if not bool(torch.isfinite(state.field).all()):
+        raise NonFiniteStateError(
+            f"{args.source}: the updated field is not finite; nothing was written"
+        )
+    metadata = {key: stored.metadata[key] for key in CARRIED if key in stored.metadata}
+    earlier = seeds_of(args.source, stored.metadata)
+    metadata |= field_metadata(config.action, config.chains.seed, earlier)
+    metadata |= {"SEQUENCE_NUMBER": str(number), "FLOWMC_SOURCE": Path(args.source).name}
+    write_field(
+        args.destination,
+        with_signs(state.field, stored.signs),
+        config.action,
+        format=form,
+        precision=precision,
+        metadata=metadata,
+    )
+    if stored.signs:
+        remarks.append(
+            f"{args.destination}: the fermions' antiperiodic sign is back on these links"
+        )
+    for text in remarks:
+        say(text)
+    _tell(args, config, assembly, number, state, info)
+    return 0
+
+
+def _check(config: RunConfig) -> None:
+    if config.ladder is not None:
+        raise ConfigError(
+            "flowmc step keeps its state in one file, a ladder needs one per replica: use flowmc "
+            "run, which checkpoints all replicas, or remove [ladder] and the exchange"
+        )
+    if config.chains.count != 1:
+        raise ConfigError(
+            f"[chains]: count = {config.chains.count}: flowmc step updates one file, set count = 1"
+        )
+
+
+def _number(args: argparse.Namespace, stored: StoredField, seed: int) -> int:
+    """Return the number of the configuration that is written: never one of an earlier step."""
+    if args.number is not None:
+        if args.number < 0:
+            raise ConfigError(f"--number {args.number}: should be 0 or more")
+        is_own = seed in seeds_of(args.source, stored.metadata)
+        if is_own and stored.number is not None and args.number <= stored.number:
+            raise ConfigError(
+                f"--number {args.number}: {args.source} is number {stored.number} of the same seed "
+                f"{seed}, and the random numbers of {args.number} may have made it: give a number "
+                "above, or another seed in [chains]"
+            )
+        return args.number
+    in_name = number_in_name(args.destination)
+    if in_name is None:
+        if stored.number is None:
+            raise ConfigError(
+                f"neither {args.source} nor {args.destination} has a configuration number, which "
+                "selects the random numbers: end OUT with one, as in lat.1001, or give --number"
+            )
+        return stored.number + 1
+    if stored.number is None and not stored.metadata:
+        raise ConfigError(
+            f"{args.source} does not say which configuration it is, so that number {in_name}, at "
+            f"the end of {args.destination}, may have been used for it: the number selects the "
+            f"random numbers, which must be new; say so with --number {in_name}"
+        )
+    if stored.number is not None and in_name <= stored.number:
+        raise ConfigError(
+            f"{args.destination} ends with the number {in_name}, which is not above "
+            f"{stored.number}, that of {args.source}: it selects the random numbers, and a step "
+            "with those of an earlier one is biased; end OUT with a greater number, or give "
+            f"--number {stored.number + 1}"
+        )
+    return in_name
+
+
+def _tell(
+    args: argparse.Namespace,
+    config: RunConfig,
+    assembly: Assembly,
+    number: int,
+    state: State,
+    info: Any,
+) -> None:
+    kernels = {
+        name: _of_kernel(leaf, assembly.timed[name].seconds)
+        for name, leaf in leaves(info, kernel_names(assembly))
+    }
+    observables = {
+        _label(entry): measure(entry, assembly.actions, state)[0, 0].tolist()
+        for entry in config.observables
+    }
+    total = float(action_of(config.action, state)[0])
+    if args.json:
+        report = {
+            "source": args.source,
+            "destination": args.destination,
+            "number": number,
+            "acceptance": {name: values["acceptance"] for name, values in kernels.items()},
+            "kernels": kernels,
+            "action": total,
+            "observables": observables,
+        }
+        print(json.dumps(report, indent=2))
+        return
+    parts = [_in_words(name, values) for name, values in kernels.items()]
+    parts.append(f"S = {total:.12g}")
+    parts += [f"{k} = {v:.12g}" for k, v in observables.items() if isinstance(v, float)]
+    print(f"{args.source} -> {args.destination}: " + ", ".join(parts))
+
+
+def _of_kernel(leaf: Info, seconds: float) -> dict[str, Any]:
+    """Return what one kernel did: shares, seconds, and its energy errors or weights, in order."""
+    found: dict[str, Any] = {
+        "acceptance": float(leaf.is_accepted.double().mean()),
+        "seconds": seconds,
+    }
+    for key in ("energy_error", "log_weight", "log_weights"):
+        if key in leaf.values:
+            # JSON has no numbers that are not finite.
+            numbers = leaf.values[key].double().flatten().tolist()
+            found[key] = [one if math.isfinite(one) else None for one in numbers]
+    return found
+
+
+def _in_words(name: str, values: Mapping[str, Any]) -> str:
+    text = f"{name} accepted {values['acceptance']:.0%} in {values['seconds']:.3g} s"
+    for key, symbol in (("energy_error", "dH"), ("log_weight", "ln w")):
+        numbers = ["not finite" if one is None else f"{one:.3g}" for one in values.get(key, ())]
+        if numbers:
+            text += f", {symbol} = {' '.join(numbers)}"
+    return text
+
+
+def _label(entry: ObservableEntry) -> str:
+    """Return the name of an observable; that called "action" is S per site."""
+    return "action_density" if entry.label == "action" else entry.label

@@ -1,0 +1,1 @@
+"""Configuration files: tables, their keys, their values, and how they are written back."""

@@ -1,0 +1,240 @@
+"""Entries of a configuration that name components: updates and observables."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flowmc.actions.base import Action
+from flowmc.groups import SUN
+from flowmc.registry import BUILTIN, ConfigError, nearest, parameters, resolve, validate
+
+__all__ = [
+    "ObservableEntry",
+    "UpdateEntry",
+    "changed_keys",
+    "check_format",
+    "read_observables",
+    "read_update",
+    "resolved_update",
+]
+
+
+@dataclass(frozen=True)
+class UpdateEntry:
+    """One ``[[update]]``: the kernel, how often, its flow, and its own keys."""
+
+    kernel: str
+    component: Callable[..., Any]
+    where: str
+    repeat: int = 1
+    weight: float = 1.0
+    flow: str | None = None
+    keys: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def takes_flow(self) -> bool:
+        """Whether the kernel's second positional parameter is a flow model of any kind."""
+        return "model" in _positional(self.component) or self.takes_local_flow
+
+    @property
+    def takes_local_flow(self) -> bool:
+        """Whether that is a local flow model: of a block, given what surrounds it."""
+        return "local_model" in _positional(self.component)
+
+    @property
+    def takes_ladder(self) -> bool:
+        """Whether the kernel acts on the ladder as a whole: (actions, flows, ...)."""
+        return "actions" in _positional(self.component)
+
+
+@dataclass(frozen=True)
+class ObservableEntry:
+    """One entry of ``[measure] observables``: its label in files, the function, its keys."""
+
+    label: str
+    function: Callable[..., Any]
+    keys: Mapping[str, Any]
+    written: Any
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return ``{key: (old value, new value)}`` of two resolved configurations, keys dotted."""
+    flat_old, flat_new = _flatten(old), _flatten(new)
+    return {
+        key: (flat_old.get(key), flat_new.get(key))
+        for key in [*flat_old, *(key for key in flat_new if key not in flat_old)]
+        if flat_old.get(key) != flat_new.get(key)
+    }
+
+
+def read_update(table: Any, number: int) -> UpdateEntry:
+    """Validate the ``[[update]]`` of a number, counted from 1.
+
+    Raises:
+        ConfigError: naming it and its key.
+    """
+    where = f"[[update]] {number}"
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{where}: should be a table, written [[update]]")
+    keys = dict(table)
+    name = keys.pop("kernel", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: missing key 'kernel', e.g. kernel = \"hmc\"")
+    try:
+        component = resolve("kernels", name)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    where = f"{where} ({name})"
+    repeat, weight, flow = keys.pop("repeat", 1), keys.pop("weight", 1.0), keys.pop("flow", None)
+    if isinstance(repeat, bool) or not isinstance(repeat, int) or repeat < 1:
+        raise ConfigError(f"{where}: repeat = {repeat!r}: should be an integer, at least 1")
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < 1e100:
+        raise ConfigError(f"{where}: weight = {weight!r}: should be a finite number above 0")
+    if flow is not None and not isinstance(flow, str):
+        raise ConfigError(f'{where}: flow = {flow!r}: should be a path or "zoo:NAME"')
+    own = parameters(component)
+    for key in keys:
+        written = {"lambda" if name == "lam" else name for name in own}
+        if key not in written:
+            known = written | {"kernel", "repeat", "weight", "flow"}
+            raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, known)}")
+    entry = UpdateEntry(
+        name, component, where, repeat, float(weight), flow, validate(component, keys, where)
+    )
+    if entry.takes_flow and flow is None:
+        raise ConfigError(
+            f"{where}: missing key 'flow', e.g. flow = \"zoo:NAME\" or the path of a trained flow"
+        )
+    if flow is not None and not entry.takes_flow:
+        place = ": put the flows of a ladder into [ladder]" if entry.takes_ladder else ""
+        raise ConfigError(f"{where}: this kernel takes no flow{place}")
+    return entry
+
+
+def resolved_update(entry: UpdateEntry) -> dict[str, Any]:
+    """Return an ``[[update]]`` with the defaults filled in."""
+    # Defaults of a user's kernel that TOML cannot hold are left to the kernel.
+    defaults = {
+        name: parameter.default
+        for name, parameter in parameters(entry.component).items()
+        if isinstance(parameter.default, (bool, int, float, str, list, tuple))
+    }
+    own = {**defaults, **entry.keys}
+    return {
+        "kernel": entry.kernel,
+        "repeat": entry.repeat,
+        "weight": entry.weight,
+        "flow": entry.flow,
+        **{"lambda" if key == "lam" else key: _plain(value) for key, value in own.items()},
+    }
+
+
+def read_observables(table: Mapping[str, Any], action: Action) -> list[ObservableEntry]:
+    """Validate a ``[measure]`` table.
+
+    Raises:
+        ConfigError: naming the observable or key that is unusable.
+    """
+    for key in table:
+        if key != "observables":
+            raise ConfigError(f"[measure]: unknown key {key!r}{nearest(key, ['observables'])}")
+    default = ["action", "plaquette"] if action.is_gauge else ["action", "magnetization", "phi2"]
+    listed = table.get("observables", default)
+    if not isinstance(listed, list):
+        raise ConfigError("[measure]: observables should be a list of names")
+    entries: list[ObservableEntry] = []
+    labels: set[str] = set()
+    for written in listed:
+        keys = dict(written) if isinstance(written, Mapping) else {"name": written}
+        name = keys.pop("name", None)
+        if not isinstance(name, str):
+            raise ConfigError(
+                f'[measure]: {written!r}: should be a name, or {{name = "wilson_loop", ...}}'
+            )
+        try:
+            function = resolve("observables", name)
+        except ConfigError as error:
+            raise ConfigError(f"[measure]: {error}") from error
+        arguments = validate(function, keys, f"[measure] {name}")
+        label = name.rpartition(":")[2].rpartition(".")[2] if name not in _builtin() else name
+        if keys:
+            label += "(" + ",".join(f"{k}={_in_label(v)}" for k, v in keys.items()) + ")"
+        if label in labels:
+            raise ConfigError(f"[measure]: {label} is listed twice")
+        labels.add(label)
+        entries.append(ObservableEntry(label, function, arguments, written))
+    return entries
+
+
+def check_format(
+    name: str, action: Action, where: str, *, present: int = 64, precision: int | None = None
+) -> None:
+    """Raise ConfigError unless files of this format can hold fields of this theory.
+
+    Args:
+        name: of the format.
+        action: the theory.
+        where: what to blame in the message.
+        present: precision of the fields, 32 or 64.
+        precision: asked of the files; None for that of the fields.
+    """
+    from flowmc_adapters import FIELD_FORMATS, FormatError, format_named
+    from flowmc_adapters.layout_format import LayoutFormat
+
+    group = action.group
+    if not isinstance(group, SUN) and name in FIELD_FORMATS:
+        return
+    try:
+        found = format_named(name)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if not isinstance(group, SUN):
+        what = f"{group.name} fields in {action.dimensions} dimensions"
+        usable = ", ".join(f'"{known}"' for known in FIELD_FORMATS)
+        raise ConfigError(
+            f"{where}: {name} files hold SU(N) links, not {what}: use one of the formats {usable}"
+        )
+    if not found.writable:
+        raise ConfigError(f"{where}: {name} files are only read: use another format")
+    if isinstance(found, LayoutFormat):
+        try:
+            found.require_holds(action.lattice, group.n, present, precision)
+        except FormatError as error:
+            raise ConfigError(f"{where}: {error.reason}") from error
+
+
+def _positional(component: Callable[..., Any]) -> list[str]:
+    return [
+        name
+        for name, parameter in inspect.signature(component).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+
+
+def _builtin() -> Mapping[str, str]:
+    return BUILTIN["observables"]
+
+
+def _in_label(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "x".join(map(str, value))
+    return str(value).replace("/", "|")  # a slash would open a group in the HDF5 file
+
+
+def _plain(value: Any) -> Any:
+    """Return a validated value in a form that TOML can hold."""
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _flatten(table: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(table, Mapping):
+        items = [(f"{prefix}.{key}" if prefix else key, value) for key, value in table.items()]
+    elif isinstance(table, list) and any(isinstance(value, Mapping) for value in table):
+        items = [(f"{prefix}[{i}]", value) for i, value in enumerate(table, start=1)]
+    else:
+        return {} if table is None else {prefix: table}
+    return {key: leaf for name, value in items for key, leaf in _flatten(value, name).items()}

@@ -1,0 +1,152 @@
+"""The loop of ``flowmc correlate`` over several ensembles: every one read once, all analysed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from flowmc.config.entries import ObservableEntry
+from flowmc.correlate.combine_config import CombineConfig, EnsembleEntry, equal_seeds
+from flowmc.correlate.combined import ACTIONS, EXPLICIT, MeasuredEnsemble
+from flowmc.correlate.directory import CorrelateDirectory, origin_of
+from flowmc.correlate.measurement import Columns
+from flowmc.correlate.stream import (
+    EnsembleStream,
+    disordered_field,
+    observe,
+    open_ensemble,
+    run_live,
+    selected,
+)
+from flowmc.ensembles.stored import Batch, StoredEnsemble
+from flowmc.jobs.journal import Journal
+from flowmc.parallel import Communicator
+from flowmc.parallel.devices import choose_device, choose_threads
+
+__all__ = ["CombineSession"]
+
+
+class CombineSession:
+    """One invocation of ``flowmc correlate`` with several ensembles.
+
+    On every configuration are measured the actions of all ensembles and targets, the observables,
+    and of those that depend on the couplings themselves the values in all these theories.  Fields
+    are forgotten: in memory is one batch of one ensemble.
+
+    Args:
+        config: what to do.
+        directory: where.
+        resume: take up what is there already.
+        say: shows a sentence to the user.
+
+    Raises:
+        ConfigError: an observable does not fit, a directory holds something else, or two ensembles
+            were made with one seed.
+        RunStopped: a live chain did not reach its end.
+    """
+
+    def __init__(
+        self,
+        config: CombineConfig,
+        directory: CorrelateDirectory,
+        *,
+        resume: bool = False,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.config, self.directory, self.say = config, directory, say
+        choose_threads(Communicator())
+        # What is there may only be judged while nobody else writes it.
+        directory.claim()
+        directory.check_free(config.resolved, resume=resume)
+        self.theories = [one.action for one in config.theories]
+        # What cannot be measured should show before chains run, not after.
+        self.explicit = self._explicit_in_couplings()
+        self.streams = [self._stream(entry, resume) for entry in config.ensembles]
+        self._refuse_equal_seeds()
+
+    def measure(self) -> list[MeasuredEnsemble]:
+        """Measure all configurations that have not been measured yet; return all series.
+
+        Raises:
+            FormatError, OSError: a file cannot be read or written.
+            ConfigError: an observable does not fit the theory.
+        """
+        self.directory.ensembles.mkdir(exist_ok=True)
+        origins = {
+            entry.label: origin_of(stream.ensemble)
+            for entry, stream in zip(self.config.ensembles, self.streams, strict=True)
+        }
+        device = self.streams[0].device
+        self.directory.write_origin(self.config.resolved, device, {"ensembles": origins})
+        journal = Journal(self.directory.log)
+        found = []
+        for entry, stream in zip(self.config.ensembles, self.streams, strict=True):
+            stream.announce()
+            path = self.directory.series_of(entry.label)
+            series = stream.measure(journal, f"measuring {entry.label}", path, self._columns)
+            found.append(MeasuredEnsemble(entry.label, entry.action, series, list(stream.doubts)))
+        return found
+
+    def _refuse_equal_seeds(self) -> None:
+        """Compare what the files say; runs and live chains are compared with each other before."""
+        seeds: dict[int, str] = {}
+        for stream in self.streams:
+            seed = stream.ensemble.seed
+            if seed is not None and seed in seeds:
+                raise equal_seeds(stream.where, seed, seeds[seed])
+            if seed is not None:
+                seeds[seed] = stream.where
+
+    def _columns(self, batch: Batch) -> Columns:
+        with torch.no_grad():
+            actions = [theory(batch.field).cpu().numpy() for theory in self.theories]
+        columns = {ACTIONS: np.stack(actions, axis=1)}
+        for entry in self.config.observables:
+            if entry.label in self.explicit:
+                values = [observe(entry, theory, batch.field) for theory in self.theories]
+                columns[f"{EXPLICIT}/{entry.label}"] = np.stack(values, axis=1)
+            else:
+                columns[f"observables/{entry.label}"] = observe(
+                    entry, self.config.action, batch.field
+                )
+        return columns
+
+    def _explicit_in_couplings(self) -> set[str]:
+        """Return the observables whose values on the same field depend on the couplings."""
+        field = disordered_field(self.config.action, torch.float64, torch.device("cpu"))
+
+        def is_explicit(entry: ObservableEntry) -> bool:
+            here, *there = (
+                observe(entry, one, field) for one in (self.config.action, *self.theories)
+            )
+            return not all(np.array_equal(one, here) for one in there)
+
+        return {one.label for one in self.config.observables if is_explicit(one)}
+
+    def _stream(self, entry: EnsembleEntry, resume: bool) -> EnsembleStream:
+        source = entry.source
+        dtype = torch.float64 if source.precision == 64 else torch.float32
+        device = choose_device(source.device, Communicator())
+        where = f"[[ensemble]] {entry.label}"
+        return EnsembleStream(
+            self._ensemble(entry, resume),
+            entry.action,
+            source,
+            dtype,
+            device,
+            self.say,
+            where=where,
+        )
+
+    def _ensemble(self, entry: EnsembleEntry, resume: bool) -> StoredEnsemble:
+        if entry.live is None:
+            return open_ensemble(entry.source, self.config.path, name=entry.label)
+        path = self.directory.chain / entry.label
+        self.say(f"chain of {entry.label}")
+        run_live(entry.live, path, resume=resume)
+        # Not the label alone: pyerrors takes equal names for the same configurations.
+        folder = self.directory.path.resolve().name.replace("|", "_")
+        name = entry.source.name or f"{folder},{entry.label}"
+        return selected(StoredEnsemble.of_run(path, name=name), entry.source)

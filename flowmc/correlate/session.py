@@ -1,0 +1,212 @@
+"""The loop of ``flowmc correlate``: configurations in, rows of ``series.h5`` out, then results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flowmc.actions.base import Action
+from flowmc.correlate.config import CorrelateConfig
+from flowmc.correlate.directory import CorrelateDirectory, origin_of
+from flowmc.correlate.measurement import Columns, Context, Measurement, Sample, Section, Series
+from flowmc.correlate.quantities import Derived
+from flowmc.correlate.source_section import SourceSection
+from flowmc.correlate.stream import (
+    EnsembleStream,
+    disordered_field,
+    observe,
+    open_ensemble,
+    run_live,
+    selected,
+)
+from flowmc.correlate.targets import Target
+from flowmc.correlate.writing import CorrelatedWriter, write_weights
+from flowmc.ensembles.stored import Batch, StoredEnsemble
+from flowmc.flows.base import Flow, Identity
+from flowmc.flows.cards.files import load_flow
+from flowmc.flows.cards.matching import orient
+from flowmc.jobs.journal import Journal
+from flowmc.parallel import Communicator
+from flowmc.parallel.devices import choose_device, choose_threads
+from flowmc.registry import ConfigError
+
+__all__ = ["Session"]
+
+
+class Session:
+    """One invocation of ``flowmc correlate``.
+
+    Args:
+        config: what to do.
+        directory: where.
+        resume: take up what is there already.
+        say: shows a sentence to the user.
+
+    Raises:
+        ConfigError: a flow that does not fit, a directory that holds something else.
+    """
+
+    def __init__(
+        self,
+        config: CorrelateConfig,
+        directory: CorrelateDirectory,
+        *,
+        resume: bool = False,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.config, self.directory, self.say = config, directory, say
+        choose_threads(Communicator())
+        self.device = choose_device(config.source.device, Communicator())
+        self.dtype = torch.float64 if config.source.precision == 64 else torch.float32
+        self.fingerprints: dict[str, str] = {}
+        self.cards: dict[str, Mapping[str, Any]] = {}
+        # What is there may only be judged while nobody else writes it.
+        directory.claim()
+        directory.check_free(config.resolved, resume=resume)
+        self.context = Context(
+            config.action,
+            config.observables,
+            self.dtype,
+            self.device,
+            self._load_flow,
+            Derived.of(config.observables, config.analysis.masses),
+        )
+        if config.live is not None:
+            # What cannot be measured should show before the chain runs, not after.
+            self._rehearse()
+            self._measurements("live", several=False)
+        self.ensemble = self._ensemble(resume)
+        self.stream = EnsembleStream(
+            self.ensemble, config.action, config.source, self.dtype, self.device, say
+        )
+        several = len(self.ensemble.history.numbers) > 1
+        self.measurements = self._measurements(self.ensemble.name, several=several)
+        if directory.provenance.exists():
+            directory.check_flows(self.fingerprints)
+
+    def measure(self) -> Series:
+        """Measure all configurations that have not been measured yet; return all series.
+
+        Raises:
+            FormatError, OSError: a file cannot be read or written.
+            ConfigError: an observable does not fit the theory.
+        """
+        directory = self.directory
+        self._write_provenance()
+        journal = Journal(directory.log)
+        self.stream.announce()
+        surveying = [one for one in self.measurements if one.has_survey]
+        if surveying:
+            survey = self.stream.measure(journal, "surveying", directory.survey, self._survey_batch)
+            for measurement in surveying:
+                measurement.settle(survey)
+        return self.stream.measure(journal, "measuring", directory.series, self._measure_batch)
+
+    def analyse(self, series: Series) -> list[Section]:
+        """Return the results, the ensemble's own first."""
+        source = SourceSection("source", self.context).analyse(series)
+        sections = [replace(source, warnings=[*self.stream.doubts, *source.warnings])]
+        for measurement in self.measurements:
+            sections.append(measurement.analyse(series))
+            if isinstance(measurement, Target) and measurement.writer is not None:
+                write_weights(
+                    measurement.writer.folder / "weights.csv",
+                    series.history,
+                    series.columns[f"{measurement.label}/log_weight"],
+                )
+        return sections
+
+    def _survey_batch(self, batch: Batch) -> Columns:
+        with torch.no_grad():
+            energy = self.config.action(batch.field)
+        sample = Sample(batch.members, batch.field, energy, {})
+        return {
+            f"{measurement.label}/{path}": array
+            for measurement in self.measurements
+            for path, array in measurement.survey(sample).items()
+        }
+
+    def _measure_batch(self, batch: Batch) -> Columns:
+        action = self.config.action
+        values: dict[str, NDArray[np.float64]] = {}
+        with torch.no_grad():
+            energy = action(batch.field)
+        for entry in self.config.observables:
+            values[entry.label] = observe(entry, action, batch.field)
+        sample = Sample(batch.members, batch.field, energy, values)
+        columns = {f"observables/{label}": array for label, array in values.items()}
+        columns["action"] = energy.cpu().numpy()
+        for measurement in self.measurements:
+            for path, array in measurement.measure(sample).items():
+                columns[f"{measurement.label}/{path}"] = array
+        return columns
+
+    def _ensemble(self, resume: bool) -> StoredEnsemble:
+        config = self.config
+        if config.live is None:
+            return open_ensemble(config.source, config.path, name=config.source.name)
+        run_live(config.live, self.directory.chain, resume=resume)
+        # Not "live" for all: pyerrors takes equal names for the same configurations.
+        name = config.source.name or self.directory.path.resolve().name.replace("|", "_")
+        return selected(StoredEnsemble.of_run(self.directory.chain, name=name), config.source)
+
+    def _rehearse(self) -> None:
+        """Measure a disordered field, for the errors that it may raise."""
+        field = disordered_field(self.config.action, self.dtype, self.device)
+        for entry in self.config.observables:
+            observe(entry, self.config.action, field)
+
+    def _measurements(self, name: str, *, several: bool) -> list[Measurement]:
+        found: list[Measurement] = []
+        for entry in self.config.targets:
+            where = f"[[target]] {entry.label}"
+            writer = None
+            if entry.save is not None:
+                writer = CorrelatedWriter(
+                    self.directory.correlated / entry.label,
+                    name,
+                    entry.action,
+                    entry.flow,
+                    format=entry.save,
+                    precision=entry.precision,
+                    several=several,
+                )
+            flow = self._load_flow(entry.flow, entry.action, where)
+            found.append(Target(entry.label, self.context, entry.action, flow, writer))
+        for derivative in self.config.derivatives:
+            try:
+                found.append(
+                    derivative.component(derivative.label, self.context, **derivative.keys)
+                )
+            except (ValueError, TypeError) as error:
+                text = str(error)
+                where = f"[[derivative]] {derivative.label}"
+                raise ConfigError(text if text.startswith("[[") else f"{where}: {text}") from error
+        return found
+
+    def _load_flow(self, written: str, target: Action, where: str) -> Flow:
+        if written == "identity":
+            return Identity()
+        action = self.config.action
+        source = written if written.startswith("zoo:") else self.config.path(written)
+        try:
+            loaded = load_flow(source, lattice=action.lattice, device=self.device)
+            flow = orient(loaded.card, loaded.flow.to(self.dtype), action, target)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: flow = {written!r}: {error}") from error
+        self.cards[written] = loaded.card
+        self.fingerprints[written] = loaded.flow.fingerprint()
+        return flow.eval()
+
+    def _write_provenance(self) -> None:
+        flows = {
+            name: {"fingerprint": digest, "card": self.cards[name]}
+            for name, digest in self.fingerprints.items()
+        }
+        content = {"ensemble": origin_of(self.ensemble), "flows": flows}
+        self.directory.write_origin(self.config.resolved, self.device, content)

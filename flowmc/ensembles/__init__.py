@@ -1,0 +1,1 @@
+"""Configurations that stand on disk, as streams of fields with names."""

@@ -1,0 +1,1 @@
+"""Flow files: weights with a card that says what they are."""

@@ -1,0 +1,157 @@
+"""From the tables of a configuration, or of a card, to flows, priors and samplers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from flowmc.actions.base import Action
+from flowmc.flows.base import Flow
+from flowmc.flows.local.blocks import Block
+from flowmc.flows.local.models import ConditionalFlow, ConditionalPrior, LocalFlowModel
+from flowmc.flows.mixture import SignMixture, check_even_action
+from flowmc.flows.models import FlowModel, Prior
+from flowmc.registry import ConfigError, build, nearest, parameters, resolve
+
+__all__ = ["build_flow", "build_local_model", "build_model", "build_prior"]
+
+# Of layers, steps, channels, bins, ...
+_LARGEST_COUNT = 65536
+
+
+def build_flow(table: Mapping[str, Any], action: Action, where: str = "[flow]") -> Flow:
+    """Return the flow of a table ``{name, ...its parameters}`` for the fields of ``action``.
+
+    Raises:
+        ConfigError: naming the key that is missing, unknown or unusable.
+    """
+    return _build("flows", table, action, where, Flow)
+
+
+def build_prior(table: Mapping[str, Any], action: Action, where: str = "[prior]") -> Prior:
+    """Return the prior of a table ``{name, ...its parameters}``; as :func:`build_flow`."""
+    return _build("priors", table, action, where, Prior)
+
+
+def build_model(
+    prior: Prior, flow: Flow, action: Action, mixture: str | None = None, where: str = "[mixture]"
+) -> FlowModel:
+    """Return the sampler of a prior and a flow, averaged over a symmetry of the theory if any.
+
+    Args:
+        prior: where z is drawn.
+        flow: the map.
+        action: the theory.
+        mixture: None or "sign_flip".
+        where: how to name the place of ``mixture`` in messages.
+
+    Raises:
+        ConfigError: for an unknown symmetry, and one that the theory does not have.
+    """
+    if mixture is None:
+        return FlowModel(prior, flow)
+    if mixture != "sign_flip":
+        raise ConfigError(f"{where}: unknown mixture {mixture!r}; known: sign_flip")
+    try:
+        check_even_action(action)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return SignMixture(prior, flow)
+
+
+def build_local_model(tables: Mapping[str, Any], action: Action, where: str = "") -> LocalFlowModel:
+    """Return the local flow model of the tables ``block``, ``prior`` and ``flow``.
+
+    Args:
+        tables: as in a training configuration: ``block = {extents = [...]}``.
+        action: the theory; gives the width of the collar.
+        where: put before the names of the tables in messages.
+
+    Raises:
+        ConfigError: naming the table and key that is missing, unknown or unusable.
+    """
+    extents = build(_block_keys, tables["block"], f"{where}[block]")
+    try:
+        block = Block.of(action, extents)
+    except ConfigError as error:
+        raise ConfigError(f"{where}[block]: {error}") from error
+    offered = {"block": block}
+    prior = _build("priors", tables["prior"], action, f"{where}[prior]", ConditionalPrior, offered)
+    flow = _build("flows", tables["flow"], action, f"{where}[flow]", ConditionalFlow, offered)
+    return LocalFlowModel(block, prior, flow)
+
+
+def _check_sizes(value: Any, where: str, key: str = "") -> None:
+    """Refuse counts that no flow has, before layers are made for days."""
+    if isinstance(value, Mapping):
+        for name, one in value.items():
+            _check_sizes(one, where, str(name))
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            _check_sizes(one, where, key)
+    elif isinstance(value, int) and abs(value) > _LARGEST_COUNT:
+        raise ConfigError(f"{where}: {key} = {value}: should be at most {_LARGEST_COUNT}")
+
+
+def _block_keys(*, extents: list[int]) -> list[int]:
+    return extents
+
+
+def _build(
+    kind: str,
+    table: Mapping[str, Any],
+    action: Action,
+    where: str,
+    contract: type,
+    more: Mapping[str, Any] | None = None,
+) -> Any:
+    arguments = dict(table)
+    name = arguments.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: missing key 'name'")
+    try:
+        component = resolve(kind, name)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    # A component asks for what it needs of the theory by the name of its positional parameters.
+    offered = {"action": action, "lattice": action.lattice, "group": action.group, **(more or {})}
+    positional = []
+    for parameter in inspect.signature(component).parameters.values():
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            if parameter.name in offered:
+                positional.append(offered[parameter.name])
+            elif parameter.default is parameter.empty and parameter.name == "block":
+                raise ConfigError(
+                    f"{where}: {name} is of local updates: add a table [block] with its extents, "
+                    "or choose another one"
+                )
+            elif parameter.default is parameter.empty:
+                raise ConfigError(
+                    f"{where}: {name} takes {parameter.name!r} by position, but a configuration "
+                    "can only supply action, lattice and group; make it keyword-only"
+                )
+            else:
+                break
+    _check_sizes(arguments, where)
+    known = {"lambda" if key == "lam" else key for key in parameters(component)}
+    for key in arguments:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, {'name', *known})}")
+    try:
+        built = build(component, arguments, where, *positional)
+    except ConfigError as error:
+        message = str(error)
+        raise ConfigError(
+            message if message.startswith(where) else f"{where}: {message}"
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if not isinstance(built, contract):
+        hint = ""
+        if more:
+            hint = (
+                ": with [block] use one for local updates, such as block_coupling or block_gaussian"
+            )
+        raise ConfigError(f"{where}: name = {name!r} gives no {contract.__name__}{hint}")
+    return built

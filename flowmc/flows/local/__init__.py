@@ -1,0 +1,1 @@
+"""Flows of one block of sites, given its surroundings."""

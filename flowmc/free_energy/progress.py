@@ -1,0 +1,268 @@
+"""How far the measurement of a free energy is, in one file that is replaced atomically.
+
+What is measured comes in rows: the works of a batch of processes, the log-weights of a batch of
+draws, what one configuration of all chains says.  Every row follows from the configuration file and
+from where the chains stand, so that a measurement that is stopped between two rows, or between two
+updates of its chains, and resumed gives the same numbers as one that was not.
+
+``checkpoint.safetensors`` holds all rows (those of one name and key one after the other), the state
+of the chains that are on their way, and in the JSON of its header the lengths of the rows, what the
+kernels have tuned, the digest of the configuration and that of the tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowmc.chains.storage.checkpoint import check_state, settled
+from flowmc.flows.cards.files import FlowFileError, atomic_save, read_tensors
+from flowmc.kernels import State
+from flowmc.nonequilibrium import MarkovStart
+from flowmc.registry import ConfigError
+
+__all__ = ["Paused", "Progress", "Row"]
+
+LAYOUT = 1
+# What one row has measured, by name: each with the samples or chains in front.
+Row = Mapping[str, Tensor]
+
+
+class Paused(Exception):
+    """The measurement was asked to stop, and has saved where it is.
+
+    Attributes:
+        reason: why.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass
+class _Chains:
+    """Chains on their way.
+
+    Attributes:
+        updates: done.
+        state: after them.
+        random: state of the random stream, uint8.
+        tuning: of each kernel.
+    """
+
+    updates: int
+    state: State
+    random: Tensor
+    tuning: list[dict[str, float]]
+
+
+@dataclass
+class Progress:
+    """Rows measured so far.
+
+    Args:
+        path: the checkpoint; None keeps everything in memory.
+        every: seconds between checkpoints.
+        stop: asked after every row and every update of chains; gives the reason to stop there, if
+            there is one.
+
+    Attributes:
+        identity: digests of what must not change before a resume, by what it is.
+        resumes: whether an earlier process may have begun.
+        seconds_before: seconds of work before the resume.
+    """
+
+    path: Path | None = None
+    every: float = float("inf")
+    stop: Callable[[], str | None] = lambda: None
+    identity: dict[str, str] = field(default_factory=dict, init=False)
+    resumes: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self._rows: dict[str, list[Row]] = {}
+        self._chains: dict[str, _Chains] = {}
+        self.seconds_before = 0.0
+        self._begin = self._saved = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of work, those before a resume included."""
+        return self.seconds_before + time.monotonic() - self._begin
+
+    def identify(self, what: str, digest: str) -> None:
+        """Say what is measured.
+
+        Raises:
+            ConfigError: the checkpoint is of something else.
+        """
+        if self.identity.setdefault(what, digest) != digest:
+            raise ConfigError(
+                f"{self.path} was measured with another {what}: restore it to resume, or choose "
+                "another --output"
+            )
+
+    def rows(self, name: str) -> list[Row]:
+        """Return the rows of a name, in their order."""
+        return self._rows.setdefault(name, [])
+
+    def add(self, name: str, row: Row) -> None:
+        """Append a row, and stop here if that is wanted.
+
+        Raises:
+            Paused: it is.
+        """
+        self.rows(name).append({key: value.detach() for key, value in row.items()})
+        self.look()
+
+    def look(self) -> None:
+        """Save if it is time to, and stop if that is wanted.
+
+        Raises:
+            Paused: it is.
+        """
+        reason = self.stop()
+        if reason is not None:
+            self.pause(reason)
+        if time.monotonic() - self._saved >= self.every:
+            self.save()
+
+    def pause(self, reason: str) -> None:
+        """Save and raise ``Paused``."""
+        self.save()
+        raise Paused(reason)
+
+    def configurations(
+        self, name: str, chains: MarkovStart, count: int, rng: torch.Generator
+    ) -> Iterator[Tensor]:
+        """Yield the configurations that the rows of a name do not have yet, ``(chains, ...)``.
+
+        Whoever takes one adds its row before the next.
+
+        Raises:
+            ConfigError: a kernel refuses the theory or the fields, those of a checkpoint as those
+                of a start, or what is stored is of another theory.
+        """
+        rows = self.rows(name)
+        here = self._chains.get(name)
+        if here is None:
+            # Chains that have all their rows are not kept.
+            if len(rows) < count:
+                here = _Chains(0, chains.begin(rng), rng.get_state(), [])
+        else:
+            self._check(name, chains, here.state)
+            rng.set_state(here.random)
+            for kernel, values in zip(chains.kernels, here.tuning, strict=True):
+                kernel.set_tuning(values)
+        while here is not None and len(rows) < count:
+            while here.updates < chains.updates_before(len(rows)):
+                state = settled(chains.advance(here.state, here.updates, rng))
+                assert isinstance(state, State)
+                tuning = [dict(kernel.tuning()) for kernel in chains.kernels]
+                here = _Chains(here.updates + 1, state, rng.get_state(), tuning)
+                self._chains[name] = here
+                self.look()
+            yield here.state.field
+        self._chains.pop(name, None)
+
+    def _check(self, name: str, chains: MarkovStart, stored: State) -> None:
+        try:
+            check_state(chains.action, stored, chains.chains, stored.field.real.dtype)
+        except (ConfigError, ValueError, TypeError) as error:
+            raise ConfigError(f"{self.path}: chains of {name!r}: {error}") from error
+        chains.begin_again(stored)
+
+    def save(self) -> None:
+        """Write the checkpoint, if there is a path for one.
+
+        Raises:
+            OSError: as from writing; the old checkpoint is then untouched.
+        """
+        self._saved = time.monotonic()
+        if self.path is None:
+            return
+        tensors: dict[str, Tensor] = {}
+        lengths: dict[str, dict[str, list[int]]] = {}
+        for name, rows in self._rows.items():
+            lengths[name] = {}
+            for key in rows[0] if rows else ():
+                parts = [row[key] for row in rows]
+                tensors[f"rows/{name}/{key}"] = torch.cat(parts)
+                lengths[name][key] = [len(part) for part in parts]
+        chains = {}
+        for name, here in self._chains.items():
+            chains[name] = {"updates": here.updates, "tuning": here.tuning}
+            for key, value in _tensors_of(here).items():
+                tensors[f"chains/{name}/{key}"] = value
+        content = {
+            "layout": LAYOUT,
+            "identity": self.identity,
+            "digest": _digest(tensors),
+            "rows": lengths,
+            "chains": chains,
+            "seconds": self.seconds,
+        }
+        atomic_save(self.path, tensors, {"free_energy": content})
+        self._saved = time.monotonic()
+
+    def load(self) -> None:
+        """Go on from the checkpoint, if there is one.
+
+        Raises:
+            ConfigError: it is damaged, or of another measurement.
+        """
+        self.resumes = True
+        if self.path is None or not self.path.exists():
+            return
+        try:
+            tensors, card = read_tensors(self.path)
+            content = card["free_energy"]
+            if content["layout"] != LAYOUT or content["digest"] != _digest(tensors):
+                raise ValueError("its digest or layout is not what it should be")
+            self.identity = dict(content["identity"])
+            self.seconds_before = float(content["seconds"])
+            self._rows = {
+                name: _split(name, lengths, tensors) for name, lengths in content["rows"].items()
+            }
+            self._chains = {
+                name: _chains_of(name, entry, tensors) for name, entry in content["chains"].items()
+            }
+        except (FlowFileError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(
+                f"{self.path} is not a sound checkpoint ({error}): remove it to measure again"
+            ) from error
+
+
+def _tensors_of(here: _Chains) -> dict[str, Tensor]:
+    caches = {f"log_q/{key}": value for key, value in here.state.log_q.items()}
+    action = {} if here.state.action is None else {"action": here.state.action}
+    return {"field": here.state.field, "random": here.random, **action, **caches}
+
+
+def _chains_of(name: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> _Chains:
+    prefix = f"chains/{name}/"
+    own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+    caches = {key.removeprefix("log_q/"): t for key, t in own.items() if key.startswith("log_q/")}
+    state = State(own["field"], own.get("action"), caches)
+    return _Chains(entry["updates"], state, own["random"], entry["tuning"])
+
+
+def _split(name: str, lengths: Mapping[str, list[int]], tensors: Mapping[str, Tensor]) -> list[Row]:
+    columns = {key: tensors[f"rows/{name}/{key}"].split(sizes) for key, sizes in lengths.items()}
+    return [dict(zip(columns, parts, strict=True)) for parts in zip(*columns.values(), strict=True)]
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

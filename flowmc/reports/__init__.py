@@ -1,0 +1,1 @@
+"""What people read of a result: text, pages and figures."""

@@ -1,0 +1,90 @@
+"""Splitting schemes of Hamiltonian dynamics, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["INTEGRATORS", "Integrator"]
+
+
+@dataclass(frozen=True)
+class Integrator:
+    """A splitting scheme.
+
+    Attributes:
+        name: as in configuration files.
+        order: the energy error of a trajectory is O(step_size^order).
+        operations: pairs of "drift" or "kick" and the coefficient of the step size; or
+            "kick_gradient", a kick with the force taken at the field displaced by the second
+            coefficient times ``step_size^2`` along minus the force.
+    """
+
+    name: str
+    order: int
+    operations: tuple[tuple[str, float] | tuple[str, float, float], ...]
+
+    @property
+    def forces_per_step(self) -> int:
+        """Force evaluations per step in a long trajectory (end kicks of steps merge)."""
+        kicks = [op for op in self.operations if op[0] != "drift"]
+        evaluations = sum(2 if op[0] == "kick_gradient" else 1 for op in kicks)
+        return evaluations - 1 if self.operations[0][0] == "kick" else evaluations
+
+
+def _palindrome(*half: tuple) -> tuple:
+    """Mirror a list of operations around its last entry."""
+    return (*half, *reversed(half[:-1]))
+
+
+# Second-order minimum-norm scheme: the kick coefficient that minimises the error constant,
+# I.P. Omelyan, I.M. Mryglod, R. Folk, Comput. Phys. Commun. 151 (2003) 272;
+# T. Takaishi, Ph. de Forcrand, hep-lat/0505020.
+_LAMBDA = 0.1931833275037836
+
+
+# Fourth-order minimum-norm scheme with five force evaluations, velocity version ("OMF4"),
+# Omelyan et al. 2003.
+_RHO = 0.2539785108410595
+
+
+_THETA = -0.03230286765269967
+
+
+_VARTHETA = 0.08398315262876693
+
+
+_LAMBDA4 = 0.6822365335719091
+
+
+INTEGRATORS: dict[str, Integrator] = {
+    integrator.name: integrator
+    for integrator in (
+        Integrator("leapfrog", 2, _palindrome(("kick", 0.5), ("drift", 1.0))),
+        Integrator(
+            "omelyan2",
+            2,
+            _palindrome(("kick", _LAMBDA), ("drift", 0.5), ("kick", 1 - 2 * _LAMBDA)),
+        ),
+        Integrator(
+            "omelyan4",
+            4,
+            _palindrome(
+                ("kick", _VARTHETA),
+                ("drift", _RHO),
+                ("kick", _LAMBDA4),
+                ("drift", _THETA),
+                ("kick", 0.5 - _LAMBDA4 - _VARTHETA),
+                ("drift", 1 - 2 * (_THETA + _RHO)),
+            ),
+        ),
+        # Force-gradient scheme of order four, Omelyan et al. 2003: the middle kick
+        # carries the commutator (1/72) step^3 [V,[T,V]], had from a force at a displaced field
+        # (H. Yin, R.D. Mawhinney, arXiv:1111.5059): F(U - d F) = F - d F.grad F + O(d^2), and
+        # 2/3 d = step^2/36.
+        Integrator(
+            "force_gradient",
+            4,
+            _palindrome(("kick", 1 / 6), ("drift", 0.5), ("kick_gradient", 2 / 3, 1 / 24)),
+        ),
+    )
+}
