@@ -160,6 +160,12 @@ class Runner:
         if self.distribution.idle:
             draws = self.proposals is not None and self.proposals.has_work
             texts.append(_about_idle(self.distribution, draws, self.config, self.assembly))
+            if self.proposals is not None and self.proposals.uncounted:
+                texts.append(
+                    f"{', '.join(self.proposals.uncounted)}: takes the streams of the run and may "
+                    "draw flow proposals that no other rank can count, so owners of chains draw "
+                    "all of them themselves"
+                )
         return texts
 
     def go(self, started: float) -> str:

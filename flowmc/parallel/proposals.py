@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowmc.kernels import Cycle, Independence, Kernel, Mixture
+from flowmc.kernels import Cycle, EachReplica, Exchange, Independence, Kernel, Mixture
 from flowmc.kernels.independence import DrawnHere, Proposals, Supplied, check_precision
 from flowmc.parallel.communicator import Communicator, Pending
 from flowmc.parallel.distribution import Distribution, shares
@@ -77,6 +76,10 @@ class SharedProposals:
         chains: number of chains of every block.
         seed: of the run.
         device: of this rank.
+
+    Attributes:
+        uncounted: names of kernels that may draw keys of proposals where nobody else can count
+            them; if there are any, every owner draws for itself.
     """
 
     def __init__(
@@ -93,6 +96,9 @@ class SharedProposals:
         self._uses = {
             name: use for name, part in kernel.parts.items() if (use := _use(part)) is not None
         }
+        self.uncounted = [name for name, part in kernel.parts.items() if not _counts(part)]
+        if self.uncounted:
+            self._uses = {}
         self._helpers = _helpers(distribution)
         for use in self._uses.values():
             use.kernel.supply = self.supply
@@ -259,16 +265,33 @@ def _draw(kernel: Independence, key: int, share: _Share, device: torch.device) -
 
 def _use(part: Kernel) -> _Use | None:
     """Find the independence kernel inside its wrappings (clock, repetition, replica)."""
-    kernel: Any = part
     times: int = 1
     replica: int | None = None
-    while not isinstance(kernel, Independence):
+    kernel = part
+    while (inner := _wrapped(kernel)) is not None:
         times *= getattr(kernel, "times", 1)
         replica = getattr(kernel, "replica", replica)
-        kernel = getattr(kernel, "kernel", None)
-        if kernel is None:
-            return None
-    return _Use(kernel, times, replica)
+        kernel = inner
+    return _Use(kernel, times, replica) if type(kernel) is Independence else None
+
+
+def _counts(part: Kernel) -> bool:
+    """Whether all keys that a kernel draws from shared streams are those of :func:`_use`."""
+    kernel = part
+    while (inner := _wrapped(kernel)) is not None:
+        kernel = inner
+    if type(kernel) is EachReplica:
+        return not any(one.takes_streams for one in kernel.kernels)
+    # Others with the streams of a run may do anything with them, such as apply a sampler.
+    return type(kernel) in (Independence, Exchange) or not kernel.takes_streams
+
+
+def _wrapped(kernel: Kernel) -> Kernel | None:
+    """Return the one kernel inside a wrapping of this package, if it is one."""
+    if type(kernel).__module__.partition(".")[0] != "flowmc":
+        return None
+    inner = getattr(kernel, "kernel", None)
+    return inner if isinstance(inner, Kernel) else None
 
 
 def _helpers(distribution: Distribution) -> list[list[int]]:

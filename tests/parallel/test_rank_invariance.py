@@ -73,6 +73,15 @@ MODES = {
         ladder={"m2": [-1.0, -0.7, -0.5]},
         run={"updates": 10},
     ),
+    # A sampler that nobody sees beside one that ranks without chains would draw for.
+    "hidden": config(
+        chains={"count": 2, "block": 1},
+        update=[
+            {"kernel": "hidden_sampler:Hidden", "flow": "f.safetensors"},
+            PROPOSALS,
+            {"kernel": "hidden_sampler:Twice", "flow": "f.safetensors"},
+        ],
+    ),
     "everything": config(
         chains={"count": 2, "block": 1},
         update=[HMC, PROPOSALS, {"kernel": "exchange"}],
@@ -80,6 +89,34 @@ MODES = {
         run={"schedule": "mixture", "checkpoint_every": 4},
     ),
 }
+
+HIDDEN = """
+from flowmc.kernels import HMC, Cycle, Independence, Kernel
+from flowmc.kernels.base import apply, begin
+
+class Hidden(Kernel):
+    name = "hidden"
+    takes_streams = True
+    def __init__(self, action, model, *, proposals: int = 2):
+        sampler = Independence(action, model, proposals=proposals)
+        self.inside = Cycle([HMC(action, steps=3), sampler])
+    def init(self, field):
+        return begin(self.inside, field)
+    def step(self, state, rng):
+        state, info = apply(self.inside, state, rng)
+        return state, info.parts["independence"]
+
+class Twice(Kernel):
+    name = "twice"
+    takes_streams = True
+    def __init__(self, action, model, *, proposals: int = 2):
+        self.kernel = Independence(action, model, proposals=proposals)
+    def init(self, field):
+        return begin(self.kernel, field)
+    def step(self, state, rng):
+        state, _ = apply(self.kernel, state, rng)
+        return apply(self.kernel, state, rng)
+"""
 
 
 def save_exchange_flow(path):
@@ -106,6 +143,7 @@ def configs(tmp_path_factory):
     torch.manual_seed(5)
     for name in ("a.3.npy", "b.8.npy"):
         np.save(folder / name, torch.randn(4, 4, dtype=torch.float64).numpy())
+    (folder / "hidden_sampler.py").write_text(HIDDEN)
     (folder / "parts").mkdir()
     for path in folder.glob("*.*"):
         if path.is_file():
