@@ -134,12 +134,13 @@ def _failed(error: Exception) -> int:
     """Say what went wrong and return the exit status, or end all ranks; a bug is raised."""
     status = _status(error)
     # Only code that works on several ranks has imported this.
-    parallel = sys.modules.get("flowmc.parallel.communicator")
+    parallel = sys.modules.get("flowmc.parallel.world")
     ranks: Any = None
     if parallel is not None:
+        world = parallel.world
         # Where MPI does not work, that is the error.
         with contextlib.suppress(Exception):
-            ranks = parallel.world()
+            ranks = world()
     several = ranks is not None and ranks.size > 1
     if status is None and not several:
         raise error
