@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from flowmc.kernels import Info
+from flowmc.kernels import Info, Kernel
 
 __all__ = ["Diagnostics", "Piece", "leaves", "schema_of"]
 
@@ -53,18 +53,18 @@ _LAST = ("log_weights", "log_weight")
 _PER_PROPOSAL = ("log_weights",)
 
 
-def leaves(info: Info, kernel_names: Mapping[str, str]) -> Iterator[tuple[str, Info]]:
+def leaves(info: Info, kernels: Mapping[str, Kernel]) -> Iterator[tuple[str, Info]]:
     """Yield ``(name, info)`` of the elementary kernels of one update.
 
     Args:
         info: of a cycle or mixture.
-        kernel_names: the kernels' own names by their unique names in the cycle.
+        kernels: its parts, by their unique names.
 
     A kernel that is there twice is "hmc" and "hmc_2"; its replicas "hmc[0]" and "hmc[0]_2".
     """
     for top, part in info.parts.items():
         if part.is_composed:
-            suffix = top.removeprefix(kernel_names[top])
+            suffix = top.removeprefix(kernels[top].name)
             yield from ((f"{name}{suffix}", leaf) for name, leaf in _elementary(part))
         else:
             yield top, part

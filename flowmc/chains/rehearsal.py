@@ -21,7 +21,6 @@ from flowmc.random import stream
 from flowmc.registry import ConfigError
 
 __all__ = [
-    "kernel_names",
     "measure",
     "measure_field",
     "measure_replica",
@@ -44,12 +43,7 @@ def rehearse(assembly: Assembly, one: State | LadderState, seed: int) -> dict[st
     for name, kernel in assembly.timed.items():
         one, parts[name] = apply(kernel.kernel, one, rng)
     info = Info(torch.empty(0, 0, dtype=torch.bool), parts=parts)
-    return schema_of(leaves(info, kernel_names(assembly)))
-
-
-def kernel_names(assembly: Assembly) -> dict[str, str]:
-    """Return the kernels' own names by their unique names in the cycle."""
-    return {unique: kernel.name for unique, kernel in assembly.timed.items()}
+    return schema_of(leaves(info, assembly.timed))
 
 
 def observable_shapes(

@@ -24,7 +24,7 @@ from flowmc.chains.config import RunConfig
 from flowmc.chains.diagnostics import Diagnostics, Piece, leaves
 from flowmc.chains.infos import of_all_ranks
 from flowmc.chains.ladder_tuning import LadderTuner
-from flowmc.chains.rehearsal import kernel_names, measure_replica
+from flowmc.chains.rehearsal import measure_replica
 from flowmc.chains.start import first_state
 from flowmc.chains.storage.checkpoint import Checkpoint, Head, settled, write_checkpoint
 from flowmc.chains.storage.columns import schema_in
@@ -308,7 +308,8 @@ class Runner:
     def _fresh_state(self, block: int, state: State | LadderState) -> State | LadderState:
         replicas = state.here if isinstance(state, LadderState) else {0: state}
         fields = {r: replica.field for r, replica in replicas.items()}
-        return first_state(self.assembly, fields, self.config.chains.blocks[block][0])
+        first = self.config.chains.blocks[block][0]
+        return first_state(self.assembly.kernel, self.assembly.actions, fields, first)
 
     def _wired(self, block: int, state: State | LadderState) -> State | LadderState:
         """Connect a ladder with its replicas on other ranks."""
@@ -320,7 +321,6 @@ class Runner:
         """Do one update of all chains and everything that is due after it."""
         update = self.update + 1
         run, blocks = self.config.run, self.config.chains.blocks
-        names = kernel_names(self.assembly)
         kernel = self.assembly.kernel
         infos: dict[int, Info] = {}
         if self.proposals is not None and self.proposals.is_helper:
@@ -339,7 +339,7 @@ class Runner:
             state = settled(state)
             self._check_finite(state, update, first)
             self.states[block], infos[block] = state, info
-            for name, leaf in leaves(info, names):
+            for name, leaf in leaves(info, kernel.parts):
                 self.diagnostics.add(first, last, name, leaf)
                 if self.tuner is not None and update <= run.thermalization:
                     self.tuner.add(first, last, name, leaf)

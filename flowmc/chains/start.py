@@ -17,7 +17,7 @@ from flowmc.chains.config import RunConfig
 from flowmc.ensembles.claims import check_theory, seeds_of
 from flowmc.flows.models import FlowModel
 from flowmc.io import StoredField, load_field
-from flowmc.kernels import LadderState, State
+from flowmc.kernels import Kernel, LadderState, State
 from flowmc.kernels.base import begin
 from flowmc.random import stream
 from flowmc.registry import ConfigError
@@ -119,7 +119,7 @@ def initial_states(
         fields = {
             r: _field(config, assembly, files, block, first, last, replica=r) for r in replicas
         }
-        states[block] = first_state(assembly, fields, first)
+        states[block] = first_state(assembly.kernel, assembly.actions, fields, first)
     return states
 
 
@@ -128,18 +128,19 @@ def rehearsal_state(config: RunConfig, assembly: Assembly, files: StartFiles) ->
     fields = {
         r: _field(config, assembly, files, 0, 0, 1, replica=r) for r in range(len(assembly.actions))
     }
-    return first_state(assembly, fields, 0)
+    return first_state(assembly.kernel, assembly.actions, fields, 0)
 
 
 def first_state(
-    assembly: Assembly, fields: Mapping[int, Tensor], first: int
+    kernel: Kernel, actions: Sequence[Action | None], fields: Mapping[int, Tensor], first: int
 ) -> State | LadderState:
     """Return the state of one block from the fields of its replicas on this rank.
 
     It is that of all kernels' :meth:`~flowmc.kernels.base.Kernel.init`: the only way to a state.
 
     Args:
-        assembly: of the run.
+        kernel: of all updates.
+        actions: one per replica; None for a target that only the kernels know.
         fields: of the replicas that live here.
         first: number of the block's first chain.
 
@@ -148,25 +149,32 @@ def first_state(
             that is not right for this theory or these fields.
     """
     for r, batch in fields.items():
-        assembly.actions[r].check_field(batch)
+        action = actions[r]
+        if action is not None:
+            action.check_field(batch)
         _require_finite(torch.isfinite(batch.flatten(1)).all(1), first)
-    given = [fields.get(r) for r in range(len(assembly.actions))]
-    state = begin(assembly.kernel, given if assembly.is_ladder else given[0])
-    wanted = LadderState if assembly.is_ladder else State
+    given = [fields.get(r) for r in range(len(actions))]
+    is_ladder = len(actions) > 1
+    state = begin(kernel, given if is_ladder else given[0])
+    wanted = LadderState if is_ladder else State
     if not isinstance(state, wanted):
         raise ConfigError(
             f"[[update]]: the init of a kernel should return a {wanted.__name__}, not a "
             f"{type(state).__name__}"
         )
     if isinstance(state, State):
-        return _with_action(state, assembly.actions[0], first)
+        return _with_action(state, actions[0], first)
     for r, replica in state.here.items():
-        state = state.with_replica(r, _with_action(replica, assembly.actions[r], first))
+        state = state.with_replica(r, _with_action(replica, actions[r], first))
     return state
 
 
-def _with_action(state: State, action: Action, first: int) -> State:
-    value = action(state.field) if state.action is None else state.action
+def _with_action(state: State, action: Action | None, first: int) -> State:
+    value = state.action
+    if value is None:
+        if action is None:
+            return state
+        value = action(state.field)
     _require_finite(torch.isfinite(value), first)
     return replace(state, action=value)
 

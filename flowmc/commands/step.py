@@ -15,24 +15,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from flowmc.chains.assembly import Assembly, assemble
 from flowmc.chains.config import RunConfig, load_config
-from flowmc.chains.diagnostics import leaves
-from flowmc.chains.rehearsal import kernel_names, measure, observable_shapes
-from flowmc.chains.start import first_state
-from flowmc.chains.storage.checkpoint import settled
+from flowmc.chains.rehearsal import measure, observable_shapes
+from flowmc.chains.stepper import Stepped, step
 from flowmc.config.entries import ObservableEntry, check_format
 from flowmc.ensembles.claims import check_theory, seeds_of
 from flowmc.ensembles.naming import CARRIED, field_metadata
 from flowmc.io import StoredField, load_field, number_in_name, with_signs, write_field
-from flowmc.kernels import Info, NonFiniteStateError, State
+from flowmc.kernels import Info, NonFiniteStateError
 from flowmc.kernels.base import action_of
 from flowmc.messages import say
 from flowmc.parallel import Communicator
 from flowmc.parallel.devices import choose_threads
-from flowmc.random import stream
 from flowmc.registry import ConfigError
 
 __all__ = ["run"]
@@ -61,26 +56,19 @@ def run(args: argparse.Namespace) -> int:
     present = config.chains.precision
     check_format(form, config.action, args.destination, present=present, precision=precision)
 
-    state = first_state(assembly, {0: stored.field}, 0)
-    observable_shapes(config.observables, assembly.actions, state)
-    rng = stream(config.chains.seed, 0, f"step {number}", assembly.device)
     try:
-        state, info = assembly.kernel.step(state, rng)
+        stepped = step(stored.field, assembly, seed=config.chains.seed, number=number)
     except NonFiniteStateError as error:
         raise NonFiniteStateError(f"{args.source}: {error}; nothing was written") from error
-    state = settled(state)
-    assert isinstance(state, State)
-    if not bool(torch.isfinite(state.field).all()):
-        raise NonFiniteStateError(
-            f"{args.source}: the updated field is not finite; nothing was written"
-        )
+    # What cannot be measured shows before anything is written.
+    observable_shapes(config.observables, assembly.actions, stepped.state)
     metadata = {key: stored.metadata[key] for key in CARRIED if key in stored.metadata}
     earlier = seeds_of(args.source, stored.metadata)
     metadata |= field_metadata(config.action, config.chains.seed, earlier)
     metadata |= {"SEQUENCE_NUMBER": str(number), "FLOWMC_SOURCE": Path(args.source).name}
     write_field(
         args.destination,
-        with_signs(state.field, stored.signs),
+        with_signs(stepped.field, stored.signs),
         config.action,
         format=form,
         precision=precision,
@@ -92,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         )
     for text in remarks:
         say(text)
-    _tell(args, config, assembly, number, state, info)
+    _tell(args, config, assembly, number, stepped)
     return 0
 
 
@@ -150,18 +138,16 @@ def _tell(
     config: RunConfig,
     assembly: Assembly,
     number: int,
-    state: State,
-    info: Any,
+    stepped: Stepped,
 ) -> None:
     kernels = {
-        name: _of_kernel(leaf, assembly.timed[name].seconds)
-        for name, leaf in leaves(info, kernel_names(assembly))
+        name: _of_kernel(leaf, assembly.timed[name].seconds) for name, leaf in stepped.infos.items()
     }
     observables = {
-        _label(entry): measure(entry, assembly.actions, state)[0, 0].tolist()
+        _label(entry): measure(entry, assembly.actions, stepped.state)[0, 0].tolist()
         for entry in config.observables
     }
-    total = float(action_of(config.action, state)[0])
+    total = float(action_of(config.action, stepped.state)[0])
     if args.json:
         report = {
             "source": args.source,

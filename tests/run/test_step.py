@@ -1,6 +1,7 @@
 """``flowmc step``: one cycle on one file."""
 
 import json
+import math
 import tomllib
 from itertools import pairwise
 
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from flowmc import chains
 from flowmc.actions import FreeScalar, Phi4, Wilson
+from flowmc.chains.assembly import assemble
+from flowmc.chains.config import load_config
 from flowmc.cli import main
 from flowmc.config.toml_text import toml_text
 from flowmc.io import (
@@ -19,8 +23,18 @@ from flowmc.io import (
     with_signs,
     write_field,
 )
-from flowmc.kernels import HMC
+from flowmc.kernels import (
+    HMC,
+    Cycle,
+    EachReplica,
+    Info,
+    Kernel,
+    NonFiniteStateError,
+    Repeat,
+    State,
+)
 from flowmc.random import stream
+from flowmc.registry import ConfigError
 from tests.run.small_runs import config, save_untrained_flow
 
 ACTION = Wilson("SU(3)", [2, 2, 2, 4], beta=5.7)
@@ -68,6 +82,66 @@ def test_the_step_is_the_kernel_with_the_stream_of_its_number(tmp_path, start, c
     assert written.metadata["ENSEMBLE_ID"] == "mine"
     assert written.metadata["BETA"] == "5.7"
     assert written.metadata["FLOWMC_SOURCE"] == "lat.1000"
+
+
+def test_the_step_of_objects_is_that_of_files(tmp_path, start):
+    """The same bits, from a kernel, from several, and from a configuration."""
+    assert step(tmp_path, "lat.1000", "lat.1001") == 0
+    assert step(tmp_path, "lat.1001", "lat.1002") == 0
+    written = read_field(tmp_path / "lat.1002", ACTION)
+    hmc = HMC(ACTION, steps=4, trajectory=0.5)
+    before = start.clone()
+    for kernel in (
+        Repeat(hmc, 2),
+        [Repeat(hmc, 2)],
+        Cycle([Repeat(hmc, 2)]),
+        assemble(load_config(tmp_path / "a.toml", for_step=True)),
+    ):
+        first = chains.step(start, kernel, seed=11, number=1001)
+        second = chains.step(first.field, kernel, seed=11, number=1002)
+        assert torch.equal(second.field, written) and torch.equal(start, before)
+        assert second.infos["hmc"].is_accepted.shape == (1, 2)
+        assert second.acceptance["hmc"] in (0.0, 0.5, 1.0)
+        assert torch.equal(second.state.action, ACTION(written))
+    other = chains.step(start, hmc, seed=11, number=1001, block=1)
+    assert not torch.equal(other.field, chains.step(start, hmc, seed=11, number=1001).field)
+
+
+class _Blind(Kernel):
+    """Knows its target, and nothing else does; makes a field that is not finite."""
+
+    name = "blind"
+
+    def init(self, field):
+        if float(field.abs().max()) > 1e3:
+            raise ConfigError("blind: too large")
+        return State(field)
+
+    def step(self, state, rng):
+        field = state.field.clone()
+        field[1, 0, 0] = math.nan
+        return state.moved(field), Info(torch.ones(2, 1, dtype=torch.bool))
+
+
+def test_a_step_of_objects_refuses_what_it_cannot_do():
+    action = FreeScalar([4, 4], m2=1.0)
+    field, hmc = action.cold(2), HMC(action, steps=2)
+    for wrong, kernel, seed, number, sentence in (
+        (field, [], 1, 1, "no kernel is given"),
+        (field, [hmc, "hmc"], 1, 1, "is no flowmc.kernels.Kernel"),
+        (field, hmc, 1, -1, "number = -1"),
+        (field, hmc, -1, 1, "seed = -1"),
+        (field[:, :2], hmc, 1, 1, "lattice"),
+        (field / 0, hmc, 1, 1, "chain 0 is not finite"),
+        (field / 0, _Blind(), 1, 1, "chain 0 is not finite"),
+        (field + 1e4, _Blind(), 1, 1, "too large"),
+        ([field, field], Cycle([EachReplica([hmc, hmc], [action] * 2)]), 1, 1, "one field"),
+    ):
+        with pytest.raises((ConfigError, ValueError), match=sentence):
+            chains.step(wrong, kernel, seed=seed, number=number)
+    with pytest.raises(NonFiniteStateError, match="chain 1 is not finite") as raised:
+        chains.step(field, _Blind(), seed=1, number=1)
+    assert raised.value.chain == 1
 
 
 def test_a_stream_in_place_never_repeats_numbers(tmp_path, start):
