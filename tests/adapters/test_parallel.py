@@ -1,10 +1,6 @@
 """Many ranks, one file: the same bytes and the same numbers for any number of ranks."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +8,13 @@ import pytest
 from flowmc_adapters import convert, formats, read, slab_sums, write
 from flowmc_adapters.parallel import time_slices
 
+from tests.mpi import launch, needs_mpi
+
 PROGRAM = Path(__file__).with_name("mpi_program.py")
-ROOT = Path(__file__).parents[2]
-MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 
 
 def run(ranks, folder):
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}/adapters", "OMP_NUM_THREADS": "1"}
-    for name in list(environment):  # a test run that is itself a rank must not confuse its ranks
-        if name.startswith(("PMI_", "OMPI_", "HYDRA_")):
-            del environment[name]
-    result = subprocess.run(
-        [MPIRUN, "-n", str(ranks), sys.executable, str(PROGRAM), str(folder)],
-        timeout=300,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    result = launch(ranks, PROGRAM, folder)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -41,7 +27,7 @@ def test_time_slices_are_all_given_out_once(lt, ranks):
     assert max(sizes) - min(sizes) <= 1
 
 
-@pytest.mark.skipif(MPIRUN is None, reason="no mpirun here: pip install 'flowmc-lattice[mpi]'")
+@needs_mpi
 def test_any_number_of_ranks_gives_the_same_bytes_as_one_process(
     tmp_path, make_configuration, monkeypatch
 ):

@@ -3,12 +3,12 @@
 import os
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.mpi import MPIRUN, ROOT, environment, needs_mpi
+from tests.mpi import MPIRUN, needs_mpi
+from tests.processes import ROOT, environment, flowmc, forked
 from tests.run.small_runs import config, digests, write
 
 CLUSTER = ROOT / "examples" / "cluster"
@@ -29,10 +29,9 @@ def site(tmp_path):
     bin_directory = tmp_path / "env" / "bin"
     bin_directory.mkdir(parents=True)
     (bin_directory / "activate").write_text("")
-    python = shlex.quote(sys.executable)
     # Each job gets a little farther than the last, as if it were stopped by the batch system.
-    stopping = shlex.quote(str(Path(__file__).with_name("stopping.py")))
-    executable(bin_directory / "flowmc", f'exec {python} {stopping} "$@"')
+    stopping = shlex.join(forked(Path(__file__).with_name("stopping.py")))
+    executable(bin_directory / "flowmc", f'exec {stopping} "$@"')
     executable(bin_directory / "srun", f'[[ $1 == --mpi=pmi2 ]] && exec {MPIRUN} -n 2 "${{@:4}}"')
     executable(bin_directory / "mpirun", f'exec {MPIRUN} "$@"')
     for name in ("sbatch", "qsub"):
@@ -82,7 +81,7 @@ def test_submitted_until_all_updates_are_done(script, site, tmp_path):
         assert jobs < 6
     assert jobs == 2
     assert "25 of 25 updates (100%), finished" in done.stdout
-    command = [sys.executable, "-m", "flowmc.cli", "run", "a.toml", "--output", "alone"]
+    command = flowmc("run", "a.toml", "--output", "alone")
     subprocess.run(command, cwd=tmp_path, env=environment(), check=True, capture_output=True)
     assert digests(tmp_path / "out") == digests(tmp_path / "alone")
 

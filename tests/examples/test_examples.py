@@ -3,7 +3,6 @@
 import json
 import math
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from flowmc.cli import main
 from flowmc.config.toml_text import toml_text
 from flowmc.flows.cards.files import load_flow
 from flowmc.flows.cards.matching import orient
+from tests.processes import environment, forked
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -35,8 +35,11 @@ TRAININGS = sorted(
 MOSTLY_SLOW = [
     *(f"zoo/su3_4d_{step}.toml" for step in ("b5.70_b5.85", "b5.85_b6.00")),
     *(f"zoo/su3_4d_b6.00_defect2_{c}.toml" for c in ("0.31_0.00", "0.55_0.31", "0.77_0.55")),
-    *("zoo/phi4_32x32_l4.572.toml", "zoo/phi4_64x64_l4.398.toml"),
+    *(f"zoo/phi4_{n}x{n}_l{lam}.toml" for n, lam in ((12, 5.276), (20, 4.807))),
+    *("zoo/phi4_32x32_l4.572.toml", "zoo/phi4_64x64_l4.398.toml", "zoo/phi4_64x8_k0.3.toml"),
     *(f"zoo/phi4_{volume}_k{k}.toml" for volume in ("16x8", "64x8") for k in (0.275, 0.28)),
+    *("zoo/phi4_64x8_kappa.toml", "zoo/u1_2d_b7.00_defect4_0.34_0.00.toml"),
+    *(f"zoo/u1_2d_residual_{b}.toml" for b in ("b3.676_b4.532", "b4.532_b5.620", "b5.620_b7.000")),
 ]
 assert set(MOSTLY_SLOW) <= set(TRAININGS)
 FREE_ENERGIES = sorted(p.name for p in EXAMPLES.glob("*.toml") if "[free_energy]" in p.read_text())
@@ -51,11 +54,11 @@ FITTING = [
 ]
 
 
-def shortened(name: str, folder: Path, **chains: str) -> Path:
+def shortened(name: str, folder: Path, report: bool = True, **chains: str) -> Path:
     """Write a copy of an example that takes seconds, and return its path."""
     table = tomllib.loads((EXAMPLES / name).read_text())
     if "run" in table:
-        table["run"] |= {"thermalization": 1, "updates": 2}
+        table["run"] |= {"thermalization": 1, "updates": 2, "report": report}
         table["chains"] |= {"count": min(2, table["chains"].get("count", 1)), **chains}
         if "file" in table["chains"] and not chains:
             table["chains"]["file"] = str(EXAMPLES / table["chains"]["file"])
@@ -177,7 +180,7 @@ def test_campaign_configuration(name):
 def test_comparison_of_the_phi4_examples(tmp_path, capsys):
     outputs = []
     for kind in ("hmc", "hybrid"):
-        config = shortened(f"phi4_{kind}.toml", tmp_path)
+        config = shortened(f"phi4_{kind}.toml", tmp_path, report=False)
         outputs.append(str(tmp_path / kind))
         assert main(["run", str(config), "--output", outputs[-1]]) == 0
     capsys.readouterr()
@@ -190,7 +193,7 @@ def test_main_example_continues_real_files(name, tmp_path, capsys):
     source = REAL / name
     if not source.exists():
         pytest.skip(f"real configuration files are not here: {source} is missing")
-    config = shortened("su3_hybrid.toml", tmp_path, file=str(source))
+    config = shortened("su3_hybrid.toml", tmp_path, report=False, file=str(source))
     output = tmp_path / "run"
     assert main(["run", str(config), "--output", str(output)]) == 0
     written = sorted((output / "ensemble").iterdir())
@@ -207,7 +210,8 @@ def test_main_example_continues_real_files(name, tmp_path, capsys):
 def test_file_benchmark_runs():
     script = EXAMPLES / "benchmarks" / "file_throughput.py"
     result = subprocess.run(
-        [sys.executable, str(script), "--quick", "--rounds", "1"],
+        forked(script, "--quick", "--rounds", 1),
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,
@@ -220,7 +224,8 @@ def quick_benchmark(name, *arguments, folder="benchmarks"):
     """Run a benchmark with --quick; return what it prints."""
     script = EXAMPLES / folder / f"{name}.py"
     result = subprocess.run(
-        [sys.executable, str(script), "--quick", *arguments],
+        forked(script, "--quick", *arguments),
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,
@@ -238,11 +243,13 @@ def test_training_step_benchmark_runs():
     assert quick_benchmark("training_step").count("| 4x4 |") == 9
 
 
+@pytest.mark.slow
 def test_optimisers_benchmark_runs():
     rows = rows_of(quick_benchmark("optimisers"))
     assert len(rows) == 2 and all(0 < float(row[3].partition("(")[0]) <= 1 for row in rows)
 
 
+@pytest.mark.slow
 def test_time_to_ess_benchmark_runs():
     rows = rows_of(quick_benchmark("time_to_ess"))
     assert [row[4].strip() for row in rows] == ["11", "11"]
@@ -254,22 +261,28 @@ def test_gains_script_runs():
     assert float(row[4].partition("(")[0]) > 1  # the fields do take noise away
 
 
+@pytest.mark.slow
 def test_free_energies_script_runs():
-    command = [sys.executable, str(EXAMPLES / "free_energies.py"), "--quick", "--only", "su3"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    result = subprocess.run(
+        forked(EXAMPLES / "free_energies.py", "--quick", "--only", "su3"),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert len(lines) == 12  # two of the head, ten estimators
     assert all(line.count("|") == 7 for line in lines)
 
 
+@pytest.mark.slow
 def test_kappa_line_script_runs():
     """On 16x8, where it is fast, and compares with that lattice."""
     done = subprocess.run(
-        [
-            *(sys.executable, str(EXAMPLES / "phi4_kappa_line.py")),
-            *("--lattice", "16x8", "--samples", "64"),
-        ],
+        forked(EXAMPLES / "phi4_kappa_line.py", "--lattice", "16x8", "--samples", 64),
+        env=environment(),
         capture_output=True,
         text=True,
         check=True,

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from tests.mpi import ROOT, environment
+from tests.processes import ROOT, environment
 from tests.run.small_runs import config, digests, write
 
 CLUSTER = ROOT / "examples" / "cluster"

@@ -13,7 +13,8 @@ import pytest
 
 from flowmc.cli import main
 from flowmc.parallel import world
-from tests.mpi import command, environment, launch, needs_mpi
+from tests.mpi import command, launch, needs_mpi
+from tests.processes import environment
 from tests.run.small_runs import config, digests, write
 
 FAULTY = Path(__file__).with_name("faulty.py")

@@ -2,14 +2,14 @@
 
 import os
 import subprocess
-import sys
 
 import pytest
 
 from flowmc.cli import main
 from flowmc.launcher import first_speaks, has_told_mpi, launched_processes
 from flowmc.parallel.world import world
-from tests.mpi import MPIRUN, environment, needs_mpi
+from tests.mpi import launch, needs_mpi
+from tests.processes import environment, flowmc
 from tests.run.small_runs import config, write
 
 # As SLURM 22 sets them: a batch script in an allocation of many tasks, a task of srun --mpi=none,
@@ -88,7 +88,7 @@ def test_an_mpich_without_pmix_is_not_started(tmp_path):
     """It would end the process in words of its own."""
     arguments = ["run", write(tmp_path / "a.toml", config()), "--output", str(tmp_path / "o")]
     done = subprocess.run(
-        [sys.executable, "-m", "flowmc.cli", *arguments],
+        flowmc(*arguments),
         env=environment(PMIX_RANK="0", PMIX_NAMESPACE="x"),
         capture_output=True,
         text=True,
@@ -107,15 +107,9 @@ def test_ranks_without_mpi4py_say_so_once(tmp_path):
     (tmp_path / "mpi4py").mkdir()
     (tmp_path / "mpi4py" / "__init__.py").write_text("raise RuntimeError('no MPI\\nhere')\n")
     arguments = ["run", write(tmp_path / "a.toml", config()), "--output", str(tmp_path / "o")]
-    surroundings = environment()
-    surroundings["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{surroundings['PYTHONPATH']}"
-    done = subprocess.run(
-        [MPIRUN, "-n", "4", sys.executable, "-m", "flowmc.cli", *arguments],
-        env=surroundings,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    program = tmp_path / "program.py"  # beside the package, so that it finds that one first
+    program.write_text("import sys; from flowmc.cli import main; sys.exit(main())")
+    done = launch(4, program, *arguments, timeout=120)
     assert done.returncode != 0
     assert done.stderr.count("mpi4py cannot be imported") == 1
     assert "Traceback" not in done.stderr

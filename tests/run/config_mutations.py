@@ -5,7 +5,7 @@ import random
 import tomllib
 from pathlib import Path
 
-from tests.mpi import ROOT
+from tests.processes import ROOT
 
 HUGE = 10**400
 VALUES = [

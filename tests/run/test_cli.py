@@ -1,10 +1,8 @@
 """The command line: quick where it can be, one sentence where it fails."""
 
 import dataclasses
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,15 +11,17 @@ from flowmc.cli import _COMMANDS, main
 from flowmc.config.keys import written_parameters
 from flowmc.config.tables import Chains, Ensemble, Parallel, RunTable
 from flowmc.registry import BUILTIN, parameters, resolve, written_key
+from tests.processes import ROOT, environment, forked
 
-ROOT = Path(__file__).parents[2]
+
+def fresh(*words):
+    return [sys.executable, *map(str, words)]
 
 
-def python(code, *arguments):
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "adapters")])
+def python(code, *arguments, start=fresh):
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        start("-c", code, *arguments),
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=120,
@@ -116,10 +116,10 @@ def test_a_module_beside_the_configuration_is_found(tmp_path):
     )
     path = tmp_path / "a.toml"
     path.write_text(CONFIG.replace('"phi4"', '"my_theory:Mine"'))
-    done = python(LIGHT, "run", str(path), "--output", str(tmp_path / "out"))
+    done = python(LIGHT, "run", path, "--output", tmp_path / "out", start=forked)
     assert done.stdout.splitlines()[-1] == "True 0", done.stderr
     path.write_text(CONFIG.replace('"phi4"', '"your_theory:Mine"'))
-    done = python(LIGHT, "run", str(path), "--output", str(tmp_path / "none"))
+    done = python(LIGHT, "run", path, "--output", tmp_path / "none", start=forked)
     assert "folder is that of the configuration file, or is named in PYTHONPATH" in done.stderr
 
 

@@ -1,11 +1,9 @@
 """`flowmc correlate` from end to end: the same numbers from every format, resume, refusals."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from flowmc.groups import SUN, U1
 from flowmc.io import write_field
 from flowmc.kernels import HMC
 from flowmc.registry import ConfigError
+from tests.processes import environment, forked
 
 
 def write_su3(folder, formats, count=24):
@@ -440,16 +439,16 @@ def test_flows_lead_to_exact_answers(tmp_path, capsys):
 _KILLED = """
 import os, signal, sys
 from flowmc.cli import main
-from flowmc.chains import stored_ensemble
+from flowmc.ensembles import stored
 from flowmc.correlate import store
 store._SYNC_SECONDS = 0.0
-load, left = stored_ensemble.load_field, [int(sys.argv[1])]
+load, left = stored.load_field, [int(sys.argv[1])]
 def counted(*arguments, **keys):
     left[0] -= 1
     if left[0] < 0:
         os.kill(os.getpid(), signal.SIGKILL)
     return load(*arguments, **keys)
-stored_ensemble.load_field = counted
+stored.load_field = counted
 main(sys.argv[2:])
 """
 
@@ -461,11 +460,8 @@ def test_a_killed_measurement_continues(tmp_path, capsys):
     tables["ensemble"]["batch"] = 4
     config = write_config(tmp_path / "c.toml", tables)
     command = ["correlate", config, "--output", str(tmp_path / "out")]
-    root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", _KILLED, "18", *command],
-        env=os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'adapters'}"},
-        capture_output=True,
+        forked("-c", _KILLED, 18, *command), env=environment(), capture_output=True
     )
     assert done.returncode == -signal.SIGKILL
     assert len(measured_before(tmp_path / "out" / "series.h5")) == 16

@@ -1,7 +1,6 @@
 """A run that is killed at any instant and resumed leaves the bytes of one that was not."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,10 +14,10 @@ import torch
 
 from flowmc.chains.storage.checkpoint import read_checkpoint, write_checkpoint
 from flowmc.parallel import Communicator
+from tests.processes import environment, flowmc, forked
 from tests.run.small_runs import config, digests, save_untrained_flow, write
 
 DRIVER = Path(__file__).with_name("crash_driver.py")
-ROOT = DRIVER.parents[2]
 
 PLAIN = config(run={"save_every": 5}, ensemble={"format": "npy"})
 LADDER = config(
@@ -35,16 +34,16 @@ LADDER = config(
 )
 
 
-def environment():
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "adapters")])
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-
-
-def drive(mode, path, work, *rest):
-    command = [sys.executable, str(DRIVER), mode, path, str(work), *map(str, rest)]
+def drive(mode, path, work, *rest, start=forked):
+    command = start(DRIVER, mode, path, work, *rest)
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, done.stderr
     return int(done.stdout.split()[-1])
+
+
+def own(*words):
+    """The command line of an own process; a forked one touches the disk at other instants."""
+    return [sys.executable, *map(str, words)]
 
 
 def check_all(tmp_path, expected_deaths, deaths):
@@ -99,14 +98,14 @@ def test_the_comparison_can_fail(tmp_path):
     path = write(tmp_path / "a.toml", PLAIN)
     assert drive("reference", path, tmp_path) == 0
     early = write(tmp_path / "b.toml", PLAIN | {"run": PLAIN["run"] | {"updates": 10}})
-    command = [sys.executable, "-m", "flowmc.cli", "run", early, "--output", "other"]
+    command = flowmc("run", early, "--output", "other")
     subprocess.run(command, env=environment(), cwd=tmp_path, check=True, capture_output=True)
     checkpoint = tmp_path / "other" / "checkpoint.h5"
     # Written anew, with the checksums of what is changed.
     stored = read_checkpoint(checkpoint, torch.device("cpu"), {0: [0], 1: [0]}, 1)
     stored.states[0].field[0, 0, 0] += 1e-12
     write_checkpoint(checkpoint, stored, Communicator())
-    command = [sys.executable, "-m", "flowmc.cli", "run", path, "--output", "other", "--resume"]
+    command = flowmc("run", path, "--output", "other", "--resume")
     subprocess.run(command, env=environment(), cwd=tmp_path, check=True, capture_output=True)
     assert digests(tmp_path / "other") != digests(tmp_path / "reference")
 
@@ -114,7 +113,7 @@ def test_the_comparison_can_fail(tmp_path):
 def test_sigterm_stops_cleanly(tmp_path):
     tables = config(run={"updates": 10**6, "checkpoint_every": "1h", "measure_every": 10**5})
     path = write(tmp_path / "a.toml", tables)
-    command = [sys.executable, "-m", "flowmc.cli", "run", path, "--output", str(tmp_path / "out")]
+    command = flowmc("run", path, "--output", tmp_path / "out")
     process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
     log = tmp_path / "out" / "log.jsonl"
     deadline = time.monotonic() + 120
@@ -138,7 +137,7 @@ def test_a_full_disk_stops_the_run_and_damages_nothing(tmp_path):
     statuses = []
     # Sizes that fail in the log, in rows, and in the middle of a checkpoint.
     for allowed, instant in ((100, 400), (2000, 100), (9000, 100)):
-        statuses.append(drive("full", path, tmp_path, allowed, instant))
+        statuses.append(drive("full", path, tmp_path, allowed, instant, start=own))
         with h5py.File(tmp_path / "full" / "checkpoint.h5") as file:
             assert np.isfinite(file["blocks/0000/replicas/0/field"]).all()
         assert not list((tmp_path / "full").rglob("*.partial"))
