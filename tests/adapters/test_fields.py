@@ -171,7 +171,7 @@ def test_random_damage(tmp_path, format):
     content = path.read_bytes()
     rng = np.random.default_rng(3)
     refused = 0
-    for _ in range(400):
+    for _ in range(150):
         damaged = bytearray(content)
         place, blow = int(rng.integers(len(content))), rng.integers(4)
         if blow == 0:
@@ -190,7 +190,7 @@ def test_random_damage(tmp_path, format):
             refused += 1
             continue
         assert found.checksum is None or np.array_equal(found.values, field.values)
-    assert refused > 100
+    assert refused > 37
 
 
 @pytest.mark.parametrize(

@@ -30,15 +30,19 @@ def outcomes(text, format):
 
 
 def test_a_few_cases_of_every_format(tmp_path):
-    text, status = fuzz(tmp_path, "--cases", "1000", "--seed", "1")
+    text, status = fuzz(tmp_path, "--cases", "600", "--seed", "1")
     assert status == 0, text
     for name in (*formats(), "fields"):
         refused, _, check_failed, read, failures = outcomes(text, name)
         assert failures == 0
         # Neither only garbage nor only harmless scratches
-        assert refused > 20
+        assert refused > 12
         assert refused + check_failed > 0
         assert read > 0
+    # The same cases again, by another process.
+    found = outcomes(text, "nersc")
+    again, _ = fuzz(tmp_path, "--cases", str(sum(found)), "--seed", "1", "--format", "nersc")
+    assert outcomes(again, "nersc") == found
 
 
 @pytest.mark.slow
@@ -46,11 +50,6 @@ def test_many_cases_of_every_format(tmp_path):
     text, status = fuzz(tmp_path, "--cases", "240000", "--seed", "7")
     assert status == 0, text
     assert sum(sum(outcomes(text, name)) for name in (*formats(), "fields")) >= 240_000
-
-
-def test_the_same_cases_again(tmp_path):
-    first, second = (fuzz(tmp_path, "--cases", "80", "--format", "nersc")[0] for _ in range(2))
-    assert outcomes(first, "nersc") == outcomes(second, "nersc")
 
 
 # What a reader must not do, planted, and how the fuzzer says that it saw it.
@@ -80,11 +79,11 @@ for fault in sys.argv[2:]:
 
     nersc.check_size = planted
     campaign = fuzzing.Campaign("nersc", 1, seeds, Path(sys.argv[1]))
-    campaign.run(0, 150)
+    campaign.run(0, 50)
     print("PLANTED", len(campaign.failures), "=", campaign.counts["failures"])
 nersc.check_size = lambda *_: None
 campaign = fuzzing.Campaign("nersc", 1, seeds, None)
-campaign.run(0, 800)
+campaign.run(0, 400)
 print("UNCHECKED", len(campaign.failures))
 """
 

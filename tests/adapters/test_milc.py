@@ -227,7 +227,7 @@ def test_random_damage(path, links, with_list):
     content = milc_bytes(payload(links), site_list=even_sites_first() if with_list else None)
     original = read_bytes_of(path, content).links
     rng = np.random.default_rng(7)
-    for _ in range(300):
+    for _ in range(100):
         damaged = bytearray(content)
         reach = 2000 if rng.random() < 0.7 else len(content)
         position = int(rng.integers(reach))

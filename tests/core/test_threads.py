@@ -6,6 +6,7 @@ that no number of threads divides.
 """
 
 import functools
+import itertools
 
 import pytest
 import torch
@@ -96,8 +97,16 @@ def test_a_plain_sum_depends_on_the_threads():
     assert not differ(lambda: [complex_product(a, b) for a, b in pairs])
 
 
-@pytest.mark.parametrize("count", [1, 5, 4096, 4097, 40000, 9 * 4096**2 // 8 + 4097])
-@pytest.mark.parametrize("chains", [1, 2, 3])
+LARGE = 9 * 4096**2 // 8 + 4097
+
+
+@pytest.mark.parametrize(
+    ("count", "chains"),
+    [
+        pytest.param(c, n, marks=pytest.mark.slow if c == LARGE and n != 2 else ())
+        for c, n in itertools.product([1, 5, 4096, 4097, 40000, LARGE], [1, 2, 3])
+    ],
+)
 def test_sums_are_the_same_for_any_number_of_threads_and_chains(count, chains):
     values = torch.randn(chains, count, dtype=torch.float64, generator=stream(2, 0, "values"))
     total = sum_over_sites(values)
@@ -147,8 +156,15 @@ def test_projection_is_right():
         torch.testing.assert_close(group.project(turned), start, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("chains", [1, 3])
-@pytest.mark.parametrize("name", ACTIONS)
+@pytest.mark.parametrize(
+    ("name", "chains"),
+    [
+        # One number of chains each; all pairs in the slow tests.
+        pytest.param(name, chains, marks=() if chains == 1 + 2 * (n % 2) else pytest.mark.slow)
+        for n, name in enumerate(ACTIONS)
+        for chains in (1, 3)
+    ],
+)
 def test_actions_forces_and_groups(name, chains):
     action = ACTIONS[name]
     group, field = action.group, warm(action, chains)
@@ -166,10 +182,18 @@ def test_actions_forces_and_groups(name, chains):
     assert not differ(compute)
 
 
+WAYS = [(torch.float64, "1"), (torch.float32, "1"), (torch.float32, "0")]
+
+
 @pytest.mark.parametrize(
-    ("dtype", "native"), [(torch.float64, "1"), (torch.float32, "1"), (torch.float32, "0")]
+    ("name", "dtype", "native"),
+    [
+        # Two of three ways each, every way for scalars, angles and matrices.
+        pytest.param(name, *way, marks=pytest.mark.slow if w == n % 3 else ())
+        for n, name in enumerate(ACTIONS)
+        for w, way in enumerate(WAYS)
+    ],
 )
-@pytest.mark.parametrize("name", ACTIONS)
 def test_hmc(name, dtype, native, monkeypatch):
     monkeypatch.setenv("FLOWMC_NATIVE", native)
     action = ACTIONS[name]

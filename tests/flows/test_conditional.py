@@ -33,7 +33,7 @@ TABLES = {
         "name": "conditional_continuous",
         **{"coupling": "m2", "low": 0.5, "high": 2.0, "degree": 2},
         **SMALL,
-        "steps": 8,
+        "steps": 4,
     },
     "training": {
         "steps": 200,
@@ -202,13 +202,14 @@ def test_couplings_per_batch_of_a_plain_flow():
         make_plan(tables)
 
 
+@pytest.mark.slow
 def test_derivatives_in_the_coupling(trained, tmp_path, capsys):
     """Correlated differences along the flow: d<phi^2>/dm2 of the free field is known."""
     tables = {
         "theory": {"action": "free", "lattice": [3, 4], "m2": 1.0},
-        "chains": {"count": 16, "seed": 3},
+        "chains": {"count": 48, "seed": 3},
         "update": [{"kernel": "hmc", "trajectory": 1.5, "steps": 8}],
-        "run": {"thermalization": 20, "updates": 60},
+        "run": {"thermalization": 20, "updates": 20},
         "measure": {"observables": ["phi2"]},
         "derivative": [
             {

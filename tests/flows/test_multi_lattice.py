@@ -21,7 +21,7 @@ TABLES = {
     "theory": {"action": "free", "lattice": [6, 6], "m2": 0.25},
     "size": [{"lattice": [3, 3], "m2": 1.0}, {"lattice": [4, 4], "m2": 0.5625}],
     "prior": {"name": "free_field", "mass_extent": 5.0},
-    "flow": {"name": "multi_lattice", "coarsest": 3, "reach": 1, **SMALL, "steps": 8},
+    "flow": {"name": "multi_lattice", "coarsest": 3, "reach": 1, **SMALL, "steps": 4},
     "training": {
         "steps": 150,
         "batch": 96,
@@ -118,6 +118,7 @@ def test_a_scaled_prior_is_normalised():
     assert error < 0.05 and abs(float(weights.mean()) - 1) < 6 * error
 
 
+@pytest.mark.slow
 def test_training_on_a_mix_of_sizes(tmp_path):
     """Better at all sizes of the mix, at one between them, and at a larger one."""
     path = tmp_path / "mix.safetensors"

@@ -58,6 +58,13 @@ OPEN = {
     group: DefectWilson(group, [4, 4], beta=beta, defect=0.0, defect_extents=[2])
     for group, beta in (("U(1)", 1.0), ("SU(2)", 1.2), ("SU(3)", 1.5))
 }
+
+
+def slow(*values):
+    """One of a family that runs with the slow tests only."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 DRAWS = {"R": 3000, "U(1)": 2000, "SU(2)": 1000, "SU(3)": 400}
 
 
@@ -145,10 +152,10 @@ def test_independence_with_coupling_flow(action, odd, rng):
 
 
 def test_independence_with_continuous_flow(rng):
-    # The log-density is that of the continuous flow; 20 steps leave an error far below the
+    # The log-density is that of the continuous flow; 10 steps leave an error far below the
     # resolution of this test.
     small = FreeScalar([4], m2=0.5)
-    flow = randomised(ContinuousFlow(small, steps=20), rng, 0.02)
+    flow = randomised(ContinuousFlow(small, steps=10), rng, 0.02)
     model = FlowModel(FreeFieldPrior(small, m2=0.8), flow).double()
     kernel = Independence(small, model, proposals=4)
     assert check(small, kernel, rng) > THRESHOLD
@@ -199,14 +206,17 @@ def test_a_spline_that_rounding_cannot_invert(mixture, rng):
     assert 20 < int(known.isfinite().sum()) < 1900
 
 
-@pytest.mark.parametrize("action", [U1, SU2, SU3], ids=repr)
+@pytest.mark.parametrize("action", [U1, SU2, slow(SU3)], ids=repr)
 def test_independence_with_residual_flow(action, rng):
     kernel = Independence(action, gauge_model(action, rng), proposals=8)
     assert check(action, kernel, rng) > THRESHOLD
 
 
-@pytest.mark.parametrize("composition", [Cycle, Mixture])
-@pytest.mark.parametrize("action", [PHI4, U1, SU3], ids=repr)
+@pytest.mark.parametrize(
+    ("action", "composition"),
+    [(PHI4, Cycle), (PHI4, Mixture), (U1, Cycle), (U1, Mixture), (SU3, Mixture), slow(SU3, Cycle)],
+    ids=repr,
+)
 def test_hmc_mixed_with_independence(action, composition, rng):
     model = gauge_model(action, rng) if action.is_gauge else scalar_model(action, rng)
     kernel = composition(
@@ -289,7 +299,11 @@ def test_plain_exchange(actions, rng):
     assert check_ladder(actions, Exchange(actions), rng) > THRESHOLD
 
 
-@pytest.mark.parametrize("actions", GAUGE_LADDERS, ids=lambda a: repr(a[0]))
+@pytest.mark.parametrize(
+    "actions",
+    [GAUGE_LADDERS[0], slow(GAUGE_LADDERS[1]), GAUGE_LADDERS[2]],
+    ids=lambda a: repr(a[0]),
+)
 def test_exchange_with_residual_flows_and_hmc(actions, rng):
     flows = [
         randomised(ResidualFlow(actions[0], sweeps=2), rng, 0.2),
@@ -305,7 +319,7 @@ def test_exchange_with_residual_flows_and_hmc(actions, rng):
 
 
 @pytest.mark.parametrize("with_flows", [False, True])
-@pytest.mark.parametrize("group", OPEN)
+@pytest.mark.parametrize("group", ["U(1)", slow("SU(2)"), "SU(3)"])
 def test_exchange_between_defects(group, with_flows, rng):
     actions = [OPEN[group].at(defect=defect) for defect in (1.0, 0.5, 0.0)]
     flows = [

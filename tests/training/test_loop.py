@@ -67,10 +67,18 @@ def matrix_exchange():
     return ExchangeKL(flow, *[Ensemble(s, n, 4, **options) for s, n in ((a, "from"), (b, "to"))])
 
 
+RESUMED = [sampler, path_sampler, forward, log_variance, exchange, matrix_exchange]
+
+
 @pytest.mark.parametrize(
-    "make", [sampler, path_sampler, forward, log_variance, exchange, matrix_exchange]
+    ("make", "optimiser"),
+    [
+        # One optimiser each; all pairs in the slow tests.
+        pytest.param(make, optimiser, marks=pytest.mark.slow if o == n % 2 else ())
+        for n, make in enumerate(RESUMED)
+        for o, optimiser in enumerate(("adam", "soap"))
+    ],
 )
-@pytest.mark.parametrize("optimiser", ["adam", "soap"])
 def test_resumed_training_gives_the_same_bytes(make, optimiser, tmp_path):
     settings = Settings(
         steps=20,
