@@ -19,8 +19,8 @@ from .errors import FormatError
 from .formats import PathLike
 from .layout import Layout, check_size
 from .layout_format import LayoutFormat
-from .lime.text import parse_integer
 from .surplus import check_end
+from .text import parse_integer
 
 _HEADER_BYTES = 4096
 _LARGEST_EXTENT = 2**16

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 from .configuration import DIRECTIONS, Checksum, Header, PathLike
 from .errors import CheckError
-from .lime.text import parse_real, xlf_values
 from .observables import GroupErrors, Measurements
 from .printing import printable
+from .text import parse_real, xlf_values
 
 # As QDP++ and Grid ask for. Headers are printed with 6 to 15 digits, often from sums in single
 # precision; a wrong order of sites or directions shows in the first digits.

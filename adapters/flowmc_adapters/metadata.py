@@ -7,6 +7,7 @@ plaquette) is computed anew by every writer and never carried over.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 
@@ -69,3 +70,21 @@ def no_place(name: str, metadata: Mapping[str, str]) -> list[str]:
     """The warning, if one is due, on writing metadata to a format `name` that holds none."""
     lost = ", ".join(sorted(key for key in metadata if key not in DERIVED_KEYS))
     return [f"{name} files have no place for metadata, these were left out: {lost}"] if lost else []
+
+
+def metadata_text(metadata: dict[str, str]) -> str:
+    """Metadata as JSON, in ASCII."""
+    return json.dumps(metadata, sort_keys=True)
+
+
+def parse_metadata(text: str | None) -> dict[str, str] | None:
+    """The inverse of `metadata_text`; None if the text is no JSON object of strings."""
+    if text is None:
+        return {}
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or not all(isinstance(one, str) for one in found.values()):
+        return None
+    return found

@@ -136,6 +136,8 @@ def _works(config: FreeEnergyConfig, outcome: Outcome) -> str:
     note = (
         "Crooks: the distribution of the work from the start crosses that of minus the work from "
         "the target where W = ΔF = −ln Z."
+        if reverse is not None
+        else "ΔF = −ln Z is where the work from the target, which was not measured, would cross."
     )
     overlap = ""
     if outcome.bridge is not None:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from flowmc_adapters import CheckError, link_trace, plaquettes, read, write
-from flowmc_adapters.lime.text import renewed, updated_xlf
+from flowmc_adapters.scidac_xml import renewed, updated_xlf
 from lime_bytes import checksum_xml, grid_bytes, payload, record, records_of, sums
 
 

@@ -1,9 +1,10 @@
-"""Runs ``flowmc run`` in forked children that die at a chosen instant; started by test_crash.py.
+"""Runs a command in forked children that die at a chosen instant; started by test_crash.py.
 
 The modules are imported once, so that a child takes milliseconds to come to life.
 """
 
 import functools
+import importlib
 import os
 import random
 import resource
@@ -14,15 +15,20 @@ from pathlib import Path
 
 import torch
 
-import flowmc.commands.run  # noqa: F401  (imported before the forks)
 from flowmc.cli import main
+
+MODULES = {"run": "flowmc.commands.run", "free-energy": "flowmc.commands.free_energy"}
 
 # All ways in which flowmc touches the disk.
 CALLS = ("pwrite", "replace", "fsync", "open", "mkdir", "truncate", "ftruncate", "utime")
 
 
+def words(config, directory):
+    return [command, str(config), "--output", str(directory)]
+
+
 def fork(config, directory, before=lambda: None):
-    """Run in a child; return its exit status, negative for a signal."""
+    """Begin or go on in a child; return its number."""
     child = os.fork()
     if child == 0:
         status = 70
@@ -30,7 +36,7 @@ def fork(config, directory, before=lambda: None):
             said = os.open(f"{directory}.stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(said, 2)
             before()
-            status = main(["run", str(config), "--output", str(directory), "--resume"])
+            status = main([*words(config, directory), "--resume"])
         finally:
             os._exit(status)
     return child
@@ -87,7 +93,7 @@ def calls_of_a_run(config, work):
     child = os.fork()
     if child == 0:
         seen = at_call(-1, die)
-        status = main(["run", str(config), "--output", str(work / "warm")])
+        status = main(words(config, work / "warm"))
         Path(work / "calls").write_text(str(seen()))
         os._exit(status)
     assert status_of(child) == 0
@@ -139,7 +145,8 @@ def full_disk(config, work, bytes_allowed, instant):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    mode, config, work, *rest = sys.argv[1:]
+    command, mode, config, work, *rest = sys.argv[1:]
+    importlib.import_module(MODULES[command])  # before the forks
     work = Path(work)
     if mode == "reference":
         print(status_of(fork(config, work / "reference")))

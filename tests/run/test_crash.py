@@ -34,9 +34,9 @@ LADDER = config(
 )
 
 
-def drive(mode, path, work, *rest, start=forked):
-    command = start(DRIVER, mode, path, work, *rest)
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=3000)
+def drive(mode, path, work, *rest, command="run", start=forked):
+    words = start(DRIVER, command, mode, path, work, *rest)
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, done.stderr
     return int(done.stdout.split()[-1])
 
@@ -91,6 +91,41 @@ def test_a_ladder_killed_again_and_again(tmp_path, schedule):
     path = write(tmp_path / "a.toml", tables)
     assert drive("reference", path, tmp_path) == 0
     check_all(tmp_path, 5, drive("again", path, tmp_path, 4, 1.0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["ensembles", "processes"])
+def test_a_free_energy_killed_at_many_instants(tmp_path, what):
+    """Of a line of ensembles, and of processes from chains: the same numbers and works."""
+    hmc = {"kernel": "hmc", "trajectory": 1.0, "steps": 3}
+    tables = {
+        "theory": {"action": "free", "lattice": [4, 2], "m2": 0.5},
+        "free_energy": {"method": "chain", "seed": 5, "checkpoint_every": "0.01s"},
+        "chains": {"count": 6, "measurements": 10, "thermalization": 10, "separation": 2},
+        "protocol": {"m2": [3.0, 1.2, 0.5]},
+        "update": [hmc | ({"target_acceptance": 0.8} if what == "ensembles" else {})],
+    }
+    if what == "processes":
+        tables["free_energy"] |= {"method": "annealing", "batch": 10}
+        tables["protocol"] = {"m2": [3.0, 0.5], "steps": 4, "start": "chains"}
+    path = write(tmp_path / "a.toml", tables)
+    assert drive("reference", path, tmp_path, command="free-energy") == 0
+    deaths = drive("instants", path, tmp_path, 20, 6, command="free-energy")
+    assert deaths >= 15  # a torn row needs a file that this command does not write
+    reference, *others = sorted((p for p in tmp_path.iterdir() if p.is_dir()), reverse=True)[1:]
+    assert reference.name == "reference" and len(others) == 20
+    for directory in others:
+        assert numbers_of(directory) == numbers_of(reference), directory.name
+        for name in ("works.npz", "results.csv"):
+            assert (directory / name).exists() == (reference / name).exists()
+            if (reference / name).exists():
+                assert (directory / name).read_bytes() == (reference / name).read_bytes()
+
+
+def numbers_of(directory):
+    found = json.loads((directory / "summary.json").read_text())
+    del found["seconds"], found["pays"]
+    return found
 
 
 def test_the_comparison_can_fail(tmp_path):

@@ -29,10 +29,11 @@ from ..field_configuration import (
     site_checksum,
 )
 from ..heads import require_file
+from ..metadata import metadata_text, parse_metadata
 from .append import Overlay, appending, pending
 from .attributes import attribute, set_attributes, text_attribute
 from .file import created, guarded, member, new_dataset, number_type, opened, place_of
-from .writing import CHECKSUM_DEFINITION, metadata_text, parse_metadata
+from .writing import CHECKSUM_DEFINITION
 
 FIELD_FORMAT = "flowmc field"
 GROUP, SINGLE, DATASET = "configurations", "configuration", "field"

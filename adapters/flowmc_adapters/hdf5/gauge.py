@@ -18,14 +18,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .. import scidac_xml
 from ..byte_order import proven_order
 from ..checksums import ChecksumSum, ScidacChecksum, parse_hexadecimal
 from ..configuration import Checksum, Header, PathLike
 from ..errors import FormatError
 from ..layout import Layout, check_size
 from ..layout_format import Description, Frame, LayoutFormat
-from ..lime import text as lime_text
 from ..links import LayoutSource, LinkSource
+from ..metadata import parse_metadata
 from ..selection import file_of, split_selection
 from ..storage import FileStorage, OpenStorage
 from ..surplus import check_end
@@ -34,7 +35,7 @@ from .checksum import PyQudaChecksum
 from .file import guarded, is_hdf5, opened, stated_end
 from .layouts import STYLES, Found, find_links
 from .source import Hdf5Source
-from .writing import PYQUDA_METADATA, frame_of_style, parse_metadata
+from .writing import PYQUDA_METADATA, frame_of_style
 
 _WRITERS = {"flowmc": "flowmc", "pyquda": "PyQUDA", "qdp++": "QDP++", "qlua": "QLUA"}
 
@@ -139,11 +140,11 @@ def _header(file: Any, path: PathLike, found: Found) -> Hdf5Header:
             text = text_attribute(dataset, name, path, vetted=True)
             if text:
                 metadata[key] = text
-        info = lime_text.tag_text(metadata.get("scidac-record-xml", ""), "usqcdInfo")
+        info = scidac_xml.tag_text(metadata.get("scidac-record-xml", ""), "usqcdInfo")
         if info is not None:
-            plaquette = lime_text.tag_real(info, "plaq")
-            trace = lime_text.tag_real(info, "linktr")
-            metadata |= lime_text.split_info(lime_text.tag_text(info, "info") or "")[1]
+            plaquette = scidac_xml.tag_real(info, "plaq")
+            trace = scidac_xml.tag_real(info, "linktr")
+            metadata |= scidac_xml.split_info(scidac_xml.tag_text(info, "info") or "")[1]
     else:
         for name in list(dataset.attrs)[:1000]:
             value = attribute(dataset, name, path, vetted=True)

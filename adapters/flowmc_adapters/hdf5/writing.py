@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .. import scidac_xml
 from ..checksums import ChecksumSum, ScidacChecksum
 from ..configuration import PathLike
 from ..errors import FormatError
 from ..layout import Layout
 from ..layout_format import Description, Frame, Written
-from ..lime import text as lime_text
-from ..metadata import carried_keys, no_text
+from ..metadata import carried_keys, metadata_text, no_text
 from .attributes import set_attributes
 from .checksum import PyQudaChecksum
 from .file import completed, created, new_dataset
@@ -168,7 +167,7 @@ class QdpFrame(Hdf5Frame):
 
     def __init__(self, field: Description) -> None:
         super().__init__(field, Layout(0, field.dims, field.nc, field.nc, field.precision, "<"))
-        self._file_xml = field.metadata.get("scidac-file-xml", lime_text.NO_FILE_XML)
+        self._file_xml = field.metadata.get("scidac-file-xml", scidac_xml.NO_FILE_XML)
         kept = {*carried_keys(field.metadata), "scidac-file-xml", "scidac-record-xml"}
         lost = sorted(set(field.metadata) - kept)
         if lost:
@@ -186,13 +185,13 @@ class QdpFrame(Hdf5Frame):
         """See `Hdf5Frame.complete`."""
         measured = written.measurements
         record = self._field.metadata.get("scidac-record-xml", "")
-        info = lime_text.tag_text(record, "info") or ""
-        info = lime_text.join_info(
-            lime_text.split_info(info)[0], carried_keys(self._field.metadata)
+        info = scidac_xml.tag_text(record, "info") or ""
+        info = scidac_xml.join_info(
+            scidac_xml.split_info(info)[0], carried_keys(self._field.metadata)
         )
         dataset = file[GROUP]
         dataset.attrs["file_xml"] = storable(self._file_xml)
-        user = lime_text.usqcd_info(measured.plaquettes.mean, measured.link_trace, info)
+        user = scidac_xml.usqcd_info(measured.plaquettes.mean, measured.link_trace, info)
         dataset.attrs["record_xml"] = storable(user)
 
 
@@ -218,21 +217,3 @@ def storable(text: str) -> str:
     """A text as HDF5 can hold it: without NUL, and without the halves of characters that a JSON
     text may contain."""
     return text.replace("\0", " ").encode("utf-8", errors="replace").decode("utf-8")
-
-
-def metadata_text(metadata: dict[str, str]) -> str:
-    """Metadata as JSON, in ASCII."""
-    return json.dumps(metadata, sort_keys=True)
-
-
-def parse_metadata(text: str | None) -> dict[str, str] | None:
-    """The inverse of `metadata_text`; None if the text is no JSON object of strings."""
-    if text is None:
-        return {}
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(found, dict) or not all(isinstance(one, str) for one in found.values()):
-        return None
-    return found

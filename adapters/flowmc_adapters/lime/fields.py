@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import scidac_xml
 from ..atomic import atomic_write
 from ..checksums import parse_hexadecimal
 from ..configuration import Checksum, PathLike
@@ -30,10 +31,10 @@ from ..field_configuration import (
     site_checksum,
     values_shape,
 )
-from ..hdf5.writing import metadata_text, parse_metadata
+from ..metadata import metadata_text, parse_metadata
 from ..selection import selected
+from ..text import decode_text
 from . import container as lime
-from . import text as lime_text
 
 FIELD_RECORD, METADATA_RECORD = "flowmc-field", "flowmc-metadata"
 DATA_RECORD, CHECKSUM_RECORD = "flowmc-field-data", "scidac-checksum"
@@ -103,14 +104,14 @@ def read(path: PathLike, selection: str | None = None) -> FieldConfiguration:
     values = values.astype(stored.newbyteorder("="))
     metadata: dict[str, str] | None = {}
     if METADATA_RECORD in found:
-        text = lime_text.decode_text(lime.read_data(path, found[METADATA_RECORD]))
+        text = decode_text(lime.read_data(path, found[METADATA_RECORD]))
         metadata = parse_metadata(text)
         if metadata is None:
             warnings.append(f"record '{METADATA_RECORD}' is not a JSON object of texts: ignored")
     checksum = None
     if CHECKSUM_RECORD in found:
-        text = lime_text.decode_text(lime.read_data(path, found[CHECKSUM_RECORD]))
-        sums = [parse_hexadecimal(lime_text.tag_text(text, tag) or "") for tag in ("suma", "sumb")]
+        text = decode_text(lime.read_data(path, found[CHECKSUM_RECORD]))
+        sums = [parse_hexadecimal(scidac_xml.tag_text(text, tag) or "") for tag in ("suma", "sumb")]
         known = [f"{one:x}" for one in sums if one is not None]
         checksum = Checksum(
             "scidac",
@@ -145,7 +146,7 @@ def write(path: PathLike, field: FieldConfiguration) -> None:
         for part in _parts(field):
             file.write(part)
         file.write(bytes(lime.padding(size)))
-        text = lime_text.scidac_checksum(*sums)
+        text = scidac_xml.scidac_checksum(*sums)
         lime.write_record(file, CHECKSUM_RECORD, text.encode("ascii"), begin=False, end=True)
 
 
@@ -157,7 +158,7 @@ def _parts(field: FieldConfiguration) -> Iterator[bytes]:
 
 
 def _parse(path: PathLike, record: lime.LimeRecord) -> _Description:
-    text = lime_text.decode_text(lime.read_data(path, record))
+    text = decode_text(lime.read_data(path, record))
 
     def wrong(reason: str) -> FormatError:
         return FormatError(path, record.offset, f"record '{FIELD_RECORD}': {reason}")

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+from .. import scidac_xml
 from ..byte_order import group_fits, proven_order
 from ..checksums import parse_hexadecimal
 from ..configuration import Checksum, Header
@@ -20,8 +21,8 @@ from ..errors import FormatError
 from ..formats import PathLike
 from ..layout import Layout
 from ..selection import selected, split_selection
+from ..text import decode_text, parse_integer
 from . import container as lime
-from . import text as lime_text
 from .metadata import (
     EXTRA_RECORD,
     PRIVATE_RECORD,
@@ -141,9 +142,9 @@ def _texts(path: PathLike, records: list[lime.LimeRecord], kinds: frozenset[str]
             continue
         if record.kind == EXTRA_RECORD:
             if sum(map(len, pieces)) <= _LONGEST_EXTRA:
-                pieces.append(lime_text.decode_text(lime.read_data(path, record)))
+                pieces.append(decode_text(lime.read_data(path, record)))
         elif record.kind not in texts:
-            texts[record.kind] = lime_text.decode_text(lime.read_data(path, record))
+            texts[record.kind] = decode_text(lime.read_data(path, record))
     return texts | ({EXTRA_RECORD: "".join(pieces)} if pieces else {})
 
 
@@ -214,11 +215,11 @@ def _extents(
         claims["ildg-format"] = tuple(-1 if extent is None else extent for extent in extents)
     if "scidac-private-file-xml" in texts:
         text = texts["scidac-private-file-xml"]
-        stated = lime_text.tag_text(text, "dims")
+        stated = scidac_xml.tag_text(text, "dims")
         if stated is not None:
-            parsed = map(lime_text.parse_integer, stated.split())
+            parsed = map(parse_integer, stated.split())
             claims["scidac-private-file-xml"] = tuple(-1 if n is None else n for n in parsed)
-        if lime_text.tag_integer(text, "volfmt") not in (None, 0):
+        if scidac_xml.tag_integer(text, "volfmt") not in (None, 0):
             raise FormatError(
                 path,
                 payload.offset,
@@ -248,12 +249,12 @@ def _ildg_extents(payload: lime.LimeRecord, text: str) -> list[int | None]:
     """The extents in an ildg-format record; one that it leaves out from the size of the links, if
     the record has what that takes; none if it leaves out more."""
     tags = [f"l{name}" for name in "xyzt"]
-    present = [lime_text.tag_text(text, tag) is not None for tag in tags]
-    extents = [lime_text.tag_integer(text, tag) for tag in tags]
+    present = [scidac_xml.tag_text(text, tag) is not None for tag in tags]
+    extents = [scidac_xml.tag_integer(text, tag) for tag in tags]
     if all(present):
         return extents
-    precision = lime_text.tag_integer(text, "precision")
-    field = re.fullmatch(r"su(\d{1,3})gauge", lime_text.tag_text(text, "field") or "su3gauge")
+    precision = scidac_xml.tag_integer(text, "precision")
+    field = re.fullmatch(r"su(\d{1,3})gauge", scidac_xml.tag_text(text, "field") or "su3gauge")
     known = [extent for extent in extents if extent is not None and extent > 0]
     if len(known) != 3 or precision not in (32, 64) or field is None:
         return []
@@ -288,10 +289,10 @@ def _check_claims(
     """Compare what the records say about a site with what its size says."""
     if "ildg-format" in texts:
         text = texts["ildg-format"]
-        claimed = lime_text.tag_integer(text, "precision")
+        claimed = scidac_xml.tag_integer(text, "precision")
         if claimed not in (None, precision):
             raise wrong(f"ildg-format says {claimed} bit, the size of the links says {precision}")
-        field = re.fullmatch(r"su(\d{1,3})gauge", lime_text.tag_text(text, "field") or "")
+        field = re.fullmatch(r"su(\d{1,3})gauge", scidac_xml.tag_text(text, "field") or "")
         if field is not None and int(field[1]) != nc:
             says = f"ildg-format says {field[0]}, the size of the links says N = {nc}"
             # All that Grid ever called its fields before November 2021
@@ -300,22 +301,22 @@ def _check_claims(
             warnings.append(f"{says}, as in files of Grid before November 2021")
     record = texts.get(PRIVATE_RECORD, "")
     for tag in ("recordtype", "globaldata"):  # the latter in version 1.0
-        if lime_text.tag_integer(record, tag) not in (None, 0):
+        if scidac_xml.tag_integer(record, tag) not in (None, 0):
             raise wrong(f"the SciDAC record is not a lattice field ({tag} is not 0)")
-    datatype = lime_text.tag_text(record, "datatype")
+    datatype = scidac_xml.tag_text(record, "datatype")
     # Propagators and others may have as many bytes as links of some N
     if datatype and not _GAUGE_DATATYPE.fullmatch(datatype):
         raise wrong(
             f"the SciDAC record holds a field of type {datatype[:80]!r}, not colour matrices: no "
             "gauge field"
         )
-    size = lime_text.tag_integer(record, "typesize")
-    count = lime_text.tag_integer(record, "datacount")
+    size = scidac_xml.tag_integer(record, "typesize")
+    count = scidac_xml.tag_integer(record, "datacount")
     if size is not None and count is not None and size * count != site_bytes:
         raise wrong(
             f"the SciDAC record announces {size} x {count} bytes per site, there are {site_bytes}"
         )
-    colours = lime_text.tag_integer(record, "colors")
+    colours = scidac_xml.tag_integer(record, "colors")
     # Older QUDA writes the square, MILC and QUDA leave it out.
     if colours not in (None, 0, nc, nc * nc) and not (colours == 3 and in_group):
         raise wrong(f"the SciDAC record says N = {colours}, the size of the links says {nc}")
@@ -325,7 +326,7 @@ def _stored_checksum(path: PathLike, texts: dict[str, str], warnings: list[str])
     text = texts.get("scidac-checksum")
     if text is None:
         return None
-    sums = [parse_hexadecimal(lime_text.tag_text(text, tag) or "") for tag in ("suma", "sumb")]
+    sums = [parse_hexadecimal(scidac_xml.tag_text(text, tag) or "") for tag in ("suma", "sumb")]
     if None in sums:
         # Kept as a checksum that nothing can equal, so that it fails the check.
         warnings.append("the scidac-checksum record is damaged")

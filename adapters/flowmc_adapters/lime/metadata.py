@@ -5,8 +5,9 @@ from __future__ import annotations
 import html
 import json
 
+from .. import scidac_xml
 from ..metadata import carried_keys
-from . import text as lime_text
+from ..text import xlf_values
 
 PRIVATE_RECORD = "scidac-private-record-xml"
 # Record types kept verbatim as metadata.
@@ -23,7 +24,7 @@ EXTRA_PIECE = 90_000
 
 def writer(texts: dict[str, str]) -> str:
     """The code that wrote a file, as far as its records tell."""
-    version = lime_text.xlf_values(texts.get("xlf-info", "")).get("hmcversion")
+    version = xlf_values(texts.get("xlf-info", "")).get("hmcversion")
     if EXTRA_RECORD in texts:
         return "flowmc"
     if "grid-format" in texts:
@@ -40,11 +41,11 @@ def writer(texts: dict[str, str]) -> str:
 def stored_observables(texts: dict[str, str]) -> tuple[float | None, float | None]:
     """Plaquette and link trace from usqcdInfo, or from Grid's FieldMetaData."""
     for kind in ("scidac-record-xml", "scidac-file-xml"):
-        info = lime_text.tag_text(texts.get(kind, ""), "usqcdInfo")
+        info = scidac_xml.tag_text(texts.get(kind, ""), "usqcdInfo")
         if info is not None:
-            return lime_text.tag_real(info, "plaq"), lime_text.tag_real(info, "linktr")
+            return scidac_xml.tag_real(info, "plaq"), scidac_xml.tag_real(info, "linktr")
     grid = texts.get("grid-format", "")
-    return lime_text.tag_real(grid, "plaquette"), lime_text.tag_real(grid, "link_trace")
+    return scidac_xml.tag_real(grid, "plaquette"), scidac_xml.tag_real(grid, "link_trace")
 
 
 def record_metadata(
@@ -61,18 +62,18 @@ def record_metadata(
     metadata = {
         kind: texts[kind]
         for kind in TEXT_RECORDS
-        if kind in texts and texts[kind] not in (lime_text.NO_FILE_XML, lime_text.NO_FILE_NAME)
+        if kind in texts and texts[kind] not in (scidac_xml.NO_FILE_XML, scidac_xml.NO_FILE_NAME)
     }
     private = texts.get(PRIVATE_RECORD, "")
-    date = html.unescape(lime_text.tag_text(private, "date") or lime_text.NO_DATE)
-    if date != lime_text.NO_DATE:
+    date = html.unescape(scidac_xml.tag_text(private, "date") or scidac_xml.NO_DATE)
+    if date != scidac_xml.NO_DATE:
         metadata["scidac-date"] = date
-    ours = lime_text.private_record(nc, precision, date)
+    ours = scidac_xml.private_record(nc, precision, date)
     if PRIVATE_RECORD in texts and private != ours:
         metadata[PRIVATE_RECORD] = private
-    user = lime_text.tag_text(texts.get("scidac-record-xml", ""), "usqcdInfo")
+    user = scidac_xml.tag_text(texts.get("scidac-record-xml", ""), "usqcdInfo")
     if user is not None:
-        rest, pairs = lime_text.split_info(lime_text.tag_text(user, "info") or "")
+        rest, pairs = scidac_xml.split_info(scidac_xml.tag_text(user, "info") or "")
         metadata |= carried_keys(pairs)
         if pairs and not rest:  # of our making, and nothing else in it
             del metadata["scidac-record-xml"]
@@ -85,7 +86,7 @@ def record_metadata(
             metadata |= extra
         else:
             warnings.append(f"the {EXTRA_RECORD} record is damaged and was ignored")
-    xlf = lime_text.xlf_values(texts.get("xlf-info", ""))
+    xlf = xlf_values(texts.get("xlf-info", ""))
     number = xlf.get("trajectory nr")
     if number is not None:
         metadata.setdefault("SEQUENCE_NUMBER", number)

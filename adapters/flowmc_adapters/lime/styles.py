@@ -12,14 +12,15 @@ import io
 import re
 from collections.abc import Callable, Iterable, Mapping
 
+from .. import scidac_xml
 from ..checksums import ScidacChecksum
 from ..errors import FormatError
 from ..formats import PathLike
 from ..layout import Layout
 from ..layout_format import Description, Frame, Written
 from ..metadata import DERIVED_KEYS, carried_keys, no_text
+from ..text import encode_text
 from . import container as lime
-from . import text as lime_text
 from .metadata import PRIVATE_RECORD, SIMULATEQCD_THRESHOLD
 
 _ATTRIBUTES = (
@@ -87,26 +88,26 @@ class QioFrame(_StyleFrame):
     def prefix(self, written: Written | None) -> bytes:
         field, metadata = self._field, self._metadata
         plaquette, trace = (0.0, 0.0) if written is None else _observables(written)
-        file_xml = metadata.get("scidac-file-xml", lime_text.NO_FILE_XML)
+        file_xml = metadata.get("scidac-file-xml", scidac_xml.NO_FILE_XML)
         old, pairs = metadata.get("scidac-record-xml", ""), carried_keys(metadata)
         if not old:
-            user = lime_text.usqcd_info(plaquette, trace, lime_text.join_info("", pairs))
+            user = scidac_xml.usqcd_info(plaquette, trace, scidac_xml.join_info("", pairs))
         else:
-            user = lime_text.updated_usqcd(old, plaquette, trace, pairs)
+            user = scidac_xml.updated_usqcd(old, plaquette, trace, pairs)
         texts = [
-            ("scidac-private-file-xml", lime_text.private_file(field.dims)),
-            ("scidac-file-xml", lime_text.updated_usqcd(file_xml, plaquette, trace, None)),
+            ("scidac-private-file-xml", scidac_xml.private_file(field.dims)),
+            ("scidac-file-xml", scidac_xml.updated_usqcd(file_xml, plaquette, trace, None)),
             (PRIVATE_RECORD, _private_record(field, ildg=self._ildg)),
             ("scidac-record-xml", user),
         ]
         if self._ildg:
-            text = lime_text.ildg_format(field.dims, field.nc, field.precision)
+            text = scidac_xml.ildg_format(field.dims, field.nc, field.precision)
             texts.append(("ildg-format", text))
             if "ildg-data-lfn" in metadata:
                 texts.append(("ildg-data-lfn", metadata["ildg-data-lfn"]))
         file = io.BytesIO()
         for i, (kind, text) in enumerate(texts):
-            data = lime_text.encode_text(text) + b"\0"
+            data = encode_text(text) + b"\0"
             lime.write_record(file, kind, data, begin=i in (0, 2), end=i == 1)
         length = self.layout.total_bytes
         file.write(lime.record_header(self.kind, length, begin=False, end=False))
@@ -115,7 +116,7 @@ class QioFrame(_StyleFrame):
     def suffix(self, written: Written) -> bytes:
         file = io.BytesIO()
         file.write(bytes(lime.padding(self.layout.total_bytes)))
-        data = lime_text.encode_text(lime_text.scidac_checksum(*_sums(written))) + b"\0"
+        data = encode_text(scidac_xml.scidac_checksum(*_sums(written))) + b"\0"
         lime.write_record(file, "scidac-checksum", data, begin=False, end=True)
         return file.getvalue()
 
@@ -136,13 +137,13 @@ class TmlqcdFrame(_StyleFrame):
         if written is None:
             raise TypeError("the length of this header is known only after the links")
         plaquette, _ = _observables(written)
-        text = lime_text.updated_xlf(
+        text = scidac_xml.updated_xlf(
             self._metadata.get("xlf-info", "plaquette = \n"),
             plaquette,
             self._metadata.get("SEQUENCE_NUMBER"),
         )
         file = io.BytesIO()
-        lime.write_record(file, "xlf-info", lime_text.encode_text(text), begin=True, end=True)
+        lime.write_record(file, "xlf-info", encode_text(text), begin=True, end=True)
         form = "".join(f"  {extent}\n" for extent in _extents(self._field.dims))
         text = _ildg_format(self._field.precision, form)
         lime.write_record(file, "ildg-format", text.encode("ascii"), begin=True, end=False)
@@ -153,7 +154,7 @@ class TmlqcdFrame(_StyleFrame):
     def suffix(self, written: Written) -> bytes:
         suma, sumb = _sums(written)
         text = (
-            f"{lime_text.XML_PROLOGUE}\n<scidacChecksum>\n  <version>1.0</version>\n"
+            f"{scidac_xml.XML_PROLOGUE}\n<scidacChecksum>\n  <version>1.0</version>\n"
             f"  <suma>{suma:08x}</suma>\n  <sumb>{sumb:08x}</sumb>\n</scidacChecksum>"
         )
         file = io.BytesIO()
@@ -182,15 +183,15 @@ class SimulateqcdFrame(_StyleFrame):
 
     def suffix(self, written: Written) -> bytes:
         suma, sumb = _sums(written)
-        name = self._metadata.get("ildg-data-lfn", lime_text.NO_FILE_NAME)
+        name = self._metadata.get("ildg-data-lfn", scidac_xml.NO_FILE_NAME)
         checksum = (
-            f"\n{lime_text.XML_PROLOGUE}\n<scidacChecksum><version>1.0</version>"
+            f"\n{scidac_xml.XML_PROLOGUE}\n<scidacChecksum><version>1.0</version>"
             f"<suma>{suma:x}</suma><sumb>{sumb:x}</sumb></scidacChecksum>"
         )
         file = io.BytesIO()
         file.write(bytes(lime.padding(self.layout.total_bytes)))
         for kind, text in (("ildg-data-lfn", name), ("scidac-checksum", checksum)):
-            lime.write_record(file, kind, lime_text.encode_text(text), begin=True, end=True)
+            lime.write_record(file, kind, encode_text(text), begin=True, end=True)
         return file.getvalue()
 
 
@@ -221,7 +222,7 @@ def _ildg_format(precision: int, extents: str) -> str:
     """The ildg-format record with its tags on lines of their own."""
     attributes = "\n            ".join(_ATTRIBUTES)
     return (
-        f"{lime_text.XML_PROLOGUE}\n<ildgFormat {attributes}>\n  <version>1.0</version>\n"
+        f"{scidac_xml.XML_PROLOGUE}\n<ildgFormat {attributes}>\n  <version>1.0</version>\n"
         f"  <field>su3gauge</field>\n  <precision>{precision}</precision>\n{extents}</ildgFormat>"
     )
 
@@ -229,23 +230,23 @@ def _ildg_format(precision: int, extents: str) -> str:
 def _private_record(field: Description, *, ildg: bool) -> str:
     """The private record, in the version of QIO that the one kept in the metadata is from."""
     nc, precision = field.nc, field.precision
-    text = lime_text.private_record(
-        nc, precision, field.metadata.get("scidac-date", lime_text.NO_DATE)
+    text = scidac_xml.private_record(
+        nc, precision, field.metadata.get("scidac-date", scidac_xml.NO_DATE)
     )
     old = field.metadata.get(PRIVATE_RECORD)
     if old is None:
         return text
-    if lime_text.tag_text(old, "version") == "1.0":
+    if scidac_xml.tag_text(old, "version") == "1.0":
         text = text.replace("<version>1.1</version>", "<version>1.0</version>")
         text = text.replace("<recordtype>0</recordtype>", "<globaldata>0</globaldata>")
-    spins = lime_text.tag_integer(old, "spins")
+    spins = scidac_xml.tag_integer(old, "spins")
     text = text.replace("<spins>1</spins>", "" if spins is None else f"<spins>{spins}</spins>")
     letter = "F" if precision == 32 else "D"
-    datatype = lime_text.tag_text(old, "datatype") or ""
+    datatype = scidac_xml.tag_text(old, "datatype") or ""
     # QIO takes a record for ILDG only by these names
     allowed = rf"(QDP|USQCD)_{letter}{nc}_ColorMatrix" if ildg else r"\w+"
-    same_precision = lime_text.tag_text(old, "precision") == letter
-    same_group = lime_text.tag_integer(old, "colors") == nc
+    same_precision = scidac_xml.tag_text(old, "precision") == letter
+    same_group = scidac_xml.tag_integer(old, "colors") == nc
     if same_precision and same_group and re.fullmatch(allowed, datatype):
         text = re.sub("<datatype>.*</datatype>", f"<datatype>{datatype}</datatype>", text)
     return text

@@ -10,12 +10,13 @@ from __future__ import annotations
 import io
 import json
 
+from .. import scidac_xml
 from ..checksums import ScidacChecksum
 from ..layout import Layout
 from ..layout_format import Description, Frame, Written
 from ..metadata import carried_keys, is_capital_key, no_text
+from ..text import encode_text
 from . import container as lime
-from . import text as lime_text
 from .gauge import ILDG_PAYLOAD, SCIDAC_PAYLOAD
 from .metadata import (
     CONTAINER_KEYS,
@@ -46,9 +47,9 @@ class LimeFrame(Frame):
         super().__init__(Layout(0, field.dims, field.nc, field.nc, field.precision, ">"))
         self._field, self._ildg = field, ildg
         metadata = field.metadata
-        file_xml = metadata.get("scidac-file-xml", lime_text.NO_FILE_XML)
+        file_xml = metadata.get("scidac-file-xml", scidac_xml.NO_FILE_XML)
         if "<usqcdInfo" in file_xml:  # Grid keeps the plaquette of the old links there
-            file_xml = lime_text.NO_FILE_XML
+            file_xml = scidac_xml.NO_FILE_XML
         self._file_xml = file_xml
         self._extra, _ = _user_record(metadata, 0.0, 0.0)
         if not ildg and "ildg-data-lfn" in metadata:
@@ -69,24 +70,24 @@ class LimeFrame(Frame):
         metadata = self._field.metadata
         plaquette, trace = (0.0, 0.0) if written is None else _observables(written)
         texts = [
-            ("scidac-private-file-xml", lime_text.private_file(dims)),
+            ("scidac-private-file-xml", scidac_xml.private_file(dims)),
             ("scidac-file-xml", self._file_xml),
             (
                 "scidac-private-record-xml",
-                lime_text.private_record(
-                    nc, precision, metadata.get("scidac-date", lime_text.NO_DATE)
+                scidac_xml.private_record(
+                    nc, precision, metadata.get("scidac-date", scidac_xml.NO_DATE)
                 ),
             ),
             ("scidac-record-xml", _user_record(metadata, plaquette, trace)[1]),
         ]
         if self._ildg:
             texts += [
-                ("ildg-format", lime_text.ildg_format(dims, nc, precision)),
-                ("ildg-data-lfn", metadata.get("ildg-data-lfn", lime_text.NO_FILE_NAME)),
+                ("ildg-format", scidac_xml.ildg_format(dims, nc, precision)),
+                ("ildg-data-lfn", metadata.get("ildg-data-lfn", scidac_xml.NO_FILE_NAME)),
             ]
         file = io.BytesIO()
         for i, (record, text) in enumerate(texts):
-            data = lime_text.encode_text(text) + b"\0"  # QIO counts the NUL in the length
+            data = encode_text(text) + b"\0"  # QIO counts the NUL in the length
             lime.write_record(file, record, data, begin=i in (0, 2), end=i == 1)
         kind = ILDG_PAYLOAD if self._ildg else SCIDAC_PAYLOAD
         file.write(lime.record_header(kind, self.layout.total_bytes, begin=False, end=False))
@@ -98,21 +99,19 @@ class LimeFrame(Frame):
         metadata = self._field.metadata
         file = io.BytesIO()
         file.write(bytes(lime.padding(self.layout.total_bytes)))
-        text = lime_text.scidac_checksum(*written.checksum.sums)
-        lime.write_record(
-            file, "scidac-checksum", lime_text.encode_text(text) + b"\0", begin=False, end=True
-        )
+        text = scidac_xml.scidac_checksum(*written.checksum.sums)
+        lime.write_record(file, "scidac-checksum", encode_text(text) + b"\0", begin=False, end=True)
         after = []
         if "xlf-info" in metadata:
             plaquette, number = _observables(written)[0], metadata.get("SEQUENCE_NUMBER")
-            text = lime_text.updated_xlf(metadata["xlf-info"], plaquette, number)
+            text = scidac_xml.updated_xlf(metadata["xlf-info"], plaquette, number)
             after.append(("xlf-info", text))
         if self._extra:
             text = self._extra_text  # ASCII, so that it can be cut anywhere
             pieces = range(0, len(text), EXTRA_PIECE)
             after += [(EXTRA_RECORD, text[i : i + EXTRA_PIECE]) for i in pieces]
         for record, text in after:
-            lime.write_record(file, record, lime_text.encode_text(text), begin=True, end=True)
+            lime.write_record(file, record, encode_text(text), begin=True, end=True)
         return file.getvalue()
 
 
@@ -133,10 +132,10 @@ def _user_record(
     info = ""
     old = metadata.get("scidac-record-xml")
     if old is not None:
-        usqcd = lime_text.tag_text(old, "usqcdInfo")
+        usqcd = scidac_xml.tag_text(old, "usqcdInfo")
         if usqcd is not None:
-            info = lime_text.split_info(lime_text.tag_text(usqcd, "info") or "")[0]
+            info = scidac_xml.split_info(scidac_xml.tag_text(usqcd, "info") or "")[0]
         else:
             extra[_SOURCE_RECORD] = old
-    info = lime_text.join_info(info, carried_keys(metadata))
-    return extra, lime_text.usqcd_info(plaquette, trace, info)
+    info = scidac_xml.join_info(info, carried_keys(metadata))
+    return extra, scidac_xml.usqcd_info(plaquette, trace, info)

@@ -34,11 +34,11 @@ from ..errors import FormatError
 from ..formats import PathLike
 from ..layout import Layout, check_size
 from ..layout_format import Description, Frame, LayoutFormat, Written
-from ..lime.text import decode_text, encode_text
 from ..links import LinkSource
 from ..metadata import no_text
 from ..storage import FileStorage, OpenStorage
 from ..surplus import check_end
+from ..text import decode_text, encode_text
 from .info import ENDING, info_text, lost_items, read_info
 from .sites import LARGEST_VOLUME, SiteListSource
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..configuration import PathLike
-from ..lime.text import decode_text, encode_text, parse_integer, parse_real
 from ..metadata import DERIVED_KEYS, carried_keys, is_capital_key
+from ..text import decode_text, encode_text, parse_integer, parse_real
 
 ENDING = ".info"
 _LARGEST = 2**20

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,10 +23,10 @@ from ..errors import FormatError
 from ..formats import PathLike
 from ..layout import Layout, check_size
 from ..layout_format import Description, Frame, LayoutFormat
-from ..lime.text import parse_integer, parse_real
 from ..links import LayoutSource
 from ..storage import FileStorage
 from ..surplus import check_end
+from ..text import parse_integer, parse_real
 from ..transfer import slabs_of, transfer
 from .writing import OPTIONS, nersc_frame
 
@@ -93,77 +94,12 @@ class NerscFormat(LayoutFormat):
 def _parse_header(path: PathLike) -> tuple[Header, list[Layout]]:
     """The header, and the layouts that it allows: several if it leaves the byte order open, or a
     key out."""
-    with open(path, "rb") as file:
-        head = file.read(_LARGEST_HEADER)
-    match = _END.search(head)
-    if not head.startswith(_BEGIN) or match is None:
-        raise FormatError(path, len(head), "the NERSC header has no END_HEADER line: truncated")
     warnings: list[str] = []
-    keys: dict[str, str] = {}
-    # The first line is BEGIN_HEADER itself
-    for line in head[: match.start()].decode("latin-1").split("\n")[1:]:
-        if not line.strip():
-            continue
-        key, equals, value = (part.strip() for part in line.partition("="))
-        if not equals:
-            warnings.append(f"header line without '=' ignored: {line.strip()[:60]!r}")
-            continue
-        if key in keys:
-            warnings.append(f"header key {key} occurs twice; the last one counts")
-        keys[key] = value
-
-    def wrong(reason: str) -> FormatError:
-        return FormatError(path, 0, f"NERSC header: {reason}")
-
-    datatype = keys.get("DATATYPE", "4D_SU3_GAUGE_3x3")
-    parsed = _DATATYPE.fullmatch(datatype)
-    if parsed is None:
-        hint = (
-            ": a random-number state, not a gauge field"
-            if re.search("SITMO|RANLUX|MT19937", datatype)
-            else ", expected 4D_SU3_GAUGE or 4D_SU3_GAUGE_3x3"
-        )
-        raise wrong(f"DATATYPE is {datatype!r}{hint}")
-    nc = int(parsed[1])
-    rows = nc - 1 if parsed[2] is None else int(parsed[2])
-    if nc < 2 or (parsed[2] is not None and (rows, int(parsed[3])) not in ((nc, nc), (nc - 1, nc))):
-        raise wrong(f"DATATYPE {datatype} makes no sense")
-    names = [f"DIMENSION_{i}" for i in (1, 2, 3, 4)]
-    extents = [parse_integer(keys.get(name)) for name in names]
-    missing = [name for name in ("DATATYPE", *names, "FLOATING_POINT") if name not in keys]
-    wanted = [extent for name, extent in zip(names, extents, strict=True) if name in keys]
-    if len(wanted) < 3 or any(extent is None or extent < 1 for extent in wanted):
-        raise wrong("DIMENSION_1 to DIMENSION_4 are not four positive integers")
-    floating = _FLOATING_POINT.fullmatch(keys.get("FLOATING_POINT", "IEEE32BIG"))
-    if floating is None:
-        raise wrong(
-            f"FLOATING_POINT is {keys['FLOATING_POINT']!r}, expected IEEE32BIG, IEEE64BIG, "
-            "IEEE32LITTLE or IEEE64LITTLE"
-        )
-    precision = int(floating[1])
-    orders = {"BIG": [">"], "LITTLE": ["<"], "SMALL": ["<"], None: [">", "<"]}[floating[2]]
+    keys, end = _read_keys(path, warnings)
     size = Path(path).stat().st_size
-    if missing:
-        kinds = [(nc, rows)] if "DATATYPE" in keys else _KINDS
-        precisions = (precision,) if "FLOATING_POINT" in keys else (32, 64)
-        layouts = [
-            Layout(match.end(), full, n, r, bits, order)
-            for n, r in kinds
-            for bits in precisions
-            for order in (orders if "FLOATING_POINT" in keys else (">", "<"))
-            for full in _completed(extents, (size - match.end()) // (r * n * bits))
-        ]
-        layouts = [one for one in layouts if match.end() + one.total_bytes == size]
-        if not layouts:
-            raise wrong(f"it lacks {', '.join(missing)}, and the size of the file fits no value")
-        warnings.append(f"the header lacks {', '.join(missing)}: the size of the file decides")
-    else:
-        dims = tuple(extent for extent in extents if extent is not None)
-        layouts = [Layout(match.end(), dims, nc, rows, precision, order) for order in orders]
-        if layouts[0].total_bytes != size - match.end() and nc == 3:
-            layouts = _of_old_grid(path, layouts, size - match.end(), warnings)
+    layouts = _layouts(path, keys, end, size, warnings)
     check_size(path, layouts[0], size)
-    failed = check_end(path, match.end() + layouts[0].total_bytes, warnings)
+    failed = check_end(path, end + layouts[0].total_bytes, warnings)
     plaquette, boundary = _stored_real(keys, "PLAQUETTE", warnings), ""
     conjugated = [i for i in range(1, 5) if keys.get(f"BOUNDARY_{i}", "").upper() == "GPARITY"]
     if conjugated:
@@ -188,6 +124,92 @@ def _parse_header(path: PathLike) -> tuple[Header, list[Layout]]:
         boundary=boundary,
     )
     return header, layouts
+
+
+def _read_keys(path: PathLike, warnings: list[str]) -> tuple[dict[str, str], int]:
+    """The keys of the header with their values, and the byte behind it."""
+    with open(path, "rb") as file:
+        head = file.read(_LARGEST_HEADER)
+    match = _END.search(head)
+    if not head.startswith(_BEGIN) or match is None:
+        raise FormatError(path, len(head), "the NERSC header has no END_HEADER line: truncated")
+    keys: dict[str, str] = {}
+    # The first line is BEGIN_HEADER itself
+    for line in head[: match.start()].decode("latin-1").split("\n")[1:]:
+        if not line.strip():
+            continue
+        key, equals, value = (part.strip() for part in line.partition("="))
+        if not equals:
+            warnings.append(f"header line without '=' ignored: {line.strip()[:60]!r}")
+            continue
+        if key in keys:
+            warnings.append(f"header key {key} occurs twice; the last one counts")
+        keys[key] = value
+    return keys, match.end()
+
+
+def _layouts(
+    path: PathLike, keys: Mapping[str, str], begin: int, size: int, warnings: list[str]
+) -> list[Layout]:
+    """The layouts of a file of that size, whose links begin there, that its keys allow."""
+    nc, rows = _datatype(path, keys)
+    names = [f"DIMENSION_{i}" for i in (1, 2, 3, 4)]
+    extents = [parse_integer(keys.get(name)) for name in names]
+    wanted = [extent for name, extent in zip(names, extents, strict=True) if name in keys]
+    if len(wanted) < 3 or any(extent is None or extent < 1 for extent in wanted):
+        raise _wrong(path, "DIMENSION_1 to DIMENSION_4 are not four positive integers")
+    floating = _FLOATING_POINT.fullmatch(keys.get("FLOATING_POINT", "IEEE32BIG"))
+    if floating is None:
+        raise _wrong(
+            path,
+            f"FLOATING_POINT is {keys['FLOATING_POINT']!r}, expected IEEE32BIG, IEEE64BIG, "
+            "IEEE32LITTLE or IEEE64LITTLE",
+        )
+    precision = int(floating[1])
+    orders = {"BIG": [">"], "LITTLE": ["<"], "SMALL": ["<"], None: [">", "<"]}[floating[2]]
+    missing = [name for name in ("DATATYPE", *names, "FLOATING_POINT") if name not in keys]
+    if not missing:
+        dims = tuple(extent for extent in extents if extent is not None)
+        layouts = [Layout(begin, dims, nc, rows, precision, order) for order in orders]
+        if layouts[0].total_bytes != size - begin and nc == 3:
+            layouts = _of_old_grid(path, layouts, size - begin, warnings)
+        return layouts
+    is_stated = "FLOATING_POINT" in keys
+    layouts = [
+        Layout(begin, full, n, r, bits, order)
+        for n, r in ([(nc, rows)] if "DATATYPE" in keys else _KINDS)
+        for bits in ((precision,) if is_stated else (32, 64))
+        for order in (orders if is_stated else (">", "<"))
+        for full in _completed(extents, (size - begin) // (r * n * bits))
+    ]
+    layouts = [one for one in layouts if begin + one.total_bytes == size]
+    if not layouts:
+        what = ", ".join(missing)
+        raise _wrong(path, f"it lacks {what}, and the size of the file fits no value")
+    warnings.append(f"the header lacks {', '.join(missing)}: the size of the file decides")
+    return layouts
+
+
+def _datatype(path: PathLike, keys: Mapping[str, str]) -> tuple[int, int]:
+    """N and the number of rows that are stored of every link."""
+    datatype = keys.get("DATATYPE", "4D_SU3_GAUGE_3x3")
+    parsed = _DATATYPE.fullmatch(datatype)
+    if parsed is None:
+        hint = (
+            ": a random-number state, not a gauge field"
+            if re.search("SITMO|RANLUX|MT19937", datatype)
+            else ", expected 4D_SU3_GAUGE or 4D_SU3_GAUGE_3x3"
+        )
+        raise _wrong(path, f"DATATYPE is {datatype!r}{hint}")
+    nc = int(parsed[1])
+    rows = nc - 1 if parsed[2] is None else int(parsed[2])
+    if nc < 2 or (parsed[2] is not None and (rows, int(parsed[3])) not in ((nc, nc), (nc - 1, nc))):
+        raise _wrong(path, f"DATATYPE {datatype} makes no sense")
+    return nc, rows
+
+
+def _wrong(path: PathLike, reason: str) -> FormatError:
+    return FormatError(path, 0, f"NERSC header: {reason}")
 
 
 def _completed(extents: list[int | None], sites: int) -> list[tuple[int, ...]]:

@@ -16,8 +16,8 @@ from ..errors import FormatError
 from ..formats import PathLike
 from ..layout import Layout
 from ..layout_format import Description, Frame, Written
-from ..lime.text import parse_integer
 from ..metadata import DERIVED_KEYS, carried_keys, is_capital_key
+from ..text import parse_integer
 
 OPTIONS = {
     "style": ("universal", "simulateqcd", "qdp++", "cps"),

@@ -30,10 +30,10 @@ from ..configuration import Checksum, ComplexArray, Header, is_gauge_shape
 from ..errors import CheckError, FormatError
 from ..finite import first_non_finite, not_finite_text, site_text
 from ..formats import PathLike
-from ..hdf5.writing import metadata_text, parse_metadata
 from ..layout import Layout, check_size
 from ..layout_format import Description, Frame, LayoutFormat, Written
 from ..links import ArraySource, LayoutSource, LinkSource, Slab
+from ..metadata import metadata_text, parse_metadata
 from ..storage import FileStorage, OpenStorage, Storage
 from .crc32 import Crc32Sum
 from .npy import gauge_header, parse_header, possible_layouts

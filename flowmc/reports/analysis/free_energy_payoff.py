@@ -52,7 +52,7 @@ def payoff_of_outcome(config: FreeEnergyConfig, outcome: Outcome) -> dict[str, A
     kind = "this is HMC alone" if is_hmc else "HMC alone is the reference"
     answer.append(
         f"{kind}; one run cannot tell which pays: the smaller error² x seconds decides, "
-        f"{'-' if found is None else f'{found:.3g} s'} here, against that of {other} on the same "
+        f"{'' if found is None else f'{found:.3g} s here, '}against that of {other} on the same "
         "theory"
     )
     return {

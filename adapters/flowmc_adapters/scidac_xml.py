@@ -11,33 +11,18 @@ import html
 import re
 from collections.abc import Mapping
 
+from .text import _KEY_LINE, _REAL, parse_integer, parse_real, xlf_values
+
 XML_PROLOGUE = '<?xml version="1.0" encoding="UTF-8"?>'
 _ILDG_ATTRIBUTES = (
     'xmlns="http://www.lqcd.org/ildg" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" '
     'xsi:schemaLocation="http://www.lqcd.org/ildg/filefmt.xsd"'
 )
-_KEY_LINE = re.compile(r"([A-Z][A-Z0-9_]*) ?= ?(.*)")
-_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
-_REAL = re.compile(r"[+-]?[0-9]+(?:\.([0-9]*))?(?:[eE]([+-]?[0-9]{1,3}))?")
 # Written where the metadata have nothing. QIO wants a date in this form, and a fixed one keeps the
 # output a function of the input.
 NO_DATE = "Thu Jan  1 00:00:00 1970 UTC"
 NO_FILE_NAME = "lfn://unknown"
 NO_FILE_XML = f"{XML_PROLOGUE}<title>flowmc gauge configuration</title>"
-
-
-def decode_text(data: bytes) -> str:
-    """A text record without its trailing NULs; UTF-8, else Latin-1."""
-    stripped = data.rstrip(b"\0")
-    try:
-        return stripped.decode("utf-8")
-    except UnicodeDecodeError:
-        return stripped.decode("latin-1")
-
-
-def encode_text(text: str) -> bytes:
-    """A text record as UTF-8; what has no encoding (lone surrogates) becomes a question mark."""
-    return text.encode("utf-8", errors="replace")
 
 
 def tag_text(text: str, tag: str) -> str | None:
@@ -57,30 +42,6 @@ def tag_integer(text: str, tag: str) -> int | None:
 def tag_real(text: str, tag: str) -> float | None:
     """Content of the first `<tag>` as a real number, or None."""
     return parse_real(tag_text(text, tag))
-
-
-def parse_integer(text: str | None) -> int | None:
-    """A decimal integer, or None; blanks around it are fine."""
-    if text is None or not _INTEGER.fullmatch(text.strip()):
-        return None
-    return int(text)
-
-
-def parse_real(text: str | None) -> float | None:
-    """A real number, or None."""
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return None
-
-
-def xlf_values(text: str) -> dict[str, str]:
-    """The `key = value` pairs of an xlf-info record (tmLQCD), separated by commas and newlines.
-
-    Empty values are skipped: cl2qcd writes an empty `trajectory nr = ` before the full one.
-    """
-    pairs = (item.split("=", 1) for item in re.split(r"[,\n]", text) if "=" in item)
-    return {key.strip(): value.strip() for key, value in pairs if value.strip()}
 
 
 def updated_xlf(text: str, plaquette: float, number: str | None) -> str:
