@@ -6,6 +6,26 @@ rooms you need::
 
     from flowmc.actions import Phi4, Wilson
     from flowmc.kernels import HMC, Independence, Exchange, Cycle
+
+``flowmc.sample`` (:func:`flowmc.chains.sampling.sample`) runs chains in memory; it is looked for
+when it is asked for.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flowmc.chains.sampling import sample
+
+__all__ = ["__version__", "sample"]
+
 __version__ = "0.1.0"
+
+# Rooms ask the package for its version, so it imports none of them before it is asked.
+_DOORS = {"sample": "flowmc.chains.sampling"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _DOORS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_DOORS[name]), name)

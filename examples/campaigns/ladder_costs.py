@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowmc.chains.storage.recorded import RecordedRun
 from flowmc.cli import main as flowmc
 from flowmc.config.toml_text import toml_text
 from flowmc.estimators.autocorrelation import (
@@ -33,7 +34,6 @@ from flowmc.estimators.autocorrelation import (
     analyse_topological_charge,
     format_value,
 )
-from flowmc.reports.analysis.recorded import RecordedRun
 
 HERE = Path(__file__).parent
 TIMING_SHARE = 0.1  # of the updates of a campaign, in the longer of two timed runs

@@ -23,7 +23,7 @@ from flowmc.kernels import Cycle, Info, Kernel, Mixture, NonFiniteStateError, St
 from flowmc.random import stream
 from flowmc.registry import ConfigError
 
-__all__ = ["Stepped", "action_of_kernel", "composed", "step"]
+__all__ = ["Stepped", "action_of_kernel", "check_finite", "composed", "step"]
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,16 @@ def step(
     state, info = whole.step(state, stream(seed, block, f"step {number}", field.device))
     state = settled(state)
     assert isinstance(state, State)
-    finite = torch.isfinite(state.field.flatten(1)).all(1)
+    check_finite(state.field)
+    return Stepped(state, dict(leaves(info, whole.parts)))
+
+
+def check_finite(field: Tensor) -> None:
+    """Raise NonFiniteStateError with the first chain whose updated field is not finite."""
+    finite = torch.isfinite(field.flatten(1)).all(1)
     if not bool(finite.all()):
         chain = int((~finite).nonzero()[0])
         raise NonFiniteStateError(f"the updated field of chain {chain} is not finite", chain)
-    return Stepped(state, dict(leaves(info, whole.parts)))
 
 
 def composed(kernel: Kernel | Sequence[Kernel]) -> Cycle | Mixture:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowmc.chains.storage.recorded import RecordedRun
 from flowmc.estimators.cost import average, break_even, break_even_bound, gain, gain_bound
 from flowmc.messages import one_line, say
 from flowmc.registry import ConfigError
 from flowmc.reports.analysis.comparison import comparison_sentences
-from flowmc.reports.analysis.recorded import RecordedRun
 from flowmc.reports.analysis.summary import Analysis, analyse_run
 from flowmc.reports.analysis.training import TrainingRecord, training_text
 from flowmc.reports.chain_text import comparison_text, report_text

@@ -10,8 +10,8 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+from flowmc.chains.storage.recorded import RecordedRun
 from flowmc.estimators.autocorrelation import Estimate, format_value
-from flowmc.reports.analysis.recorded import RecordedRun
 from flowmc.reports.plots.style import Drawing
 
 __all__ = [

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flowmc.chains.storage.recorded import RecordedRun
 from flowmc.estimators.autocorrelation import Estimate, format_value
-from flowmc.reports.analysis.recorded import RecordedRun
 
 __all__ = [
     "acceptance_text",

@@ -546,7 +546,7 @@ def test_updates_are_left_out_as_thermalisation(tmp_path, capsys):
 
 
 def test_left_out_updates_of_a_ladder(tmp_path):
-    from flowmc.reports.analysis.recorded import RecordedRun
+    from flowmc.chains.storage.recorded import RecordedRun
     from flowmc.reports.analysis.summary import analyse_run
 
     path = make_run(tmp_path / "run", replicas=3, rows=400)

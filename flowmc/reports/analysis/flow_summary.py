@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flowmc.chains.storage.recorded import RecordedRun
 from flowmc.estimators.autocorrelation import Estimate, analyse
 from flowmc.estimators.scale import REFERENCE, find_t0, find_w0
-from flowmc.reports.analysis.recorded import RecordedRun
 
 __all__ = ["FlowSummary", "charge_of_flow", "is_flow", "summarise_flow"]
 

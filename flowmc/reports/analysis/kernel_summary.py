@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flowmc.chains.storage.recorded import RecordedRun
 from flowmc.estimators import weights
 from flowmc.estimators.autocorrelation import Estimate, analyse, format_value
-from flowmc.reports.analysis.recorded import RecordedRun
 
 __all__ = [
     "SIGMAS",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flowmc.chains.storage.recorded import RecordedRun
 from flowmc.estimators.autocorrelation import analyse
 from flowmc.estimators.ladder import (
     MINIMUM_TRIPS,
@@ -26,7 +27,6 @@ from flowmc.estimators.ladder import (
     up_fraction,
 )
 from flowmc.reports.analysis.kernel_summary import SIGMAS, mean_of_complete_rows, symmetry_pull
-from flowmc.reports.analysis.recorded import RecordedRun
 
 __all__ = ["summarise_exchange"]
 

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flowmc.chains.storage.recorded import RecordedRun
 from flowmc.estimators.autocorrelation import Estimate, format_value
 from flowmc.estimators.cost import average
-from flowmc.reports.analysis.recorded import RecordedRun
 from flowmc.reports.as_text import duration_text, kernel_title
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr
 
+from flowmc.chains.storage.recorded import RecordedRun
 from flowmc.estimators.autocorrelation import (
     MINIMUM_HOPS,
     Estimate,
@@ -24,7 +25,6 @@ from flowmc.reports.analysis.flow_summary import FlowSummary, is_flow, summarise
 from flowmc.reports.analysis.kernel_summary import summarise_kernels
 from flowmc.reports.analysis.ladder_summary import summarise_exchange
 from flowmc.reports.analysis.payoff import payoff_of
-from flowmc.reports.analysis.recorded import RecordedRun
 
 __all__ = ["Analysis", "analyse_run"]
 

@@ -10,7 +10,7 @@ import json
 import math
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmc import zoo
+from flowmc.chains.measured import Measured, Phase
 from flowmc.chains.storage.checkpoint import Head, read_head
 from flowmc.chains.storage.directory import identity_of
 from flowmc.chains.storage.measurements import check_rows
@@ -32,79 +33,7 @@ LAYOUT = 1
 
 
 @dataclass(frozen=True)
-class Phase:
-    """What one phase of a run, thermalisation or production, has written so far.
-
-    Attributes:
-        updates: ``(rows,)``, the number of the update after which each row was measured.
-        observables: by name, each ``(rows, chains, replicas, ...)``.
-        kernels: by name of the kernel and of the value, each ``(rows, chains, ...)``.
-        walkers: ``(rows, chains, replicas)``, which walker sits at replica r; None without ladder.
-        planned_rows: number of rows when the phase is complete.
-        couplings: of a tuned ladder, by name, each ``(rows, replicas)``.
-        parameters: keys of the observables that have some, by name.
-    """
-
-    updates: NDArray[np.int64]
-    observables: Mapping[str, NDArray] = field(default_factory=dict)
-    kernels: Mapping[str, Mapping[str, NDArray]] = field(default_factory=dict)
-    walkers: NDArray[np.int64] | None = None
-    planned_rows: int = 0
-    couplings: Mapping[str, NDArray] = field(default_factory=dict)
-    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether all planned rows are written."""
-        return self.rows >= self.planned_rows
-
-    @property
-    def rows(self) -> int:
-        """Number of measurements per chain."""
-        return len(self.updates)
-
-    def part(self, rows: slice) -> Phase:
-        """Return some of the rows; those that are not written yet count as behind the last."""
-        own = len(self.updates[rows])
-        return replace(
-            self,
-            updates=self.updates[rows],
-            observables={name: data[rows] for name, data in self.observables.items()},
-            kernels={
-                name: {key: data[rows] for key, data in values.items()}
-                for name, values in self.kernels.items()
-            },
-            walkers=None if self.walkers is None else self.walkers[rows],
-            couplings={name: data[rows] for name, data in self.couplings.items()},
-            planned_rows=own if rows.stop is not None else self.planned_rows - self.rows + own,
-        )
-
-    def followed_by(self, other: Phase) -> Phase:
-        """Return the rows of this phase and then those of another; what only one has is dropped."""
-
-        def both(own: Mapping[str, NDArray], more: Mapping[str, NDArray]) -> dict[str, NDArray]:
-            return {k: np.concatenate([own[k], more[k]]) for k in own if k in more}
-
-        if not self.rows:
-            return other
-        has_walkers = self.walkers is not None and other.walkers is not None
-        return Phase(
-            np.concatenate([self.updates, other.updates]),
-            both(self.observables, other.observables),
-            {
-                name: both(values, other.kernels[name])
-                for name, values in self.kernels.items()
-                if name in other.kernels
-            },
-            np.concatenate([self.walkers, other.walkers]) if has_walkers else None,
-            self.planned_rows + other.planned_rows,
-            both(self.couplings, other.couplings),
-            {**other.parameters, **self.parameters},
-        )
-
-
-@dataclass(frozen=True)
-class RecordedRun:
+class RecordedRun(Measured):
     """A run directory read into memory; see :meth:`open`.
 
     Attributes:
