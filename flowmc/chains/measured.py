@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowmc.estimators.autocorrelation import Estimate, analyse
+from flowmc.estimators.history import History
 from flowmc.registry import ConfigError, nearest
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Measured", "Phase"]
 
@@ -101,6 +99,11 @@ class Measured:
     thermalization: Phase
     production: Phase
 
+    @property
+    def observables(self) -> tuple[str, ...]:
+        """Names of what was measured in production."""
+        return tuple(self.production.observables)
+
     def series(self, name: str, replica: int = 0, *, thermalization: bool = False) -> NDArray:
         """Return the measurements of an observable, ``(rows, chains, ...)``.
 
@@ -146,3 +149,79 @@ class Measured:
         found = np.empty(flat.shape[2], dtype=object)
         found[:] = [estimator(flat[:, :, k]) for k in range(flat.shape[2])]
         return found.reshape(values.shape[2:])
+
+    def to_pyerrors(
+        self, ensemble: str, replica: int = 0, *, names: Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        """Return the observables of production for pyerrors, each chain a replica of an ensemble.
+
+        Fluctuations are about the mean of all chains.  The configuration numbers are those of the
+        updates, so that what else was measured on the same chains stays correlated with them.
+
+        Args:
+            ensemble: its name; of different chains it must differ.
+            replica: of a ladder.
+            names: of observables; all by default.
+
+        Returns:
+            By name a :class:`pyerrors.Obs`, or an array of them for components.
+
+        Raises:
+            ConfigError: as :meth:`series`.
+            ValueError: a measurement is not finite, or none is there.
+        """
+        digits = len(str(max(self._chains_measured - 1, 0)))
+        history = History(
+            ensemble,
+            {f"r{i:0{digits}d}": self.production.updates for i in range(self._chains_measured)},
+        )
+        found: dict[str, Any] = {}
+        for name in self.observables if names is None else names:
+            by_chain = self.series(name, replica).swapaxes(0, 1)
+            values = history.observables(by_chain.reshape(-1, *by_chain.shape[2:]))
+            found[name] = values if values.ndim else values.item()
+        return found
+
+    def to_arviz(self, replica: int = 0) -> Any:
+        """Return an ``arviz.InferenceData``: thermalization is its warm-up.
+
+        ``posterior`` holds the observables, ``sample_stats`` what kernels reported, as
+        ``KERNEL_VALUE``; draws have the numbers of the updates.  Needs ArviZ, the extra ``arviz``.
+
+        Args:
+            replica: of a ladder.
+
+        Raises:
+            ConfigError: ArviZ is not installed, or there is no such replica.
+        """
+        try:
+            import arviz
+        except ImportError as error:
+            raise ConfigError(
+                "ArviZ is not installed: pip install 'flowmc-lattice[arviz]'"
+            ) from error
+        phases = {"": self.production, "warmup_": self.thermalization}
+        groups: dict[str, Any] = {}
+        for prefix, phase in phases.items():
+            if not phase.rows:
+                continue
+            is_warmup = phase is self.thermalization
+            groups[f"{prefix}posterior"] = {
+                name: self.series(name, replica, thermalization=is_warmup).swapaxes(0, 1)
+                for name in phase.observables
+            }
+            groups[f"{prefix}sample_stats"] = {
+                f"{kernel}_{key}": values.swapaxes(0, 1)
+                for kernel, reported in phase.kernels.items()
+                for key, values in reported.items()
+            }
+        data = arviz.from_dict(**groups, save_warmup=True)
+        for prefix, phase in phases.items():
+            own = [name for name in data.groups() if name.startswith("warmup_") == bool(prefix)]
+            if own:
+                data = data.assign_coords({"draw": phase.updates}, groups=own)
+        return data
+
+    @property
+    def _chains_measured(self) -> int:
+        return next(iter(self.production.observables.values())).shape[1]

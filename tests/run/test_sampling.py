@@ -180,3 +180,79 @@ def test_unusable_input_is_refused():
         samples.series("phi_2")
     with pytest.raises(ConfigError, match="replica 1"):
         samples.series("phi2", 1)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A small run on disk."""
+    path = tmp_path_factory.mktemp("run")
+    tables = {
+        "theory": {"action": "free", "lattice": [4, 4], "m2": 1.0},
+        "chains": {"count": 4, "start": "hot", "seed": 5},
+        "update": [{"kernel": "hmc", "steps": 4}, {"kernel": "sign_flip"}],
+        "run": {"thermalization": 10, "updates": 60, "measure_every": 2, "report": False},
+        "measure": {"observables": ["phi2", "correlator"]},
+    }
+    (path / "a.toml").write_text(toml_text(tables))
+    assert main(["run", str(path / "a.toml"), "--output", str(path / "out")]) == 0
+    return flowmc.read_run(path / "out")
+
+
+def test_a_run_is_read(run):
+    assert run.attributes["chains"] == run.chains == 4 and run.updates == 60
+    assert run.observables == ("correlator", "phi2")
+    assert run.series("phi2").shape == (30, 4)
+    assert run.series("phi2", thermalization=True).shape == (5, 4)
+    assert run.series("correlator").shape[:2] == (30, 4)
+    assert run.production.kernels["hmc"]["accepted"].shape == (30, 4)
+    assert run.config["chains"]["seed"] == 5
+    with pytest.raises(ConfigError, match="did you mean 'phi2'"):
+        run.series("phi_2")
+    with pytest.raises(ConfigError, match="not a directory"):
+        flowmc.read_run(run.path / "none")
+
+
+def test_pyerrors_finds_the_errors_of_the_estimates(run):
+    found = run.to_pyerrors("free")
+    estimate = run.estimate("phi2")
+    observable = found["phi2"]
+    observable.gamma_method()
+    assert observable.value == pytest.approx(estimate.mean, rel=1e-12)
+    assert observable.dvalue == pytest.approx(estimate.error, rel=0.3)
+    assert observable.names == [f"free|r{chain}" for chain in range(4)]
+    assert list(observable.idl["free|r0"]) == list(range(12, 71, 2))
+    assert found["correlator"].shape == run.series("correlator").shape[2:]
+    # On the same configurations: a difference with itself has no error.
+    nothing = found["phi2"] - run.to_pyerrors("free", names=["phi2"])["phi2"]
+    nothing.gamma_method()
+    assert abs(nothing.dvalue) < 1e-14
+    assert flowmc.sample(HMC(ACTION), hot(1), 5).to_pyerrors("one").keys() == {
+        "action",
+        "magnetization",
+        "phi2",
+    }
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_arviz_has_the_series(run):
+    arviz = pytest.importorskip("arviz")
+    data = run.to_arviz()
+    phi2 = data.posterior["phi2"]
+    assert phi2.dims == ("chain", "draw") and np.array_equal(phi2.values, run.series("phi2").T)
+    assert np.array_equal(phi2.draw, run.production.updates)
+    warm = data.warmup_posterior["phi2"]
+    assert np.array_equal(warm.values.T, run.series("phi2", thermalization=True))
+    assert np.array_equal(warm.draw, run.thermalization.updates)
+    accepted = data.sample_stats["hmc_accepted"]
+    assert np.array_equal(accepted.values.T, run.production.kernels["hmc"]["accepted"])
+    summary = arviz.summary(data, var_names=["phi2"], kind="diagnostics")
+    assert float(summary["r_hat"].iloc[0]) < 1.5
+    samples = flowmc.sample(HMC(ACTION), hot(2), 6, observables=["phi2"])
+    assert samples.to_arviz().posterior["phi2"].shape == (2, 6)
+    assert "warmup_posterior" not in samples.to_arviz().groups()
+
+
+def test_arviz_that_is_missing_is_named(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "arviz", None)
+    with pytest.raises(ConfigError, match=r"flowmc-lattice\[arviz\]"):
+        run.to_arviz()

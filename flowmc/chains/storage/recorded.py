@@ -27,7 +27,7 @@ from flowmc.chains.storage.measurements import check_rows
 from flowmc.jobs.own_files import datasets_in, opened, read_text
 from flowmc.registry import ConfigError
 
-__all__ = ["Phase", "RecordedRun"]
+__all__ = ["RecordedRun", "read_run"]
 
 LAYOUT = 1
 
@@ -317,6 +317,18 @@ class RecordedRun(Measured):
             return ""
         except OSError as error:
             raise ConfigError(f"{self.path / name} cannot be read: {error.strerror}") from error
+
+
+def read_run(path: str | Path) -> RecordedRun:
+    """Read the directory of a run, finished or not; see :class:`RecordedRun`.
+
+    Args:
+        path: what ``flowmc run`` was given as ``--output``.
+
+    Raises:
+        ConfigError: it is none, is damaged, or has no measurement of production yet.
+    """
+    return RecordedRun.open(path)
 
 
 def _check_config(path: Path, text: str, head: Head | None) -> None:
