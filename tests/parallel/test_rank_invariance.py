@@ -170,7 +170,11 @@ def compare(folder, alone):
 
 
 @needs_mpi
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "ranks",
+    # One, three and four take their turns in the run that is continued.
+    [2, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 3, 4))],
+)
 def test_results_do_not_depend_on_the_number_of_ranks(configs, alone, tmp_path, ranks):
     # Two interpreters of their own: strings have other hashes in each.
     start = launch_fresh if ranks == 2 else launch

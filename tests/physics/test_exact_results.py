@@ -113,9 +113,9 @@ def test_exchange_mixes_the_topology_of_the_cold_replica(rng):
 @pytest.mark.parametrize(
     ("group", "beta", "exact"),
     [
-        ("SU(2)", 2.2, 0.46447903),
+        pytest.param("SU(2)", 2.2, 0.46447903, marks=pytest.mark.slow),
         ("SU(2)", 4.0, 0.65804727),
-        ("SU(3)", 4.0, 0.27961915),
+        pytest.param("SU(3)", 4.0, 0.27961915, marks=pytest.mark.slow),
         ("SU(3)", 6.0, 0.42253174),
     ],
 )

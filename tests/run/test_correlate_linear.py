@@ -33,6 +33,7 @@ def config(path, folder, *derivatives, **tables):
             "observables": ["plaquette", "action", {"name": "wilson_loop", "extents": [2, 2]}]
         },
         "derivative": list(derivatives or [LINEAR]),
+        "analysis": {"report": False},
         **tables,
     }
     path.write_text(toml_text(content))

@@ -35,6 +35,21 @@ ANNEALING = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _pages(request, monkeypatch):
+    """Drawing the page takes longer than most of these measurements: it is left out.
+
+    Not of tests that ask for `page`.
+    """
+    if "page" not in request.fixturenames:
+        monkeypatch.setattr("flowmc.reports.free_energy_text.write_page", lambda *_: None)
+
+
+@pytest.fixture
+def page():
+    """Nothing is left out."""
+
+
 def with_tables(**tables):
     return {**copy.deepcopy(ANNEALING), **tables}
 
@@ -54,6 +69,7 @@ def assert_covers(result):
         assert abs(estimate["value"] - result["exact"]) < SIGMAS * estimate["error"]
 
 
+@pytest.mark.usefixtures("page")
 def test_annealing_both_ways_and_its_files(tmp_path, capsys):
     result, output = run(with_tables(chains=CHAINS), tmp_path, capsys)
     assert_covers(result)
@@ -118,6 +134,7 @@ def test_a_start_whose_constant_is_unknown_gives_a_ratio(tmp_path, capsys):
     assert abs(difference - result["log_z"]) < SIGMAS * error
 
 
+@pytest.mark.usefixtures("page")
 def test_chain_of_ensembles(tmp_path, capsys):
     tables = with_tables(chains=CHAINS, protocol={"m2": [3.0, 2.0, 1.2, 0.8, 0.5]})
     tables["free_energy"] = {"method": "chain", "seed": 1}
