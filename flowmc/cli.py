@@ -34,7 +34,7 @@ _COMMANDS = {
     "run": ("flowmc.commands.run", "a chain, or many, from a configuration"),
     "step": ("flowmc.commands.step", "one cycle of updates on one file"),
     "train": ("flowmc.commands.train", "train a flow"),
-    "evaluate": ("flowmc.evaluation.flows", "how good a flow is"),
+    "evaluate": ("flowmc.commands.evaluate", "how good a flow is"),
     "correlate": (
         "flowmc.commands.correlate",
         "what an ensemble says about theories nearby: reweighting and derivatives",

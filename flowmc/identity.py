@@ -47,7 +47,8 @@ _FIRST_MODULE = {
 class Identified:
     """A base of classes whose objects remember how they were made, for :func:`identity`.
 
-    Subclasses need nothing of their own.
+    Subclasses need nothing of their own.  A class, also of a part that is a plain module, may name
+    in ``caches`` attributes that hold what can be computed again: these count as empty mappings.
     """
 
     def __new__(cls, *args: Any, **keywords: Any) -> Any:
@@ -163,11 +164,12 @@ class _Walk:
                 for name, part in state[kind].items():
                     self._put("name", name)
                     self.add(part, f"{where}.{name}")
+        caches = getattr(type(value), "caches", ())
         for name in sorted(state.keys() - _OF_MODULES):
             # Of a part that does not remember its construction, every attribute may matter.
             if not isinstance(value, Identified) or _is_plain(state[name]):
                 self._put("attribute", name)
-                self.add(state[name], f"{where}.{name}")
+                self.add({} if name in caches else state[name], f"{where}.{name}")
 
     def _add_arguments(self, value: Any, where: str) -> None:
         args, keywords = vars(value)["_construction"]

@@ -14,7 +14,7 @@ from flowmc.groups import Group, Real
 from flowmc.identity import Identified
 from flowmc.lattice import sum_over_sites
 
-__all__ = ["Action", "ScaledAction", "SumAction", "check_force"]
+__all__ = ["Action", "ScaledAction", "SumAction", "at_couplings", "check_force"]
 
 
 # Fourth-order differences by steps of the coupling: central, and one-sided at its bounds.
@@ -110,7 +110,10 @@ class Action(Identified, ABC):
         return self.group.haar(shape, self.group.field_dtype(dtype), rng)
 
     def at(self, **couplings: float) -> Action:
-        """Return this action with other couplings.
+        """Return this action with other couplings: one of the same class.
+
+        A class that inherits from another action defines it anew if that one returns the other
+        action; :func:`at_couplings` refuses the wrong one.
 
         Raises:
             ValueError: for a coupling that this action does not have.
@@ -177,7 +180,10 @@ class Action(Identified, ABC):
         refused: ValueError | None = None
         for weights in _DIFFERENCES:
             try:
-                moved = [(w, self.at(**{coupling: value + n * step})) for n, w in weights.items()]
+                moved = [
+                    (weight, at_couplings(self, {coupling: value + n * step}))
+                    for n, weight in weights.items()
+                ]
             except ValueError as error:
                 # At the edge of what the coupling may be.
                 refused = error
@@ -262,13 +268,33 @@ class ScaledAction(Action):
         return self.factor * self.action.force(field)
 
     def at(self, **couplings: float) -> Action:
-        return ScaledAction(self.action.at(**couplings), self.factor)
+        return ScaledAction(at_couplings(self.action, couplings), self.factor)
 
     def on_lattice(self, lattice: Sequence[int]) -> Action:
         return ScaledAction(self.action.on_lattice(lattice), self.factor)
 
     def __repr__(self) -> str:
         return f"{self.factor:g} * {self.action!r}"
+
+
+def at_couplings(action: Action, couplings: Mapping[str, float]) -> Action:
+    """Return ``action.at(**couplings)``, if that is still this action.
+
+    Args:
+        action: the theory.
+        couplings: the new values by name.
+
+    Raises:
+        ValueError: as :meth:`Action.at`, and if that returns an object of a base class, whose
+            density would silently be sampled in the place of this one's.
+    """
+    moved = action.at(**couplings)
+    if type(moved) is not type(action) and isinstance(action, type(moved)):
+        raise ValueError(
+            f"{type(action).__name__}.at() returns a {type(moved).__name__}, which is another "
+            f"theory: define at() in {type(action).__name__} and return a {type(action).__name__}"
+        )
+    return moved
 
 
 def check_force(action: Action, field: Tensor, rng: torch.Generator, step: float = 1e-4) -> float:

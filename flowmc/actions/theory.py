@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from flowmc.actions.base import Action
+from flowmc.actions.base import Action, at_couplings
 from flowmc.groups import parse_group
 from flowmc.registry import ConfigError, build, nearest, parameters, resolve
 
@@ -97,7 +97,7 @@ def check_couplings(action: Action, couplings: Mapping[str, Any], where: str) ->
         if not abs(value) <= sys.float_info.max:
             raise ConfigError(f"{where}: {key} = {value!r}: should be finite")
     try:
-        return action.at(**{key: float(value) for key, value in couplings.items()})
+        return at_couplings(action, {key: float(value) for key, value in couplings.items()})
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
 

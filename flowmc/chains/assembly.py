@@ -167,14 +167,14 @@ class _Flows:
         assert written is not None
         if not entry.takes_local_flow:
             loaded = self._load(written)
-            check_flow_fits(loaded.card, self.config.action, same_couplings=False)
+            check_flow_fits(loaded.card, loaded.flow, self.config.action, same_couplings=False)
             model = loaded.model.to(self.dtype)
             self.first_model = self.first_model or model
             self._remark_on(written, model)
             return loaded.card, model
         source = written if written.startswith("zoo:") else self.config.path(written)
         local = load_local_flow(source, device=self.device)
-        check_flow_fits(local.card, self.config.action, same_couplings=False)
+        check_flow_fits(local.card, None, self.config.action, same_couplings=False)
         self.cards[written] = local.card
         return local.card, local.model.to(self.dtype)
 
@@ -191,9 +191,9 @@ class _Flows:
             refusal: ConfigError | None = None
             for replica, action in enumerate(self.config.actions):
                 try:
-                    check_flow_fits(card, action)
-                    if isinstance(model, FlowModel):
-                        model = model.at(action)
+                    flow = model.flow if isinstance(model, FlowModel) else None
+                    check_flow_fits(card, flow, action)
+                    model = model.at(action)
                     self.fingerprints[entry.flow] = model.fingerprint()
                     return model, replica
                 except ConfigError as error:
@@ -220,25 +220,17 @@ class _Flows:
         return flow
 
     def _remark_on(self, written: str, flow: Flow | FlowModel) -> None:
-        from flowmc.flows.scalar.continuous import ContinuousFlow
         from flowmc.flows.verification import unverified
-        from flowmc.native import has_continuous_map
 
-        doubt = unverified(flow, self.config.action)
-        if doubt is not None and f"{written}: {doubt}" not in self.remarks:
-            self.remarks.append(f"{written}: {doubt}")
-        lattice = self.config.action.lattice
-        single, own = (
-            has_continuous_map(lattice, torch.empty(1, 1, dtype=dtype, device=self.device))
-            for dtype in (torch.float32, self.dtype)
-        )
-        if single and not own and any(isinstance(m, ContinuousFlow) for m in flow.modules()):
-            text = (
-                f"{written}: continuous flows are compiled for fields of 32 bit only; this one is "
-                "several times faster with precision = 32 in [chains]"
-            )
-            if text not in self.remarks:  # one flow may serve many pairs of replicas
-                self.remarks.append(text)
+        found = [unverified(flow, self.config.action)]
+        found += [
+            part.speed_remark(self.dtype, self.device)
+            for part in flow.modules()
+            if isinstance(part, Flow)
+        ]
+        for text in filter(None, found):
+            if f"{written}: {text}" not in self.remarks:  # one flow may serve many pairs
+                self.remarks.append(f"{written}: {text}")
 
 
 def _kernel(entry: UpdateEntry, config: RunConfig, flows: _Flows) -> Kernel:

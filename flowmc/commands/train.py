@@ -33,7 +33,6 @@ from flowmc.flows.cards.files import FlowFileError, flow_path, read_card, save_f
 from flowmc.flows.cards.tables import resolved
 from flowmc.flows.local.models import LocalFlowModel
 from flowmc.flows.models import FlowModel
-from flowmc.flows.scalar.continuous import ContinuousFlow
 from flowmc.flows.verification import unverified, verify
 from flowmc.jobs.interrupts import Interrupts
 from flowmc.jobs.lock import Lock
@@ -210,8 +209,8 @@ def train(
             announce(doubt)
         if plan.keys.refined_steps is not None:
             flow = module.flow if isinstance(module, FlowModel) else module
-            assert isinstance(flow, ContinuousFlow)
-            flow.steps = plan.keys.refined_steps
+            assert isinstance(flow, Flow)
+            flow.fixed_steps = plan.keys.refined_steps
         announce(f"measures the flow with {plan.keys.evaluate_samples} samples")
         measured = _measure(plan, objective, device, ranks)
         for text in measured["warnings"]:

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flowmc.actions.base import Action
+from flowmc.actions.base import Action, at_couplings
 from flowmc.actions.theory import check_couplings
 from flowmc.chains.rehearsal import measure_field
 from flowmc.config.entries import ObservableEntry
@@ -298,9 +298,9 @@ def _nearby(action: Action, coupling: str) -> Action:
     value = action.parameters[coupling]
     step = 0.01 * (abs(value) or 1.0)
     try:
-        return action.at(**{coupling: value + step})
+        return at_couplings(action, {coupling: value + step})
     except ValueError:
-        return action.at(**{coupling: value - step})
+        return at_couplings(action, {coupling: value - step})
 
 
 def _double(field: Tensor) -> Tensor:

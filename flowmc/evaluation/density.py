@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flowmc.flows.base import Flow
-from flowmc.flows.models import FlowModel
+from flowmc.flows.models import Model
 
 __all__ = ["DensityError", "check_density"]
 
@@ -18,7 +18,7 @@ class DensityError(RuntimeError):
     """The log-density of a continuous flow is not that of its map: no number can be believed."""
 
 
-def check_density(flow: Flow | FlowModel, x: Tensor, log_weights: Tensor) -> float:
+def check_density(flow: Flow | Model, x: Tensor, log_weights: Tensor) -> float:
     """Return the error of a continuous flow's log-density, if it is small against their spread.
 
     Args:

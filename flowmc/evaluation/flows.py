@@ -27,7 +27,7 @@ from flowmc.evaluation.density import DENSITY_SAMPLES, check_density
 from flowmc.flows.base import Flow
 from flowmc.flows.cards.files import LoadedFlow, flow_path, load_flow, load_local_flow, read_card
 from flowmc.flows.cards.matching import check_flow_fits, orient
-from flowmc.flows.models import FlowModel
+from flowmc.flows.models import Model, as_model
 from flowmc.flows.verification import unverified
 from flowmc.parallel import Communicator
 from flowmc.random import stream
@@ -74,7 +74,7 @@ def evaluate(
 
         local = load_local_flow(source, device=device)
         if action is not None:
-            check_flow_fits(local.card, action, same_couplings=False)
+            check_flow_fits(local.card, None, action, same_couplings=False)
         target = action or local.action
         written = local.card.get("training", {}).get("config", {}).get("chains", {})
         chains = {**written, **table.get("chains", {})}
@@ -95,7 +95,7 @@ def evaluate(
     loaded = load_flow(source, lattice=None if action is None else action.lattice, device=device)
     if loaded.model is not None:
         if action is not None:
-            check_flow_fits(loaded.card, action, same_couplings=False)
+            check_flow_fits(loaded.card, loaded.flow, action, same_couplings=False)
         target = action or loaded.action
         model = loaded.model.at(target)
         result, warnings = evaluate_sampler(
@@ -124,7 +124,7 @@ def evaluate(
 
 @torch.no_grad()
 def evaluate_sampler(
-    model: FlowModel,
+    model: Model,
     action: Action,
     samples: int,
     *,
@@ -138,11 +138,21 @@ def evaluate_sampler(
     Batches are dealt to the ranks of a communicator; the result is the same for any number.
     Streams of random numbers are named by ``seed`` and ``purpose``.
 
+    Args:
+        model: a :class:`~flowmc.flows.Model`, or what has its methods.
+        action: the target.
+        samples: how many draws, ``batch`` at a time.
+        seed, purpose: see above.
+        communicator: of all ranks.
+
     Raises:
         DensityError: see :func:`evaluate`.
         CollectiveError: the same, on several ranks.
+        ConfigError: for a model that lacks a method.
     """
-    model.eval()
+    model = as_model(model)
+    if isinstance(model, torch.nn.Module):
+        model.eval()
     communicator = communicator or Communicator()
     device = _device(model)
     logs = []
@@ -156,11 +166,11 @@ def evaluate_sampler(
     seconds = (time.perf_counter() - started) / samples
     result, warnings = _weight_results(log_weights, seconds)
     if not model.log_density_is_exact:
-        z, _ = model.prior.sample(
+        start = model.starts(
             min(DENSITY_SAMPLES, samples), stream(seed, 0, "density error", device)
         )
         result["density_error"] = communicator.from_root(
-            lambda: check_density(model, z, log_weights)
+            lambda: check_density(model, start, log_weights)
         )
     return result, warnings
 
@@ -351,9 +361,10 @@ def weight_warnings(
     return warnings
 
 
-def _device(module: torch.nn.Module) -> torch.device:
-    for tensor in module.parameters():
-        return tensor.device
+def _device(model: Model) -> torch.device:
+    if isinstance(model, torch.nn.Module):
+        for tensor in model.parameters():
+            return tensor.device
     return torch.device("cpu")
 
 

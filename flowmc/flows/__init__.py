@@ -18,7 +18,7 @@ from flowmc.flows.local.block_gaussian import BlockGaussian
 from flowmc.flows.local.blocks import Block
 from flowmc.flows.local.models import ConditionalFlow, ConditionalPrior, LocalFlowModel
 from flowmc.flows.mixture import SignMixture
-from flowmc.flows.models import FlowModel, Prior
+from flowmc.flows.models import FlowModel, Model, Prior, as_model
 from flowmc.flows.priors import EnsemblePrior, FreeFieldPrior, GaussianPrior, HaarPrior
 from flowmc.flows.scalar.conditional import BetweenCouplings, ConditionalContinuousFlow
 from flowmc.flows.scalar.continuous import ContinuousFlow
@@ -49,6 +49,7 @@ __all__ = [
     "Identity",
     "Inverse",
     "LocalFlowModel",
+    "Model",
     "MultiLatticeFlow",
     "PlaquetteFlow",
     "Prior",
@@ -56,6 +57,7 @@ __all__ = [
     "SignMixture",
     "SplineCouplingFlow",
     "SuperResolutionPrior",
+    "as_model",
     "check_equivariance",
     "check_inverse",
     "check_log_det",

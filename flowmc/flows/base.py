@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from flowmc.actions.base import Action
 from flowmc.groups import Group
 from flowmc.identity import Identified, identity
+from flowmc.registry import ConfigError
 
 __all__ = [
     "Chain",
@@ -52,15 +53,24 @@ class Flow(Identified, nn.Module, ABC):
     What a flow was constructed with is part of its :meth:`fingerprint`; a class needs nothing for
     that (:class:`~flowmc.identity.Identified`).
 
+    What a flow is, it declares; nothing asks for its class.
+
     Attributes:
         log_density_is_exact: False for a flow whose log-density is that of a continuous flow and
             whose map is a discretisation of it; then :meth:`density_error` measures the difference.
         transfers_to_other_lattices: True for a class whose weights do not depend on the extents
             of the lattice, so that a flow file can be used on another size.
+        conditional_on: ``(coupling, low, high)`` of a flow whose weights serve all theories with a
+            coupling in a range; :meth:`at` gives the flow of each, with the very same weights.
+            Such a flow is trained over the range, and joins any two couplings of it.
+        fixed_steps: how many steps the integrator of a continuous flow takes, if their number can
+            be set: the key ``steps`` of ``[flow]``.
     """
 
     log_density_is_exact: bool = True
     transfers_to_other_lattices: bool = False
+    conditional_on: tuple[str, float, float] | None = None
+    fixed_steps: int | None = None
 
     @abstractmethod
     def forward(self, x: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,8 +109,43 @@ class Flow(Identified, nn.Module, ABC):
         return self
 
     def density_error(self, x: Tensor) -> Tensor:
-        """Return an estimate per chain of the error of the log-density, ``(chains,)`` >= 0."""
+        """Return an estimate per chain of the error of the log-density, ``(chains,)`` >= 0.
+
+        Raises:
+            ConfigError: if the log-density is not exact, and the class does not say by how much.
+        """
+        if not self.log_density_is_exact:
+            raise ConfigError(
+                f"{type(self).__name__} says log_density_is_exact = False, but not by how much: "
+                "define density_error(x)"
+            )
         return torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
+
+    def weights_from(self, old: nn.Module, action: Action) -> Mapping[str, Tensor]:
+        """Return weights to begin a training with, by name, made from those of a trained flow.
+
+        Here those themselves; a class overrides it if it can use the weights of other classes, or
+        of other lattices.
+
+        Args:
+            old: the trained flow.
+            action: the theory of this flow.
+
+        Raises:
+            ValueError: if they cannot be used; the message goes on from the name of their file.
+        """
+        return weights_of_same_class(self, old)
+
+    def speed_remark(self, dtype: torch.dtype, device: torch.device) -> str | None:
+        """Return a sentence if fields of another precision would be mapped much faster."""
+        return None
+
+
+def weights_of_same_class(new: nn.Module, old: nn.Module) -> Mapping[str, Tensor]:
+    """Return the weights of ``old``, by name; ``ValueError`` if it is of another class."""
+    if type(old) is not type(new):
+        raise ValueError(f"is a {type(old).__name__}, not a {type(new).__name__}")
+    return old.state_dict()
 
 
 class Identity(Flow):

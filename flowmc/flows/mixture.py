@@ -33,6 +33,9 @@ class SignMixture(FlowModel):
         flow: the map f.
     """
 
+    has_map = False
+    is_mirrored = True
+
     def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         x, log_q = super().sample(n, rng)
         uniform = torch.rand(n, dtype=torch.float64, device=rng.device, generator=rng)

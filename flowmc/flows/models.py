@@ -1,4 +1,4 @@
-"""What can be sampled with a known density: priors, and flows of a prior."""
+"""What can be sampled with a known density: models, among them priors, and flows of a prior."""
 
 from __future__ import annotations
 
@@ -12,22 +12,26 @@ from flowmc.actions.base import Action
 from flowmc.flows.base import Flow, _nudged, _with_parts
 from flowmc.groups import Group, Real
 from flowmc.identity import Identified, identity
+from flowmc.registry import ConfigError
 
-__all__ = ["FlowModel", "Prior"]
+__all__ = ["FlowModel", "Model", "Prior", "as_model"]
 
 
-class Prior(Identified, ABC):
-    """A distribution that can be drawn from and whose normalised log-density is known.
+class Model(Identified, ABC):
+    """What fields can be drawn from with a log-density that is known, and known of any field.
 
-    What a prior was constructed with tells its density from others, as for a :class:`Flow`.
+    Kernels, evaluation and free energies ask for nothing else.  Subclasses implement
+    :meth:`sample` and :meth:`log_prob`; a class that is none takes part with these two,
+    ``fingerprint()`` and ``at(action)`` (:func:`as_model`).
 
     Attributes:
-        group: of the fields' elements.
-        log_density_is_exact: as of a :class:`Flow`; False for a prior with such a flow in it.
+        log_density_is_exact: as of a :class:`Flow`; False for a model with such a flow in it.
+        has_map: whether it is a ``prior`` pushed through a ``flow``, its log-density that of the
+            map alone; what needs the coordinates of the prior asks for it.
     """
 
-    group: Group = Real()
     log_density_is_exact: bool = True
+    has_map: bool = False
 
     @abstractmethod
     def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -37,9 +41,57 @@ class Prior(Identified, ABC):
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log-density of given fields, ``(n,)`` float64."""
 
-    def density_error(self, x: Tensor) -> Tensor:
-        """Return an estimate per field of the error of the log-density, ``(n,)`` >= 0."""
-        return torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
+    def known_log_prob(self, x: Tensor, group: Group) -> Tensor:
+        """Return log q of given fields, NaN where rounding leaves no density, ``(n,)`` float64.
+
+        A function of each field alone; here :meth:`log_prob`.
+        """
+        return self.log_prob(x)
+
+    def at(self, action: Action) -> Model:
+        """Return the model for other couplings of its theory; itself unless it is conditional.
+
+        Raises:
+            ValueError: if it was not made for these couplings.
+        """
+        return self
+
+    def starts(self, n: int, rng: torch.Generator) -> Tensor:
+        """Draw what :meth:`density_error` takes, ``(n, ...)``: fields before the map, if any."""
+        return self.sample(n, rng)[0]
+
+    def density_error(self, start: Tensor) -> Tensor:
+        """Return an estimate per field of the error of log q, ``(n,)`` >= 0.
+
+        Raises:
+            ConfigError: if the log-density is not exact, and the class does not say by how much.
+        """
+        if not self.log_density_is_exact:
+            raise ConfigError(
+                f"{type(self).__name__} says log_density_is_exact = False, but not by how much: "
+                "define density_error(x)"
+            )
+        return torch.zeros(start.shape[0], dtype=torch.float64, device=start.device)
+
+    def fingerprint(self) -> str:
+        """Return a short digest of class, parameters and weights; it keys cached densities.
+
+        Raises:
+            ConfigError: for a part of which another process cannot tell whether it is the same.
+        """
+        return identity(self)
+
+
+class Prior(Model):
+    """A model that a flow can start from, normalised.
+
+    What a prior was constructed with tells its density from others, as for a :class:`Flow`.
+
+    Attributes:
+        group: of the fields' elements.
+    """
+
+    group: Group = Real()
 
     def card_parameters(self) -> dict[str, Any]:
         """Return parameters for the card of a flow file, JSON-able.
@@ -50,13 +102,17 @@ class Prior(Identified, ABC):
         return {}
 
 
-class FlowModel(Identified, nn.Module):
+class FlowModel(Model, nn.Module):
     r"""A prior pushed through a flow: :math:`\ln q(f(z)) = \ln r(z) - \ln|\det \partial f|`.
 
     Args:
         prior: where z is drawn.
         flow: the map f.
     """
+
+    has_map = True
+    # Whether q is the mean of the densities of the map at x and at -x.
+    is_mirrored = False
 
     def __init__(self, prior: Prior, flow: Flow) -> None:
         super().__init__()
@@ -65,6 +121,8 @@ class FlowModel(Identified, nn.Module):
 
     def at(self, action: Action) -> FlowModel:
         """Return the sampler of a conditional flow for other couplings; itself otherwise.
+
+        The prior is the same for all of them.
 
         Raises:
             ValueError: if the flow was not made for these couplings.
@@ -120,18 +178,67 @@ class FlowModel(Identified, nn.Module):
         return self.prior.log_prob(z) - minus_prior, z, minus_prior
 
     @property
-    def log_density_is_exact(self) -> bool:
+    def log_density_is_exact(self) -> bool:  # type: ignore[override]
         """Whether the densities of prior and flow are those of their discrete maps."""
         return self.flow.log_density_is_exact and self.prior.log_density_is_exact
 
-    def density_error(self, z: Tensor) -> Tensor:
-        """Return an estimate of the error of log q after the flow of ``z``, ``(n,)`` >= 0."""
-        return self.flow.density_error(z) + self.prior.density_error(z)
+    def starts(self, n: int, rng: torch.Generator) -> Tensor:
+        return self.prior.sample(n, rng)[0]
+
+    def density_error(self, start: Tensor) -> Tensor:
+        """Return an estimate of the error of log q after the flow of ``start``, ``(n,)`` >= 0."""
+        return self.flow.density_error(start) + self.prior.density_error(start)
+
+
+def as_model(given: Any) -> Model:
+    """Return a model, or what has the methods of one, as a :class:`Model`.
+
+    Args:
+        given: with ``sample``, ``log_prob``, ``fingerprint`` and ``at``, and whatever else of a
+            :class:`Model` it declares.
+
+    Raises:
+        ConfigError: naming what it lacks.
+    """
+    if isinstance(given, Model):
+        return given
+    needed = ("sample", "log_prob", "fingerprint", "at")
+    missing = [f"{name}()" for name in needed if not callable(getattr(given, name, None))]
+    if missing:
+        raise ConfigError(
+            f"{type(given).__name__} is no model: it lacks {', '.join(missing)} of "
+            "flowmc.flows.Model"
+        )
+    return _Given(given)
+
+
+class _Given(Model):
+    """A model that does not inherit from ours."""
+
+    def __init__(self, given: Any) -> None:
+        self.given = given
+        self.log_density_is_exact = getattr(given, "log_density_is_exact", True)
+
+    def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        return self.given.sample(n, rng)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self.given.log_prob(x)
+
+    def known_log_prob(self, x: Tensor, group: Group) -> Tensor:
+        own = getattr(self.given, "known_log_prob", None)
+        return self.log_prob(x) if own is None else own(x, group)
+
+    def at(self, action: Action) -> Model:
+        return as_model(self.given.at(action))
+
+    def starts(self, n: int, rng: torch.Generator) -> Tensor:
+        own = getattr(self.given, "starts", None)
+        return super().starts(n, rng) if own is None else own(n, rng)
+
+    def density_error(self, start: Tensor) -> Tensor:
+        own = getattr(self.given, "density_error", None)
+        return Model.density_error(self, start) if own is None else own(start)
 
     def fingerprint(self) -> str:
-        """Return a short digest of prior, flow and weights; it keys cached densities of this model.
-
-        Raises:
-            ConfigError: for a part of which another process cannot tell whether it is the same.
-        """
-        return identity(self)
+        return self.given.fingerprint()

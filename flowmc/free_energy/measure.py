@@ -29,7 +29,7 @@ from flowmc.evaluation.density import DENSITY_SAMPLES, check_density
 from flowmc.flows.cards.building import build_flow, build_prior
 from flowmc.flows.cards.files import load_flow, read_card
 from flowmc.flows.cards.matching import check_flow_fits
-from flowmc.flows.models import FlowModel, Prior
+from flowmc.flows.models import Model, Prior
 from flowmc.flows.priors import EnsemblePrior
 from flowmc.free_energy.config import FreeEnergyConfig
 from flowmc.free_energy.progress import Progress, Row
@@ -244,7 +244,7 @@ def _batches(config: FreeEnergyConfig) -> list[tuple[int, int]]:
 def _flow(config: FreeEnergyConfig, say: Say, progress: Progress) -> Outcome:
     action, table = config.action, config.table
     loaded = load_flow(config.flow_file, lattice=action.lattice)
-    check_flow_fits(loaded.card, action, same_couplings=False)
+    check_flow_fits(loaded.card, loaded.flow, action, same_couplings=False)
     assert loaded.model is not None and config.flow is not None
     model = loaded.model.at(action).to(torch.float64)
     outcome = Outcome([], log_partition(action))
@@ -296,7 +296,7 @@ def _contradicted(best: FreeEnergy, coverage: ModeCoverage) -> FreeEnergy:
     return best.warned(texts[0], bound="both") if texts else best
 
 
-def _draw(config: FreeEnergyConfig, model: FlowModel, progress: Progress) -> NDArray[np.float64]:
+def _draw(config: FreeEnergyConfig, model: Model, progress: Progress) -> NDArray[np.float64]:
     seed, rows = config.table.seed, progress.rows("draws")
     for index, size in _batches(config)[len(rows) :]:
         x, log_q = model.sample(size, stream(seed, index, "draws of the flow"))
@@ -304,10 +304,10 @@ def _draw(config: FreeEnergyConfig, model: FlowModel, progress: Progress) -> NDA
     logs = [row["log_weight"] for row in rows]
     log_weights = torch.cat(logs).nan_to_num(nan=-np.inf, posinf=np.inf, neginf=-np.inf)
     if not model.log_density_is_exact:
-        z, _ = model.prior.sample(
+        start = model.starts(
             min(DENSITY_SAMPLES, config.table.samples), stream(seed, 0, "density error")
         )
-        check_density(model, z, log_weights)
+        check_density(model, start, log_weights)
     return log_weights.numpy()
 
 
@@ -513,9 +513,9 @@ def _driven(
     finite = forward[np.isfinite(forward)]
     sizes = np.array([len(row["work"]) for row in evolutions], dtype=float)
     step_work = np.average([row["step_work"].numpy() for row in evolutions], axis=0, weights=sizes)
-    if isinstance(model.prior, ExactStart):
+    if config.start == "exact":
         # Its density is normalised: the constant is no work of the first step.
-        step_work[0] += model.prior.log_z
+        step_work[0] += log_partition(config.line[0]) or 0.0
     outcome.process = ProcessSummary(
         float(finite.mean()),
         float(finite.std()),
@@ -538,13 +538,11 @@ def _forward(
 
     if config.start == "chains":
         # One evolution per configuration of the chains, in their order: for the Gamma method.
-        prior = model.prior
-        assert isinstance(prior, EnsemblePrior) and config.chains is not None
-        parts = prior.get_buffer("fields").split(config.chains.count)
+        parts = [row["field"] for row in progress.rows("start")]
         for index in range(len(rows), len(parts)):
             say(f"forward processes, {index + 1} of {len(parts)}")
             x = parts[index]
-            add(model.process(x, prior.log_prob(x), stream(seed, index, "forward process")))
+            add(model.process(x, model.prior.log_prob(x), stream(seed, index, "forward process")))
         return rows
     batches = _batches(config)
     for index, size in batches[len(rows) :]:

@@ -7,10 +7,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowmc.actions.base import Action
-from flowmc.flows.models import FlowModel
+from flowmc.flows.models import Model, as_model
 from flowmc.kernels.base import Info, Kernel, State, action_of
 from flowmc.random import Randomness, own_stream, shared_stream, stream
 from flowmc.registry import ConfigError
@@ -61,13 +61,14 @@ class Independence(Kernel):
     step.  After another kernel has moved the field, :math:`\ln q(x)` comes from the inverse flow.
 
     A trained flow may have lost its inverse to rounding in parts of the space.  Let G be the fields
-    whose density rounding leaves known (:meth:`~flowmc.flows.models.FlowModel.known_log_prob`).  A
+    whose density rounding leaves known (:meth:`~flowmc.flows.Model.known_log_prob`).  A
     chain outside G stays; a step that would end outside G is rejected as a whole.  So the kernel is
     that of all proposals of a step, which is reversible, restricted to G, and still reversible.
 
     Args:
         action: the target.
-        model: the flow model, in the precision of the chains.
+        model: a flow model or any other :class:`~flowmc.flows.Model`, or what has the methods of
+            one, in the precision of the chains.
         proposals: proposals per chain and step.
         batch_size: most fields in one call of the flow, and what ranks share the work by; None
             draws all proposals of a block at once.  The proposals depend on it as on the seed.
@@ -87,18 +88,20 @@ class Independence(Kernel):
     def __init__(
         self,
         action: Action,
-        model: FlowModel,
+        model: Model,
         *,
         proposals: int = 16,
         batch_size: int | None = None,
     ) -> None:
         self.check_keys(proposals=proposals, batch_size=batch_size)
         self.action = action
-        self.model = model.eval().requires_grad_(False)
+        self.model = as_model(model)
+        if isinstance(self.model, nn.Module):
+            self.model.eval().requires_grad_(False)
         self.proposals = proposals
         self.batch_size = batch_size
         self.supply: Supply = DrawnHere
-        self._key = model.fingerprint()
+        self._key = self.model.fingerprint()
 
     @staticmethod
     def check_keys(*, proposals: int = 16, batch_size: int | None = None) -> None:

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from flowmc.flows.base import Chain, Flow
-from flowmc.flows.models import Prior
+from flowmc.flows.models import Model, Prior
 from flowmc.nonequilibrium.process import Evolution, Process
 
 __all__ = ["StochasticFlow"]
 
 
-class StochasticFlow(nn.Module):
+class StochasticFlow(Model, nn.Module):
     r"""A prior driven through a process: draws with the log-density of their *path*.
 
     ``sample(n, rng) -> (x, log q)`` as for :class:`~flowmc.flows.FlowModel`, with
@@ -38,13 +38,16 @@ class StochasticFlow(nn.Module):
         return Chain(layer for layer in self.process.flows if isinstance(layer, Flow))
 
     @property
-    def log_density_is_exact(self) -> bool:
+    def log_density_is_exact(self) -> bool:  # type: ignore[override]
         """Whether the work is that of the discrete maps; see :class:`~flowmc.flows.Flow`."""
         return self.flow.log_density_is_exact and self.prior.log_density_is_exact
 
-    def density_error(self, z: Tensor) -> Tensor:
-        """Return an estimate of the error of the work of all flows on z, ``(n,)`` >= 0."""
-        return self.flow.density_error(z) + self.prior.density_error(z)
+    def starts(self, n: int, rng: torch.Generator) -> Tensor:
+        return self.prior.sample(n, rng)[0]
+
+    def density_error(self, start: Tensor) -> Tensor:
+        """Return an estimate of the error of the work of all flows, ``(n,)`` >= 0."""
+        return self.flow.density_error(start) + self.prior.density_error(start)
 
     def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw; return ``x (n, ...)`` and the log-density of its path ``(n,)`` float64."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from flowmc.actions.base import Action
+from flowmc.actions.base import Action, at_couplings
 
 __all__ = ["line_of_actions"]
 
@@ -23,7 +23,8 @@ def line_of_actions(
             the values themselves.
 
     Raises:
-        ValueError: for lists that do not fit together, or a coupling that the action lacks.
+        ValueError: for lists that do not fit together, or a coupling that the action lacks,
+            and an action whose :meth:`~flowmc.actions.Action.at` is that of its base class.
     """
     lengths = {name: len(values) for name, values in couplings.items()}
     if not lengths or min(lengths.values()) < 2 or len(set(lengths.values())) > 1:
@@ -43,4 +44,7 @@ def line_of_actions(
         ]
         for name, given in couplings.items()
     }
-    return [action.at(**{name: points[n] for name, points in values.items()}) for n in range(count)]
+    return [
+        at_couplings(action, {name: points[n] for name, points in values.items()})
+        for n in range(count)
+    ]

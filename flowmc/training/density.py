@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flowmc.flows.mixture import SignMixture
 from flowmc.flows.models import FlowModel
 from flowmc.groups import Group
 from flowmc.parallel import Communicator
+from flowmc.registry import ConfigError
 from flowmc.training.adjoint import PushedForce, pairing
 
 __all__ = ["DensityAt", "MixtureAt", "ModelDensity", "is_trainable"]
@@ -68,7 +68,10 @@ class DensityAt:
 
 @dataclass(frozen=True)
 class MixtureAt:
-    r"""The density of a :class:`~flowmc.flows.SignMixture` at the fields :math:`x_i = f(z_i)`.
+    r"""The density of a mirrored model at the fields :math:`x_i = f(z_i)`.
+
+    That is one whose :math:`q_{\mathrm{mix}}` is the mean of q at x and -x
+    (:class:`~flowmc.flows.SignMixture`).
 
     With the shares :math:`\pi_\pm(x) = q(\pm x) / (2\, q_{\mathrm{mix}}(x))`,
 
@@ -141,9 +144,17 @@ class ModelDensity:
     Args:
         model: prior and flow.
         group: of the fields' elements.
+
+    Raises:
+        ConfigError: for a model whose density is neither that of its map nor mirrored.
     """
 
     def __init__(self, model: FlowModel, group: Group) -> None:
+        if not (model.has_map or model.is_mirrored):
+            raise ConfigError(
+                f"{type(model).__name__} has no map whose density is its own (has_map), and is no "
+                "mirrored one (is_mirrored): this objective cannot differentiate its density"
+            )
         self.model, self.group = model, group
         self.pushed_force = PushedForce(model.flow, group)
 
@@ -157,8 +168,10 @@ class ModelDensity:
 
     def at(self, start: Tensor) -> DensityAt | MixtureAt:
         """Return the density at the images of ``start (n, ...)``, which are taken as constants."""
+        # That of other couplings, where a conditional flow is trained for many.
+        self.pushed_force.flow = self.model.flow
         own = self._of_flow(start)
-        if not isinstance(self.model, SignMixture):
+        if not self.model.is_mirrored:
             return own
         zero = torch.zeros(len(start), dtype=torch.float64, device=start.device)
         with torch.no_grad():

@@ -18,9 +18,6 @@ from flowmc.flows.base import Flow
 from flowmc.flows.cards.building import build_flow, build_local_model, build_model, build_prior
 from flowmc.flows.local.models import LocalFlowModel
 from flowmc.flows.models import FlowModel
-from flowmc.flows.parts.runge_kutta import TABLEAUS
-from flowmc.flows.scalar.conditional import ConditionalContinuousFlow
-from flowmc.flows.scalar.continuous import ContinuousFlow
 from flowmc.flows.verification import verify
 from flowmc.random import stream
 from flowmc.registry import ConfigError, build, nearest
@@ -227,7 +224,7 @@ class Plan:
     def _over_couplings(self, objective: Objective, flow: Flow | LocalFlowModel) -> Objective:
         """Return the objective of the whole range, if the flow is a conditional one."""
         per_batch = self.keys.couplings_per_batch
-        if not isinstance(flow, ConditionalContinuousFlow):
+        if isinstance(flow, LocalFlowModel) or flow.conditional_on is None:
             if per_batch is not None:
                 raise ConfigError(
                     "[training] couplings_per_batch would be ignored: the flow is of one coupling"
@@ -361,12 +358,13 @@ def _check_refinement(plan: Plan, objective: Objective) -> None:
     if steps is None:
         return
     flow = getattr(objective.module, "flow", objective.module)
-    if not isinstance(flow, ContinuousFlow) or flow.integrator not in TABLEAUS:
+    own = getattr(flow, "fixed_steps", None)
+    if own is None:
         raise ConfigError(
             "[training] refined_steps would be ignored: the flow has no integrator of fixed steps"
         )
-    if steps < flow.steps:
+    if steps < own:
         raise ConfigError(
-            f"[training] refined_steps = {steps}: should be at least the {flow.steps} steps of "
+            f"[training] refined_steps = {steps}: should be at least the {own} steps of "
             "[flow] that it is trained with"
         )

@@ -130,7 +130,7 @@ def test_one_training_serves_the_range(trained):
     zs = {}
     for m2 in (0.5, 0.9, 1.4, 2.0):
         target = FreeScalar([3, 4], m2=m2)
-        check_flow_fits(loaded.card, target)
+        check_flow_fits(loaded.card, loaded.flow, target)
         with torch.no_grad():
             x, log_q = model.at(target).sample(4000, stream(1, 0, f"test {m2}"))
         log_weights = -target(x) - log_q

@@ -197,6 +197,37 @@ def test_a_use_or_a_training_step_back_and_forth_leaves_no_trace():
     assert model.fingerprint() != before
 
 
+def test_a_use_in_double_precision_leaves_no_trace():
+    """Tables that a flow has made in use are no part of it."""
+    flow = ContinuousFlow(ACTION, **SMALL, steps=2).double()
+    before = flow.fingerprint()
+    flow.forward(torch.zeros(1, 4, 4, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+    assert flow.fingerprint() == before
+
+
+def constant(module):
+    """Give all weights values that no generator of random numbers decides on."""
+    with torch.no_grad():
+        for number, parameter in enumerate(module.parameters(), 1):
+            parameter.fill_(number / 8)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("build", "digest"),
+    [
+        (lambda: SplineCouplingFlow(ACTION, layers=2, bins=2), "c2a5ef9ef858d32e0e8a3c3a736c4cb6"),
+        (
+            lambda: FlowModel(GaussianPrior(ACTION, scale=0.5), at(conditional(), 7.5)),
+            "d77bf6caebf62eeaaab5d55456ef6c11",
+        ),
+    ],
+)
+def test_digests_are_those_of_earlier_versions(build, digest):
+    """They stand in checkpoints: runs begun before go on only if these never change."""
+    assert constant(build()).fingerprint() == digest
+
+
 def test_weights_of_a_chain_at_other_couplings_are_shared():
     chain = Chain([conditional(), Identity()])
     moved = at(chain, 7.5)

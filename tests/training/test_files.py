@@ -108,15 +108,16 @@ def test_card_is_read_without_torch(sampler):
 
 
 def test_sampler_of_another_theory_is_refused(sampler):
-    card = read_card(sampler[0])
-    check_flow_fits(card, phi4())
-    check_flow_fits(card, phi4(lattice=[8, 6]))
-    check_flow_fits(card, phi4(m2=0.0), same_couplings=False)
+    loaded = load_flow(sampler[0])
+    card, flow = loaded.card, loaded.flow
+    check_flow_fits(card, flow, phi4())
+    check_flow_fits(card, flow, phi4(lattice=[8, 6]))
+    check_flow_fits(card, flow, phi4(m2=0.0), same_couplings=False)
     for action in (phi4(m2=0.0), phi4(lattice=[4, 4, 4]), Wilson("U(1)", [4, 4], beta=1.0)):
         with pytest.raises(FlowFileError, match=r"a flow for phi4 on 4x4 .* but the theory is"):
-            check_flow_fits(card, action)
+            check_flow_fits(card, flow, action)
     with pytest.raises(FlowFileError, match=r"with m2 = -0.5, lambda = 1, but.*kappa"):
-        check_flow_fits(card, phi4(m2=None, kappa=0.2))
+        check_flow_fits(card, flow, phi4(m2=None, kappa=0.2))
 
 
 def test_flow_moves_to_other_lattices_if_it_can(sampler, monkeypatch):
@@ -131,7 +132,7 @@ def test_flow_moves_to_other_lattices_if_it_can(sampler, monkeypatch):
     with pytest.raises(FlowFileError, match="cannot be used on 6x8"):
         load_flow(path, lattice=[6, 8])
     with pytest.raises(FlowFileError, match="but the theory is phi4 on 6x8"):
-        check_flow_fits(read_card(path), phi4(lattice=[6, 8]))
+        check_flow_fits(read_card(path), None, phi4(lattice=[6, 8]))
 
 
 def test_exchange_flow_is_oriented(exchange):
@@ -149,7 +150,7 @@ def test_exchange_flow_is_oriented(exchange):
 
 def test_kinds_are_not_mixed_up(sampler, exchange):
     with pytest.raises(FlowFileError, match="proposals need a sampler"):
-        check_flow_fits(read_card(exchange), phi4())
+        check_flow_fits(read_card(exchange), None, phi4())
     loaded = load_flow(sampler[0])
     with pytest.raises(FlowFileError, match="is a sampler"):
         orient(loaded.card, loaded.flow, phi4(), phi4(m2=0.5))

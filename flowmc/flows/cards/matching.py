@@ -8,19 +8,20 @@ from typing import Any
 from flowmc.actions.base import Action
 from flowmc.flows.base import Flow, Inverse
 from flowmc.flows.cards.tables import FlowFileError
-from flowmc.flows.scalar.conditional import BetweenCouplings, ConditionalContinuousFlow
+from flowmc.flows.scalar.conditional import BetweenCouplings
 from flowmc.registry import named_by, resolve
 
 __all__ = ["check_flow_fits", "check_lattice", "orient"]
 
 
 def check_flow_fits(
-    card: Mapping[str, Any], action: Action, *, same_couplings: bool = True
+    card: Mapping[str, Any], flow: Flow | None, action: Action, *, same_couplings: bool = True
 ) -> None:
     """Raise unless the sampler, or the local flow, of a card was made for ``action``.
 
     Args:
         card: of a sampler or a local flow.
+        flow: the map of a sampler; None for a local flow.
         action: the target it is to be used on.
         same_couplings: False accepts a flow trained at other couplings: proposals stay exact and
             are only accepted less often.  A conditional flow is for all couplings of its range, and
@@ -34,14 +35,22 @@ def check_flow_fits(
             "this is an exchange flow, which carries one theory to another: proposals need a "
             "sampler (a flow with a prior)"
         )
+    conditional = None if flow is None else flow.conditional_on
+    couplings, described = dict(card["theory"]["couplings"]), _describe(card["theory"])
+    in_range, same_theory = True, _same_theory(card, action)
+    if conditional is not None:
+        coupling, low, high = conditional
+        described += f" (conditional: {coupling} = {low:g} ... {high:g})"
+        if same_theory:
+            couplings[coupling] = value = action.parameters[coupling]
+            in_range = low <= value <= high
     if (
-        not _same_theory(card, action)
-        or not _in_range(card, action)
-        or (same_couplings and not _same_couplings(_fixed_couplings(card, action), action))
+        not same_theory
+        or not in_range
+        or (same_couplings and not _same_couplings(couplings, action))
     ):
         raise FlowFileError(
-            f"this is a flow for {_describe_card(card)}, but the theory is "
-            f"{_describe_action(action)}"
+            f"this is a flow for {described}, but the theory is {_describe_action(action)}"
         )
 
 
@@ -53,9 +62,9 @@ def orient(card: Mapping[str, Any], flow: Flow, action_a: Action, action_b: Acti
     Raises:
         FlowFileError: naming both pairs, if the flow joins other theories.
     """
-    if card["kind"] == "sampler" and _range(card) is not None:
+    if card["kind"] == "sampler" and flow.conditional_on is not None:
         for action in (action_a, action_b):
-            check_flow_fits(card, action)
+            check_flow_fits(card, flow, action)
         return BetweenCouplings(flow, action_a, action_b)
     if card["kind"] != "exchange":
         raise FlowFileError(
@@ -124,38 +133,6 @@ def _same_couplings(couplings: Mapping[str, float], action: Action) -> bool:
     return all(
         abs(couplings[key] - own[key]) <= 1e-12 * max(1.0, abs(own[key])) for key in couplings
     )
-
-
-def _range(card: Mapping[str, Any]) -> tuple[str, float, float] | None:
-    """Return coupling and range of a conditional flow."""
-    component = _component("flows", card["flow"]["name"])
-    if not (isinstance(component, type) and issubclass(component, ConditionalContinuousFlow)):
-        return None
-    given = card["flow"]["parameters"]
-    return given["coupling"], given["low"], given["high"]
-
-
-def _in_range(card: Mapping[str, Any], action: Action) -> bool:
-    if (conditional := _range(card)) is None:
-        return True
-    coupling, low, high = conditional
-    return low <= action.parameters[coupling] <= high
-
-
-def _fixed_couplings(card: Mapping[str, Any], action: Action) -> dict[str, float]:
-    """Return the couplings of a card; that of a conditional flow is the action's."""
-    couplings = dict(card["theory"]["couplings"])
-    if (conditional := _range(card)) is not None:
-        couplings[conditional[0]] = action.parameters[conditional[0]]
-    return couplings
-
-
-def _describe_card(card: Mapping[str, Any]) -> str:
-    text = _describe(card["theory"])
-    if (conditional := _range(card)) is not None:
-        coupling, low, high = conditional
-        text += f" (conditional: {coupling} = {low:g} ... {high:g})"
-    return text
 
 
 def _describe(theory: Mapping[str, Any]) -> str:

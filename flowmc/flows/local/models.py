@@ -12,11 +12,13 @@ Blocks are ``(n, *extents)``, patches ``(n, *patch)``, log-densities ``(n,)`` fl
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from flowmc.actions.base import Action
+from flowmc.flows.base import weights_of_same_class
 from flowmc.flows.local.blocks import Block
 from flowmc.identity import Identified, identity
 
@@ -86,6 +88,14 @@ class LocalFlowModel(Identified, nn.Module):
         zero = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         start, minus_prior = self.flow.inverse(x, patch, zero)
         return self.prior.log_prob(start, patch) - minus_prior
+
+    def at(self, action: Action) -> LocalFlowModel:
+        """Return this model: a local flow is not conditional on the couplings."""
+        return self
+
+    def weights_from(self, old: nn.Module, action: Action) -> Mapping[str, Tensor]:
+        """Return those of prior and flow of a trained one, as a flow does its own."""
+        return weights_of_same_class(self, old)
 
     def fingerprint(self) -> str:
         """Return a short digest of block, prior, flow and weights."""

@@ -2,6 +2,7 @@ r"""The continuous flow of a whole range of couplings, and the flows between two
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -94,17 +95,21 @@ class ConditionalContinuousFlow(ContinuousFlow):
         """
         return AtCoupling(self, self._in_range(action))
 
-    def start_from(self, other: ContinuousFlow) -> None:
-        """Take the weights of a flow of one coupling for all of them.
+    @property
+    def conditional_on(self) -> tuple[str, float, float]:  # type: ignore[override]
+        """The coupling and its range."""
+        return self.coupling, self.low, self.high
 
-        Args:
-            other: on the same lattice, with the same features and reach.
-        """
-        with torch.no_grad():
-            for name, parameter in other.named_parameters():
-                own = self.get_parameter(name)
-                (own[0] if name == "kernels" else own).copy_(parameter)
-            self.kernels[1:] = 0
+    def weights_from(self, old: nn.Module, action: Action) -> Mapping[str, Tensor]:
+        """Return those of the same class, or of a flow of one coupling, for all of them."""
+        if type(old) is not ContinuousFlow:
+            return super().weights_from(old, action)
+        if not self._fits(old):
+            old = old.embedded(action, self.reach)
+        weights = dict(old.state_dict())
+        none = torch.zeros(self.degree, *old.kernels.shape).to(old.kernels)
+        weights["kernels"] = torch.cat([old.kernels.detach()[None], none])
+        return weights
 
     def _sizes(self) -> dict[str, Any]:
         own = {"coupling": self.coupling, "low": self.low, "high": self.high, "degree": self.degree}
@@ -156,6 +161,11 @@ class AtCoupling(Flow):
 
     def distinction(self) -> str:
         return repr(self.value)
+
+    @property
+    def conditional_on(self) -> tuple[str, float, float] | None:  # type: ignore[override]
+        """The coupling and its range: :meth:`at` gives the others from here as well."""
+        return self.flow.conditional_on
 
     def at(self, action: Action) -> Flow:
         return self.flow.at(action)

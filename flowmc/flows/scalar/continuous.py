@@ -8,7 +8,9 @@ The field moves along a velocity for unit time, and its density by the divergenc
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -233,6 +235,40 @@ class ContinuousFlow(Flow):
             other.time_mixing.copy_(self.time_mixing)
         return other
 
+    @property
+    def fixed_steps(self) -> int | None:
+        """The number of steps, which can be set; None for an adaptive integrator."""
+        return self.steps if self.integrator in TABLEAUS else None
+
+    @fixed_steps.setter
+    def fixed_steps(self, steps: int | None) -> None:
+        assert steps is not None
+        self.steps = steps
+
+    def weights_from(self, old: nn.Module, action: Action) -> Mapping[str, Tensor]:
+        """Return those of the same class, embedded (:meth:`embedded`) from a smaller lattice."""
+        weights = super().weights_from(old, action)
+        assert isinstance(old, ContinuousFlow)
+        if self.transfers_to_other_lattices or self._fits(old):
+            return weights
+        return old.embedded(action, self.reach).state_dict()
+
+    def _fits(self, old: ContinuousFlow) -> bool:
+        """Whether the kernels of another flow have the same offsets."""
+        return (old.lattice, old.reach) == (self.lattice, self.reach)
+
+    def speed_remark(self, dtype: torch.dtype, device: torch.device) -> str | None:
+        single, own = (
+            has_continuous_map(self.lattice, torch.empty(1, 1, dtype=one, device=device))
+            for one in (torch.float32, dtype)
+        )
+        if own or not single:
+            return None
+        return (
+            "continuous flows are compiled for fields of 32 bit only; this one is several times "
+            "faster with precision = 32 in [chains]"
+        )
+
     def _sizes(self) -> dict[str, Any]:
         """Return the arguments that the shapes of the weights come from, but for the reach."""
         return {
@@ -398,7 +434,9 @@ class _Dynamics(nn.Module):
 
     def __init__(self, flow: ContinuousFlow, frozen: bool) -> None:
         super().__init__()
-        self.flow, self.frozen = flow, frozen
+        # A copy that shares the weights: the adjoint equation is solved when a conditional flow may
+        # be at another coupling.
+        self.flow, self.frozen = copy.copy(flow), frozen
 
     def forward(self, time: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         rows, _ = state

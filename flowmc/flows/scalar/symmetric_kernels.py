@@ -60,6 +60,9 @@ class LatticeSpectrum(nn.Module):
         multiplicity: ``(N_orb,)`` offsets per orbit.
     """
 
+    # Not in digests: a flow is the same after it has been used.
+    caches = ("_converted",)
+
     def __init__(self, lattice: Sequence[int], reach: int | None = None) -> None:
         super().__init__()
         self.lattice = tuple(lattice)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from flowmc.actions.base import Action
-from flowmc.flows.mixture import SignMixture
 from flowmc.flows.models import FlowModel
 from flowmc.kernels import HMC
 from flowmc.nonequilibrium import Process
@@ -115,7 +114,7 @@ class AlphaTwo(SamplerObjective):
         leapfrog_steps: int = 4,
     ) -> None:
         super().__init__(model, action)
-        if isinstance(model, SignMixture):
+        if not model.has_map:
             raise ValueError(
                 "alpha_two anneals in the coordinates of the prior, which a mixture does not have: "
                 "train the flow without the mixture, or by another objective"
@@ -126,13 +125,15 @@ class AlphaTwo(SamplerObjective):
         ):
             if value < 1:
                 raise ValueError(f"{key} = {value}: must be at least 1")
-        self.leapfrog_steps = leapfrog_steps
-        self.bridges = [
-            LatentBridge(model, action, (step + 1) / annealing_steps)
-            for step in range(annealing_steps)
-        ]
+        self.annealing_steps, self.leapfrog_steps = annealing_steps, leapfrog_steps
         self.density = ModelDensity(model, action.group)
         self._log_step_size = math.log(_FIRST_STEP_SIZE)
+
+    @property
+    def bridges(self) -> list[LatentBridge]:
+        """The actions of the annealing, to the target of the present batch."""
+        steps = self.annealing_steps
+        return [LatentBridge(self.model, self.action, (n + 1) / steps) for n in range(steps)]
 
     @property
     def step_size(self) -> float:
@@ -167,8 +168,9 @@ class AlphaTwo(SamplerObjective):
     def _anneal(self, start: Tensor, log_prior: Tensor, key: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return this rank's rows, their annealed z, and minus their work."""
         trajectory = self.step_size * self.leapfrog_steps
+        bridges = self.bridges
         process = Process(
-            self.bridges,
+            bridges,
             [
                 [
                     HMC(
@@ -179,7 +181,7 @@ class AlphaTwo(SamplerObjective):
                         check_reversibility=0.0,
                     )
                 ]
-                for bridge in self.bridges
+                for bridge in bridges
             ],
         )
         n = len(start)

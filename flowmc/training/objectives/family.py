@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from flowmc.actions.base import Action, at_couplings
 from flowmc.flows.models import FlowModel
-from flowmc.flows.scalar.conditional import ConditionalContinuousFlow
 from flowmc.parallel import Communicator
 from flowmc.registry import ConfigError
 from flowmc.training.objectives.base import Batch, Objective, SamplerObjective
@@ -36,8 +36,8 @@ class OverCouplings(Objective):
 
     def __init__(self, objective: SamplerObjective, per_batch: int = 4) -> None:
         flow = objective.model.flow
-        if not isinstance(flow, ConditionalContinuousFlow):
-            raise TypeError(f"{type(flow).__name__} is not a conditional flow")
+        if flow.conditional_on is None:
+            raise TypeError(f"{type(flow).__name__} is not a conditional flow (conditional_on)")
         check_without_ensemble(objective)
         if per_batch < 1:
             raise ConfigError(f"couplings_per_batch = {per_batch}: at least one")
@@ -64,20 +64,25 @@ class OverCouplings(Objective):
 
     def density_error(self, n: int, rng: torch.Generator) -> Tensor:
         """Return that at the middle of the range."""
-        middle = self.action.at(**{self.flow.coupling: (self.flow.low + self.flow.high) / 2})
+        middle = self._theory(0.5)
         with torch.no_grad():
             z, _ = self.module.prior.sample(n, rng)
         return self.flow.at(middle).density_error(z)
 
     def _at(self, place: float, size: int, rng: torch.Generator) -> Batch:
-        flow, objective = self.flow, self.objective
-        value = flow.low + place * (flow.high - flow.low)
-        own = flow.value
-        objective.action, flow.value = self.action.at(**{flow.coupling: value}), value
+        objective, model = self.objective, self.objective.model
+        action = self._theory(place)
+        objective.action, model.flow = action, self.flow.at(action)
         try:
             return objective.evaluate(size, rng)
         finally:
-            objective.action, flow.value = self.action, own
+            objective.action, model.flow = self.action, self.flow
+
+    def _theory(self, place: float) -> Action:
+        """Return the theory at a place of the range, from 0 to 1."""
+        assert self.flow.conditional_on is not None
+        coupling, low, high = self.flow.conditional_on
+        return at_couplings(self.action, {coupling: min(low + place * (high - low), high)})
 
 
 class OverTheories(Objective):

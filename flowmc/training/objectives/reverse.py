@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from flowmc.actions.base import Action
-from flowmc.flows.mixture import SignMixture
 from flowmc.flows.models import FlowModel
 from flowmc.parallel import Communicator
 from flowmc.training.adjoint import pairing
@@ -60,7 +59,7 @@ class ReverseKL(SamplerObjective):
         super().__init__(model, action)
         if gradient not in ("reparametrised", "path"):
             raise ValueError(f"unknown gradient {gradient!r}: use 'reparametrised' or 'path'")
-        if is_trainable(model) and (gradient == "path" or isinstance(model, SignMixture)):
+        if is_trainable(model) and (gradient == "path" or not model.has_map):
             raise ValueError(
                 "path gradients, and all gradients of a mixture, need a prior without trainable "
                 "parameters; freeze them or use gradient = 'reparametrised' without a mixture"
@@ -73,7 +72,7 @@ class ReverseKL(SamplerObjective):
         self.density.distribute(communicator)
 
     def evaluate(self, n: int, rng: torch.Generator) -> Batch:
-        if self.gradient == "path" or isinstance(self.model, SignMixture):
+        if self.gradient == "path" or not self.model.has_map:
             return self._evaluate_at(n, rng)
         if self.communicator.size == 1:
             (x, log_q), rows = self.model.sample(n, rng), None
