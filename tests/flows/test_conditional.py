@@ -102,6 +102,23 @@ def test_there_and_back_between_couplings():
         assert torch.allclose(image, x, atol=1e-6) and float(total.detach().abs().max()) < 1e-5
 
 
+def test_adjoint_gradients_are_those_of_the_coupling():
+    """The adjoint equation is solved when the flow is at its own coupling again."""
+    grads = []
+    for adjoint in (False, True):
+        torch.manual_seed(1)
+        action = Phi4([3, 4], m2=-4.0, lam=6.0)
+        keys = {"integrator": "dopri5", "tolerance": 1e-8, "adjoint": adjoint}
+        flow = ConditionalContinuousFlow(action, **RANGE, degree=1, **SMALL, **keys).double()
+        torch.nn.init.normal_(flow.kernels, std=0.05)
+        x, zero = torch.ones(1, 3, 4, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+        y, density = flow.at(action.at(**{"lambda": 9.0})).forward(x, zero)
+        (y.sum() + density.sum()).backward()
+        grads.append(flow.kernels.grad)
+    # T_1 is -1/2 at the coupling of the flow itself, and 1 at that of the batch.
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("value", [4.99, 9.01])
 def test_out_of_range(value):
     flow, action = make()

@@ -495,6 +495,33 @@ def test_kernels_are_asked_before_chains_go_on(tmp_path, monkeypatch, capsys):
     assert main(again) == OUT_OF_TIME
 
 
+@pytest.mark.parametrize("place", ["line", "ladder"])
+def test_an_action_whose_at_is_that_of_its_base_is_refused(place, tmp_path, capsys):
+    """FreeScalar.at() returns a FreeScalar: its theory would be sampled in silence."""
+    module = f"inherited_{abs(hash(str(tmp_path)))}"
+    source = "from flowmc.actions import FreeScalar\nclass Mine(FreeScalar):\n    pass\n"
+    (tmp_path / f"{module}.py").write_text(source)
+    if place == "line":
+        tables = with_tables(chains=CHAINS, protocol={"m2": [3.0, 0.5]})
+        tables["free_energy"] = {"method": "chain", "seed": 1}
+        tables["update"] = [HMC]
+    else:
+        tables = {
+            "theory": {**with_tables()["theory"], "m2": 3.0},
+            "chains": {"count": 2, "seed": 1},
+            "update": [HMC, {"kernel": "exchange"}],
+            "ladder": {"m2": [3.0, 0.5], "flows": ["identity"]},
+            "run": {"updates": 2},
+        }
+    tables["theory"]["action"] = f"{module}:Mine"
+    config = tmp_path / "config.toml"
+    config.write_text(toml_text(tables))
+    name = "free-energy" if place == "line" else "run"
+    assert main([name, str(config), "--output", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "Mine.at() returns a FreeScalar, which is another theory: define at() in Mine" in said
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_leave_a_checkpoint_of_the_measurement(number, tmp_path, monkeypatch, capsys):
     config, output = tmp_path / "config.toml", tmp_path / "out"
