@@ -246,10 +246,7 @@ def validate(component: Callable[..., Any], table: Mapping[str, Any], where: str
     for key, value in table.items():
         if key not in written:
             raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, written)}")
-        if not _is_usable(value):
-            raise ConfigError(
-                f"{where}: {key} = {_shown(value)}: should be finite, and text without \\0"
-            )
+        _require_usable(value, value, f"{where}: {key}")
         name = written[key]
         try:
             adapter = TypeAdapter(
@@ -259,10 +256,17 @@ def validate(component: Callable[..., Any], table: Mapping[str, Any], where: str
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
             raise ConfigError(f"{where}: {key} = {_shown(value)}: {reason}") from error
+        # The text "inf" is a number only now.
+        _require_usable(arguments[name], value, f"{where}: {key}")
     for name, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and name not in arguments:
             raise ConfigError(f"{where}: missing key {written_key(name)!r}")
     return arguments
+
+
+def _require_usable(value: Any, written: Any, where: str) -> None:
+    if not _is_usable(value):
+        raise ConfigError(f"{where} = {_shown(written)}: should be finite, and text without \\0")
 
 
 def _is_usable(value: Any) -> bool:

@@ -187,18 +187,29 @@ def without_hopping(action: HoppingAction) -> float:
     .. math:: z_0 = \int d\phi\, e^{-a\phi^2 - \lambda\phi^4}
               = \tfrac12 \sqrt{a/\lambda}\; e^{x} K_{1/4}(x), \qquad x = \frac{a^2}{8\lambda},
 
-    for a > 0; it is where the chain of ensembles of arXiv:2007.07115 is anchored.
+    for a > 0 (where the chain of ensembles of arXiv:2007.07115 is anchored),
+    :math:`\tfrac12 \Gamma(\tfrac14) \lambda^{-1/4}` for a = 0, and for double wells, a < 0,
+    :math:`\tfrac\pi2 \sqrt{|a|/2\lambda}\; e^{x} (I_{1/4}(x) + I_{-1/4}(x))` (Abramowitz and Stegun
+    9.6.2: what K is made of, at the other sign of a).
 
     Raises:
-        ValueError: if a <= 0, for which this form does not hold.
+        ValueError: if the integral diverges: :math:`\lambda = 0` and a <= 0.
     """
-    if action.a <= 0:
-        raise ValueError(f"independent sites need a positive coefficient of phi^2, not {action.a}")
-    if action.quartic == 0:
-        return action.volume * 0.5 * math.log(math.pi / action.a)
-    x = action.a**2 / (8 * action.quartic)
-    # kve(v, x) = e^x K_v(x).
-    return action.volume * math.log(0.5 * math.sqrt(action.a / action.quartic) * kve(0.25, x))
+    a, quartic = action.a, action.quartic
+    if quartic == 0:
+        if a <= 0:
+            raise ValueError(f"independent sites need a positive coefficient of phi^2, not {a}")
+        return action.volume * 0.5 * math.log(math.pi / a)
+    x = a / quartic * a / 8  # a^2 alone may overflow
+    # kve(v, x) = e^x K_v(x), ive(v, x) = e^-x I_v(x) for x > 0.
+    if a > 0:
+        one = math.log(0.5 * math.sqrt(a / quartic) * kve(0.25, x))
+    elif a == 0:
+        one = math.log(math.gamma(0.25) / 2) - math.log(quartic) / 4
+    else:
+        both = ive(0.25, x) + ive(-0.25, x)
+        one = math.log(math.pi / 2 * math.sqrt(-a / (2 * quartic)) * both) + 2 * x
+    return action.volume * one
 
 
 def double_well(action: DoubleWell) -> PathSolution:

@@ -115,6 +115,17 @@ def test_independent_sites():
     )
 
 
+@pytest.mark.parametrize("lam", [0.3, 0.5, 0.8, 2.0, 40.0])
+def test_independent_sites_of_either_sign(lam):
+    """a = 1 - 2 lambda: single wells, none, and double wells; 1e-12 is rounding of the sum."""
+    action = Phi4([4], kappa=0.0, lam=lam)
+    grid = np.linspace(-9, 9, 40001)
+    exponent = -(1 - 2 * lam) * grid**2 - lam * grid**4
+    top = exponent.max()
+    one = top + math.log(np.exp(exponent - top).sum() * (grid[1] - grid[0]))
+    assert without_hopping(action) == pytest.approx(4 * one, rel=1e-12, abs=1e-11)
+
+
 def test_what_is_not_solved_is_none():
     assert log_partition(Phi4([4, 4], m2=-4.0, lam=8.0)) is None
     assert log_partition(Wilson("SU(3)", [2, 2, 2], beta=1.0)) is None

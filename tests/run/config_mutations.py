@@ -69,7 +69,9 @@ def mutated(tables, draw):
         else:
             number = parent[last]
             if isinstance(number, (int, float)) and kind < 0.5:
-                value = draw.choice([-number, number * 10, number + 1, number / 3, 10**9, 2**31])
+                # Integers that have been multiplied often are no floats any more.
+                third = number / 3 if abs(number) < 1e300 else 0.5
+                value = draw.choice([-number, number * 10, number + 1, third, 10**9, 2**31])
             said.append(f"{(*way, last)} = {value!r}")
             parent[last] = value
     return tables, "; ".join(said)[:1000]

@@ -100,6 +100,7 @@ UNUSABLE = {
     "2^31 blocks": {"chains": {"count": 2**31, "block": 1}},
     "a coupling that is no number": {"theory": {"m2": float("nan")}},
     "an infinite coupling": {"theory": {"lambda": float("inf")}},
+    "a coupling that is text of an infinity": {"theory": {"lambda": "inf"}},
     "an integer of 300 digits and more": {"theory": {"m2": 10**400}},
     "an infinite step": {"update": [{"kernel": "hmc", "trajectory": float("inf")}]},
     "a time without end": {"run": {"time_limit": 10**400}},
