@@ -26,6 +26,8 @@ RUNS = sorted(
     for p in EXAMPLES.glob("*.toml")
     if "[run]" in p.read_text() and p.name not in (*CORRELATIONS, *COMBINATIONS)
 )
+PAGES = ["su3_hybrid.toml", "u1_exchange.toml"]
+assert set(PAGES) <= set(RUNS)
 TRAININGS = sorted(
     str(p.relative_to(EXAMPLES))
     for p in EXAMPLES.rglob("*.toml")
@@ -92,12 +94,19 @@ def shortened(name: str, folder: Path, report: bool = True, **chains: str) -> Pa
     return path
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_run_example(name, tmp_path, capsys):
-    config = shortened(name, tmp_path)
+@pytest.mark.parametrize(
+    ("name", "page"),
+    [
+        # The page takes longer than such a run: fast are one of a ladder and one of a file.
+        *((name, name in PAGES) for name in RUNS),
+        *(pytest.param(name, True, marks=pytest.mark.slow) for name in RUNS if name not in PAGES),
+    ],
+)
+def test_run_example(name, page, tmp_path, capsys):
+    config = shortened(name, tmp_path, report=page)
     output = tmp_path / "run"
     assert main(["run", str(config), "--output", str(output)]) == 0
-    assert (output / "report.html").stat().st_size > 10_000
+    assert not page or (output / "report.html").stat().st_size > 10_000
     capsys.readouterr()
     assert main(["report", str(output), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)

@@ -22,7 +22,7 @@ def test_each_asks_to_stop(number):
 
 SECOND = """
 import os, signal, sys
-from flowmc.chains import interrupts
+from flowmc.jobs import interrupts
 interrupts._SAME_REQUEST = 0.0
 with interrupts.Interrupts() as asked:
     for number in map(int, sys.argv[1:]):
