@@ -130,7 +130,7 @@ def sample(
     whole = composed(kernel.kernel if isinstance(kernel, Assembly) else kernel)
     action = action or action_of_kernel(whole)
     entries = _entries(observables, action)
-    state = settled(first_state(whole, [action], {0: field.clone()}, 0))
+    state = settled(first_state(whole, [action], {0: field.clone()}, 0, where=""))
     assert isinstance(state, State)
     chains = _Chains(whole, action, entries, state, seed, thermalization, measure_every)
     chains.advance(thermalization + updates, progress)

@@ -132,7 +132,12 @@ def rehearsal_state(config: RunConfig, assembly: Assembly, files: StartFiles) ->
 
 
 def first_state(
-    kernel: Kernel, actions: Sequence[Action | None], fields: Mapping[int, Tensor], first: int
+    kernel: Kernel,
+    actions: Sequence[Action | None],
+    fields: Mapping[int, Tensor],
+    first: int,
+    *,
+    where: str = "[chains]: ",
 ) -> State | LadderState:
     """Return the state of one block from the fields of its replicas on this rank.
 
@@ -143,6 +148,7 @@ def first_state(
         actions: one per replica; None for a target that only the kernels know.
         fields: of the replicas that live here.
         first: number of the block's first chain.
+        where: to look for a start that is not finite: begins the message.
 
     Raises:
         ConfigError: naming the first chain whose field or action is not finite, or from a kernel
@@ -152,7 +158,7 @@ def first_state(
         action = actions[r]
         if action is not None:
             action.check_field(batch)
-        _require_finite(torch.isfinite(batch.flatten(1)).all(1), first)
+        _require_finite(torch.isfinite(batch.flatten(1)).all(1), first, where)
     given = [fields.get(r) for r in range(len(actions))]
     is_ladder = len(actions) > 1
     state = begin(kernel, given if is_ladder else given[0])
@@ -163,27 +169,27 @@ def first_state(
             f"{type(state).__name__}"
         )
     if isinstance(state, State):
-        return _with_action(state, actions[0], first)
+        return _with_action(state, actions[0], first, where)
     for r, replica in state.here.items():
-        state = state.with_replica(r, _with_action(replica, actions[r], first))
+        state = state.with_replica(r, _with_action(replica, actions[r], first, where))
     return state
 
 
-def _with_action(state: State, action: Action | None, first: int) -> State:
+def _with_action(state: State, action: Action | None, first: int, where: str) -> State:
     value = state.action
     if value is None:
         if action is None:
             return state
         value = action(state.field)
-    _require_finite(torch.isfinite(value), first)
+    _require_finite(torch.isfinite(value), first, where)
     return replace(state, action=value)
 
 
-def _require_finite(finite: Tensor, first: int) -> None:
+def _require_finite(finite: Tensor, first: int, where: str) -> None:
     if not bool(finite.all()):
         chain = first + int((~finite).nonzero()[0])
         raise ConfigError(
-            f"[chains]: the start configuration of chain {chain} is not finite, or its action "
+            f"{where}the start configuration of chain {chain} is not finite, or its action "
             "is not: choose another start"
         )
 

@@ -85,6 +85,7 @@ def step(
         raise ConfigError(
             f"seed = {seed}, number = {number}, block = {block}: should be integers, 0 or more"
         )
+    is_configured = isinstance(kernel, Assembly)
     if isinstance(kernel, Assembly):
         if kernel.is_ladder:
             raise ConfigError(
@@ -93,8 +94,9 @@ def step(
         action = action or kernel.actions[0]
         kernel = kernel.kernel
     whole = composed(kernel)
+    where = "[chains]: " if is_configured else ""
     action = action or action_of_kernel(whole)
-    state = first_state(whole, [action], {0: field}, 0)
+    state = first_state(whole, [action], {0: field}, 0, where=where)
     state, info = whole.step(state, stream(seed, block, f"step {number}", field.device))
     state = settled(state)
     assert isinstance(state, State)

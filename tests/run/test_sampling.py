@@ -163,7 +163,7 @@ def test_unusable_input_is_refused():
         (hmc, field, -1, {}, "updates = -1"),
         (hmc, field, 1, {"measure_every": 0}, "measure_every = 0"),
         (hmc, [field], 1, {}, "use flowmc run"),
-        (hmc, field / 0, 1, {}, "chain 0 is not finite"),
+        (hmc, field / 0, 1, {}, "^the start configuration of chain 0 is not finite"),
         (hmc, field[:, :2], 1, {}, "does not fit"),
         (hmc, field, 1, {"observables": ["phi3"]}, "phi"),
         (hmc, field, 1, {"observables": ["plaquette"]}, "plaquette: "),

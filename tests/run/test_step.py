@@ -132,7 +132,7 @@ def test_a_step_of_objects_refuses_what_it_cannot_do():
         (field, hmc, 1, -1, "number = -1"),
         (field, hmc, -1, 1, "seed = -1"),
         (field[:, :2], hmc, 1, 1, "lattice"),
-        (field / 0, hmc, 1, 1, "chain 0 is not finite"),
+        (field / 0, hmc, 1, 1, "^the start configuration of chain 0 is not finite"),
         (field / 0, _Blind(), 1, 1, "chain 0 is not finite"),
         (field + 1e4, _Blind(), 1, 1, "too large"),
         ([field, field], Cycle([EachReplica([hmc, hmc], [action] * 2)]), 1, 1, "one field"),
