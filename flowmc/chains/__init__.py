@@ -4,7 +4,7 @@
 another program.  :func:`sample` runs chains in memory.
 
 For runs, ``config`` reads and validates, ``assembly`` builds kernels and flows, ``start`` makes the
-first fields, ``rehearsal`` finds out what will be reported, ``opening`` starts or continues a
+first fields, ``diagnostics`` reduces what kernels report, ``opening`` starts or continues a
 directory, ``runner`` is the loop; :mod:`~flowmc.chains.storage` writes what it leaves behind.
 """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,22 @@ import torch
 
 from flowmc.actions.base import Action
 from flowmc.chains.config import RunConfig
+from flowmc.chains.diagnostics import reports_of
 from flowmc.config.entries import UpdateEntry
 from flowmc.flows.base import Flow, Identity
 from flowmc.flows.local.models import LocalFlowModel
 from flowmc.flows.models import FlowModel
-from flowmc.kernels import Cycle, EachReplica, Info, Kernel, Mixture, OnReplica, Repeat
+from flowmc.kernels import (
+    Cycle,
+    EachReplica,
+    Info,
+    Kernel,
+    KernelReport,
+    Mixture,
+    OnReplica,
+    Repeat,
+    Reported,
+)
 from flowmc.kernels.base import apply, begin
 from flowmc.parallel import Communicator
 from flowmc.parallel.devices import choose_device
@@ -56,6 +67,14 @@ class Assembly:
         """Whether states are ladders of replicas."""
         return len(self.actions) > 1
 
+    def reports(self) -> dict[str, KernelReport]:
+        """Return what the kernels report; see :func:`flowmc.chains.diagnostics.reports_of`.
+
+        Raises:
+            ConfigError: two kernels report different values under one name.
+        """
+        return reports_of(self.timed)
+
     @property
     def spreads(self) -> bool:
         """Whether the replicas of a ladder may live on several ranks."""
@@ -68,9 +87,17 @@ class TimedKernel(Kernel):
     takes_streams = True
 
     def __init__(self, kernel: Kernel, device: torch.device, where: str) -> None:
-        self.kernel, self.name, self.spreads = kernel, kernel.name, kernel.spreads
+        self.kernel, self.name, self.title = kernel, kernel.name, kernel.title
+        self.spreads = kernel.spreads
         self.seconds, self.calls = 0.0, 0
         self._device, self._where = device, where
+
+    @property
+    def reports(self) -> Sequence[Reported]:
+        return self.kernel.reports
+
+    def reports_of_parts(self) -> Sequence[tuple[str, KernelReport]]:
+        return self.kernel.reports_of_parts()
 
     def init(self, field: Any) -> Any:
         try:

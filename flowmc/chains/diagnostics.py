@@ -1,21 +1,22 @@
 """What kernels report between two measurements, reduced to one row.
 
-Values are reduced per chain over the updates (and the repetitions) since the previous row:
-``non_finite`` is summed, ``reversibility_violation`` is the largest, ``log_weights`` and
-``log_weight`` are those of the last update, everything else is the mean over finite entries.
+Values are reduced per chain over the updates (and the repetitions) since the previous row, each as
+its kernel declares (:class:`~flowmc.kernels.Reported`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from flowmc.kernels import Info, Kernel
+from flowmc.kernels import Info, Kernel, KernelReport, Reported
+from flowmc.kernels.base import report_of, title_of
+from flowmc.registry import ConfigError
 
-__all__ = ["Diagnostics", "Piece", "leaves", "schema_of"]
+__all__ = ["Diagnostics", "Piece", "leaves", "reports_of"]
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,6 @@ class Piece:
             own[:, self.replica] = self.values
 
 
-Schema = Mapping[str, Mapping[str, tuple[int, ...]]]
-
-_SUMMED = ("non_finite",)
-_LARGEST = ("reversibility_violation",)
-_LAST = ("log_weights", "log_weight")
-# Kept per proposal; all other values become one number per chain.
-_PER_PROPOSAL = ("log_weights",)
-
-
 def leaves(info: Info, kernels: Mapping[str, Kernel]) -> Iterator[tuple[str, Info]]:
     """Yield ``(name, info)`` of the elementary kernels of one update.
 
@@ -78,47 +70,85 @@ def _elementary(info: Info) -> Iterator[tuple[str, Info]]:
             yield name, part
 
 
-def schema_of(name_and_info: Iterator[tuple[str, Info]]) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Return the shape of every value behind the chain axis, by kernel and value."""
-    return {
-        name: {
-            key: tuple(value.shape[1:]) if key in _PER_PROPOSAL else ()
-            for key, value in info.values.items()
-        }
-        for name, info in name_and_info
-    }
+def reports_of(kernels: Mapping[str, Kernel]) -> dict[str, KernelReport]:
+    """Return what all kernels of a cycle report, by the names of :func:`leaves`.
+
+    Args:
+        kernels: by their unique names in the cycle.
+
+    Raises:
+        ConfigError: two kernels report different values under one name.
+    """
+    found: dict[str, KernelReport] = {}
+    for update, kernel in kernels.items():
+        suffix = update.removeprefix(kernel.name)
+        number = int(suffix.removeprefix("_")) if suffix else 1
+        for name, own in kernel.reports_of_parts() or [(kernel.name, report_of(kernel))]:
+            placed = replace(own, update=update, update_title=title_of(kernel), number=number)
+            _enter(found, f"{name}{suffix}", placed)
+    return found
+
+
+def _enter(found: dict[str, KernelReport], name: str, report: KernelReport) -> None:
+    """Add a report; kernels inside of others may share a name, and then their columns."""
+    known = found.setdefault(name, report)
+    ours, theirs = ({value.name: value for value in one.values} for one in (report, known))
+    for key in sorted({*ours, *theirs}):
+        one, other = theirs.get(key), ours.get(key)
+        if one is None or other is None or not one.is_reduced_like(other):
+            raise ConfigError(
+                f"[[update]] {known.update} and {report.update} both report as {name!r}, but "
+                f"their values {key!r} differ ({_in_words(one)}; {_in_words(other)}): give the "
+                "kernel inside one of them another name"
+            )
+
+
+def _in_words(value: Reported | None) -> str:
+    if value is None:
+        return "none"
+    number = f"{value.per_proposal} proposals" if value.per_proposal else "one number per chain"
+    return f"{number}, {value.reduce}"
 
 
 class Diagnostics:
     """The row that is being accumulated, for all chains.
 
     Args:
-        schema: shapes by kernel and value, see :func:`schema_of`.
+        reports: by kernel, see :func:`reports_of`.
         chains: number of chains.
         own: first and one-past-last chain of every block that this rank adds to; by default all
             chains.  Only there a new row costs time.
     """
 
     def __init__(
-        self, schema: Schema, chains: int, own: Sequence[tuple[int, int]] | None = None
+        self,
+        reports: Mapping[str, KernelReport],
+        chains: int,
+        own: Sequence[tuple[int, int]] | None = None,
     ) -> None:
-        # Sorted: the order decides where things lie in a checkpoint, and a resumed run knows the
-        # schema from a file, not from the kernels.
-        self.schema: Schema = {name: dict(sorted(schema[name].items())) for name in sorted(schema)}
+        self.reports = reports
+        # Sorted: the order decides where things lie in a checkpoint.
+        self._declared = {
+            name: {value.name: value for value in sorted(reports[name].values, key=_name)}
+            for name in sorted(reports)
+        }
         self.chains = chains
         self._own = _merged([(0, chains)] if own is None else own)
         self._counts = {
             (name, key): np.zeros(chains, np.int64)
-            for name in self.schema
+            for name in self._declared
             for key in ("accepted", "tried")
         }
         self._values = {
-            (name, key): np.full((chains, *tail), _start(key))
-            for name, values in self.schema.items()
-            for key, tail in values.items()
+            (name, key): np.full((chains, *value.shape), _start(value))
+            for name, values in self._declared.items()
+            for key, value in values.items()
         }
         self._entries = {
-            pair: np.zeros(chains, np.int64) for pair in self._values if _is_mean(pair[1])
+            (name, key): np.zeros((chains, *value.shape), np.int64)
+            for name, values in self._declared.items()
+            for key, value in values.items()
+            if value.reduce == "mean"
         }
         self._means = {pair: np.full_like(self._values[pair], np.nan) for pair in self._entries}
         self._restored = False
@@ -133,8 +163,8 @@ class Diagnostics:
         """Begin a new row."""
         ranges = [(0, self.chains)] if self._restored else self._own
         for first, last in ranges:
-            for (_, key), value in self._values.items():
-                value[first:last] = _start(key)
+            for (name, key), value in self._values.items():
+                value[first:last] = _start(self._declared[name][key])
             for count in (*self._counts.values(), *self._entries.values()):
                 count[first:last] = 0
             for mean in self._means.values():
@@ -142,32 +172,62 @@ class Diagnostics:
         self._restored = False
 
     def add(self, first: int, last: int, name: str, info: Info) -> None:
-        """Add the diagnostics of the chains ``first <= chain < last`` from one update."""
-        accepted = _numpy(info.is_accepted)
+        """Add the diagnostics of the chains ``first <= chain < last`` from one update.
+
+        Raises:
+            ConfigError: they are not what the kernel declares.
+        """
+        if name not in self._declared:
+            raise ConfigError(
+                f"the info of a kernel has a part {name!r} that reports_of_parts of this kernel "
+                "does not return: add it there, with what it reports"
+            )
+        chains, accepted = last - first, _numpy(info.is_accepted)
+        if accepted.ndim != 2 or len(accepted) != chains:
+            raise ConfigError(
+                f"{name}: is_accepted should have the shape (chains, proposals), with "
+                f"{chains} chain(s), but has {accepted.shape}"
+            )
         self._counts[name, "accepted"][first:last] += accepted.sum(1)
         self._counts[name, "tried"][first:last] += accepted.shape[1]
         if (name, first, last) not in self.cells:
             self.cells = tuple(sorted({*self.cells, (name, first, last)}))
-        for key in self.schema[name]:
-            if key in info.values:
-                self._reduce(first, last, name, key, _numpy(info.values[key]))
+        declared = self._declared[name]
+        for key, tensor in info.values.items():
+            if key not in declared:
+                raise ConfigError(
+                    f"{name}: the info of a step has a value {key!r} that the kernel does not "
+                    f"declare: add Reported({key!r}, title, unit, reduce=...) to its reports"
+                )
+            value = _numpy(tensor)
+            if value.shape[:1] != (chains,) or (
+                declared[key].per_proposal and value.shape[1:] != declared[key].shape
+            ):
+                wanted = ", ".join(map(str, (chains, *declared[key].shape)))
+                raise ConfigError(
+                    f"{name}: the value {key!r} of a step should have the shape ({wanted}) that "
+                    f"its declaration says, but has {value.shape}"
+                )
+            self._reduce(first, last, name, declared[key], value)
 
-    def _reduce(self, first: int, last: int, name: str, key: str, value: np.ndarray) -> None:
-        row = self._values[name, key][first:last]
-        if key in _PER_PROPOSAL:
-            row[...] = value
+    def _reduce(
+        self, first: int, last: int, name: str, declared: Reported, value: np.ndarray
+    ) -> None:
+        row = self._values[name, declared.name][first:last]
+        # The last axis is reduced: values beyond those that the row keeps.
+        entries = value.reshape(*row.shape, -1).astype(np.float64)
+        if not entries.size:
             return
-        flat = value.reshape(last - first, -1).astype(np.float64)
-        if key in _LAST:
-            row[...] = flat[:, -1]
-        elif key in _SUMMED:
-            row += flat.sum(1)
-        elif key in _LARGEST:
-            row[...] = np.fmax(row, np.fmax.reduce(flat, axis=1))
+        if declared.reduce == "last":
+            row[...] = entries[..., -1]
+        elif declared.reduce == "sum":
+            row += entries.sum(-1)
+        elif declared.reduce == "max":
+            row[...] = np.fmax(row, np.fmax.reduce(entries, axis=-1))
         else:
-            finite = np.isfinite(flat)
-            row += np.where(finite, flat, 0.0).sum(1)
-            self._entries[name, key][first:last] += finite.sum(1)
+            finite = np.isfinite(entries)
+            row += np.where(finite, entries, 0.0).sum(-1)
+            self._entries[name, declared.name][first:last] += finite.sum(-1)
 
     def row(self) -> dict[str, np.ndarray]:
         """Return the row by path below a phase of the measurement file, ``kernels/NAME/VALUE``.
@@ -239,12 +299,12 @@ def _merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return found
 
 
-def _is_mean(key: str) -> bool:
-    return key not in (*_SUMMED, *_LARGEST, *_LAST)
+def _start(value: Reported) -> float:
+    return np.nan if value.reduce in ("max", "last") else 0.0
 
 
-def _start(key: str) -> float:
-    return np.nan if key in (*_LARGEST, *_LAST) else 0.0
+def _name(value: Reported) -> str:
+    return value.name
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:

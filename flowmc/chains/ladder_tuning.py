@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -18,7 +17,6 @@ from flowmc.registry import ConfigError
 
 __all__ = ["LadderTuner", "check_tunable"]
 
-_PAIR = re.compile(r"pair\[(\d+)\]")
 # Fractions of the thermalization after which the ladder moves; the last half equilibrates.
 _ROUNDS = (16, 8, 4, 2)
 
@@ -54,16 +52,14 @@ class LadderTuner:
         shape = (self._config.chains.count, len(self.positions) - 1)
         self._probability, self._tried = np.zeros(shape), np.zeros(shape)
 
-    def add(self, first: int, last: int, name: str, info: Info) -> None:
+    def add(self, first: int, last: int, pair: int, info: Info) -> None:
         """Count the exchanges of one pair of one block of chains in one update."""
-        match = _PAIR.match(name)
-        if match is None or "work" not in info.values or not info.is_accepted.shape[1]:
+        if "work" not in info.values or not info.is_accepted.shape[1]:
             return
         work = info.values["work"].detach().cpu().numpy().reshape(last - first, -1)
         tried = info.is_accepted.shape[1]
         # Repeated exchanges come with works of both parities, NaN where the pair was not tried.
         probability = np.exp(-np.clip(np.where(np.isfinite(work), work, np.inf), 0, None))
-        pair = int(match[1])
         self._probability[first:last, pair] += probability.sum(1)
         self._tried[first:last, pair] += tried
 

@@ -6,18 +6,20 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from flowmc.chains.assembly import Assembly, assemble
 from flowmc.chains.config import RunConfig
-from flowmc.chains.diagnostics import Diagnostics
+from flowmc.chains.diagnostics import Diagnostics, leaves
 from flowmc.chains.ladder_tuning import LadderTuner, check_tunable
-from flowmc.chains.rehearsal import observable_shapes, rehearse
+from flowmc.chains.measuring import observable_shapes
 from flowmc.chains.runner import Runner
 from flowmc.chains.start import (
     StartFiles,
     initial_states,
+    one_chain,
     purpose_of,
     read_start_files,
-    rehearsal_state,
 )
 from flowmc.chains.storage.checkpoint import (
     Checkpoint,
@@ -30,9 +32,16 @@ from flowmc.chains.storage.checkpoint import (
 )
 from flowmc.chains.storage.columns import attributes_of, couplings_of, layout_of, rows_of
 from flowmc.chains.storage.configurations import origin_of
+from flowmc.chains.storage.declarations import (
+    check_declarations,
+    declarations_in,
+    declarations_of,
+)
 from flowmc.chains.storage.directory import RunDirectory, environment, identity_of
 from flowmc.chains.storage.measurements import Layout, MeasurementFile, check_rows
-from flowmc.kernels import LadderState, State
+from flowmc.jobs.own_files import opened
+from flowmc.kernels import Info, LadderState, State
+from flowmc.kernels.base import apply
 from flowmc.parallel import Communicator
 from flowmc.parallel.devices import choose_threads
 from flowmc.parallel.distribution import Distribution
@@ -124,13 +133,14 @@ def _start(
     files, states = communicator.together(prepare)
     assembly = dataclasses.replace(assembly, remarks=(*assembly.remarks, *files.remarks))
 
-    def try_out() -> tuple[dict[str, dict], dict[str, tuple[int, ...]]]:
-        one = rehearsal_state(config, assembly, files)
+    def try_out() -> dict[str, tuple[int, ...]]:
+        one = one_chain(config, assembly, files)
         shapes = observable_shapes(config.observables, assembly.actions, one)
-        return rehearse(assembly, one, seed), shapes
+        _try_kernels(assembly, one, seed)
+        return shapes
 
-    schema, shapes = communicator.from_root(try_out)
-    layout = layout_of(config, assembly, schema, shapes)
+    shapes = communicator.from_root(try_out)
+    layout = layout_of(config, assembly, shapes)
     origins = {
         chain: origin_of(config, files, chain)
         for block, replicas in own.items()
@@ -162,7 +172,7 @@ def _start(
         for block, replicas in own.items()
         for r in replicas
     }
-    pending = Diagnostics(schema, config.chains.count).state()
+    pending = Diagnostics(assembly.reports(), config.chains.count).state()
     head = Head(0, assembly.kernel.tuning(), seed, identity_of(config.resolved), 0)
     checkpoint = Checkpoint(head, states, streams, pending)
     write_checkpoint(directory.checkpoint, checkpoint, communicator)
@@ -207,6 +217,7 @@ def _resume(
         _check_same_run(config, directory, head)
         directory.check_flows(assembly.fingerprints)
         rows = check_rows(directory.measurements, head.update, head.rows)
+        _check_columns(config, assembly, directory.measurements)
         provenance = directory.read_provenance()
         origins = provenance.get("origins")
         if not isinstance(origins, list) or len(origins) != config.chains.count:
@@ -224,6 +235,7 @@ def _resume(
             attributes_of(config, assembly),
             attributes,
             couplings_of(assembly),
+            declarations_of(assembly.reports()),
         )
         if MeasurementFile.rows_in(directory.measurements) != dict(layout.rows):
             MeasurementFile.extend(directory.measurements, layout).close()
@@ -285,6 +297,37 @@ def _check_same_run(config: RunConfig, directory: RunDirectory, head: Head) -> N
     total = config.run.thermalization + config.run.updates
     if not 0 <= head.update <= total:
         raise ConfigError(f"{path} is at update {head.update} of a run that has {total}: {remedy}")
+
+
+def _check_columns(config: RunConfig, assembly: Assembly, path: Path) -> None:
+    """Raise ConfigError if the file was begun with kernels that report something else."""
+    columns, _ = MeasurementFile.columns_in(path)
+    reports = assembly.reports()
+    with opened(path, "measurement file") as file:
+        declarations = declarations_in(file["production"])
+        check_declarations(
+            path, columns, declarations, reports, layout_of(config, assembly, {}).columns
+        )
+
+
+def _try_kernels(assembly: Assembly, one: State | LadderState, seed: int) -> None:
+    """Apply every kernel to one chain, thrown away: what it refuses must show before all else.
+
+    Args:
+        assembly: of the run.
+        one: the state of a single chain, with all replicas.
+        seed: of the run.
+
+    Raises:
+        ConfigError: for an info that the kernel has not declared; or as the step.
+    """
+    rng = stream(seed, 0, "rehearsal", assembly.device)
+    diagnostics = Diagnostics(assembly.reports(), 1)
+    for name, kernel in assembly.timed.items():
+        one, part = apply(kernel.kernel, one, rng)
+        info = Info(torch.empty(0, 0, dtype=torch.bool), parts={name: part})
+        for leaf_name, leaf in leaves(info, assembly.timed):
+            diagnostics.add(0, 1, leaf_name, leaf)
 
 
 def _check_states(

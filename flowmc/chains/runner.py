@@ -24,10 +24,9 @@ from flowmc.chains.config import RunConfig
 from flowmc.chains.diagnostics import Diagnostics, Piece, leaves
 from flowmc.chains.infos import of_all_ranks
 from flowmc.chains.ladder_tuning import LadderTuner
-from flowmc.chains.rehearsal import measure_replica
+from flowmc.chains.measuring import measure_replica
 from flowmc.chains.start import first_state
 from flowmc.chains.storage.checkpoint import Checkpoint, Head, settled, write_checkpoint
-from flowmc.chains.storage.columns import schema_in
 from flowmc.chains.storage.configurations import ConfigurationWriter, Origins
 from flowmc.chains.storage.directory import RunDirectory, identity_of
 from flowmc.chains.storage.measurements import Layout, MeasurementFile
@@ -117,8 +116,7 @@ class Runner:
             self.streams[cell] = torch.Generator(device=assembly.device)
             self.streams[cell].set_state(state)
         own_chains = [config.chains.blocks[block] for block in self.own]
-        schema = schema_in(layout.columns)
-        self.diagnostics = Diagnostics(schema, config.chains.count, own_chains)
+        self.diagnostics = Diagnostics(assembly.reports(), config.chains.count, own_chains)
         pending = checkpoint.pending
         if self.tuner is not None and "ladder/tried" in pending:
             self.tuner.restore(pending)
@@ -341,8 +339,9 @@ class Runner:
             self.states[block], infos[block] = state, info
             for name, leaf in leaves(info, kernel.parts):
                 self.diagnostics.add(first, last, name, leaf)
-                if self.tuner is not None and update <= run.thermalization:
-                    self.tuner.add(first, last, name, leaf)
+                pair = self.diagnostics.reports[name].pair
+                if self.tuner is not None and pair is not None and update <= run.thermalization:
+                    self.tuner.add(first, last, pair, leaf)
         if update <= run.thermalization and kernel.adapts:
             kernel.adapt(of_all_ranks(infos, self.communicator), update - 1)
         self.update = update

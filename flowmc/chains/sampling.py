@@ -14,14 +14,14 @@ from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.chains.assembly import Assembly
-from flowmc.chains.diagnostics import Diagnostics, leaves, schema_of
+from flowmc.chains.diagnostics import Diagnostics, leaves, reports_of
 from flowmc.chains.measured import Measured, Phase
-from flowmc.chains.rehearsal import measure_field
+from flowmc.chains.measuring import measure_field
 from flowmc.chains.start import first_state, purpose_of
 from flowmc.chains.stepper import action_of_kernel, check_finite, composed
 from flowmc.chains.storage.checkpoint import settled
 from flowmc.config.entries import ObservableEntry, read_observables
-from flowmc.kernels import Cycle, Info, Kernel, Mixture, NonFiniteStateError, State
+from flowmc.kernels import Cycle, Info, Kernel, KernelReport, Mixture, NonFiniteStateError, State
 from flowmc.kernels.base import apply
 from flowmc.random import Streams, stream
 from flowmc.registry import ConfigError
@@ -154,7 +154,7 @@ class _Chains:
         self.seed, self.thermalization, self.measure_every = seed, thermalization, measure_every
         self.rng = stream(seed, 0, purpose_of("update", 0), state.field.device)
         self.update = 0
-        self.reported = _Reported(state.chains)
+        self.reported = _Reported(reports_of(kernel.parts), state.chains)
         self.phases = {"thermalization": _Rows(), "production": _Rows()}
 
     def copy(self) -> _Chains:
@@ -212,39 +212,31 @@ class _Chains:
 
 
 class _Reported:
-    """The row of diagnostics that is being accumulated; kernels appear when they are applied."""
+    """The row of diagnostics that is being accumulated."""
 
-    def __init__(self, chains: int) -> None:
-        self.chains = chains
-        self.by_name: dict[str, Diagnostics] = {}
+    def __init__(self, reports: Mapping[str, KernelReport], chains: int) -> None:
+        self._reports, self._chains = reports, chains
+        self._row = Diagnostics(reports, chains)
 
     def add(self, name: str, info: Info) -> None:
-        if name not in self.by_name:
-            self.by_name[name] = Diagnostics(schema_of(iter([(name, info)])), self.chains)
-        self.by_name[name].add(0, self.chains, name, info)
+        self._row.add(0, self._chains, name, info)
 
     def row(self) -> dict[str, NDArray]:
         """Return the row and begin a new one."""
-        found = {
-            path.removeprefix("kernels/"): value.copy()
-            for one in self.by_name.values()
-            for path, value in one.row().items()
-        }
-        self.reset()
+        found = _by_kernel(self._row)
+        self._row.reset()
         return found
 
     def reset(self) -> None:
-        for one in self.by_name.values():
-            one.reset()
+        self._row.reset()
 
     def empty(self) -> dict[str, NDArray]:
         """Return the row of updates in which no kernel is applied."""
-        fresh = [Diagnostics(one.schema, self.chains) for one in self.by_name.values()]
-        return {
-            path.removeprefix("kernels/"): value
-            for one in fresh
-            for path, value in one.row().items()
-        }
+        return _by_kernel(Diagnostics(self._reports, self._chains))
+
+
+def _by_kernel(row: Diagnostics) -> dict[str, NDArray]:
+    return {path.removeprefix("kernels/"): value.copy() for path, value in row.row().items()}
 
 
 class _Rows:

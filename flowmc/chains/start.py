@@ -26,9 +26,9 @@ __all__ = [
     "StartFiles",
     "first_state",
     "initial_states",
+    "one_chain",
     "purpose_of",
     "read_start_files",
-    "rehearsal_state",
 ]
 
 
@@ -123,7 +123,7 @@ def initial_states(
     return states
 
 
-def rehearsal_state(config: RunConfig, assembly: Assembly, files: StartFiles) -> Any:
+def one_chain(config: RunConfig, assembly: Assembly, files: StartFiles) -> Any:
     """Return a start of chain 0 alone, with all its replicas."""
     fields = {
         r: _field(config, assembly, files, 0, 0, 1, replica=r) for r in range(len(assembly.actions))

@@ -17,7 +17,7 @@ from typing import Any
 
 from flowmc.chains.assembly import Assembly, assemble
 from flowmc.chains.config import RunConfig, load_config
-from flowmc.chains.rehearsal import measure, observable_shapes
+from flowmc.chains.measuring import measure, observable_shapes
 from flowmc.chains.stepper import Stepped, step
 from flowmc.config.entries import ObservableEntry, check_format
 from flowmc.ensembles.claims import check_theory, seeds_of
@@ -140,8 +140,10 @@ def _tell(
     number: int,
     stepped: Stepped,
 ) -> None:
+    reports = assembly.reports()
     kernels = {
-        name: _of_kernel(leaf, assembly.timed[name].seconds) for name, leaf in stepped.infos.items()
+        name: _of_kernel(leaf, assembly.timed[reports[name].update].seconds)
+        for name, leaf in stepped.infos.items()
     }
     observables = {
         _label(entry): measure(entry, assembly.actions, stepped.state)[0, 0].tolist()
@@ -167,16 +169,15 @@ def _tell(
 
 
 def _of_kernel(leaf: Info, seconds: float) -> dict[str, Any]:
-    """Return what one kernel did: shares, seconds, and its energy errors or weights, in order."""
+    """Return what one kernel did: shares, seconds, and the values that it reports, in order."""
     found: dict[str, Any] = {
         "acceptance": float(leaf.is_accepted.double().mean()),
         "seconds": seconds,
     }
-    for key in ("energy_error", "log_weight", "log_weights"):
-        if key in leaf.values:
-            # JSON has no numbers that are not finite.
-            numbers = leaf.values[key].double().flatten().tolist()
-            found[key] = [one if math.isfinite(one) else None for one in numbers]
+    for key, value in leaf.values.items():
+        # JSON has no numbers that are not finite.
+        numbers = value.double().flatten().tolist()
+        found[key] = [one if math.isfinite(one) else None for one in numbers]
     return found
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from flowmc.actions.base import Action, at_couplings
 from flowmc.actions.theory import check_couplings
-from flowmc.chains.rehearsal import measure_field
+from flowmc.chains.measuring import measure_field
 from flowmc.config.entries import ObservableEntry
 from flowmc.correlate.measurement import (
     Columns,

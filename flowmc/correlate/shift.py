@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowmc.actions.base import Action
-from flowmc.chains.rehearsal import measure_field
+from flowmc.chains.measuring import measure_field
 from flowmc.correlate.measurement import Columns, Context, Sample, Series
 from flowmc.estimators.gain import block_length
 from flowmc.estimators.history import History, result_of

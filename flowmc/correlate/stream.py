@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from flowmc.actions.base import Action
 from flowmc.chains.config import RunConfig
+from flowmc.chains.measuring import measure_field
 from flowmc.chains.opening import open_run
-from flowmc.chains.rehearsal import measure_field
 from flowmc.chains.runner import RunStopped
 from flowmc.chains.storage.directory import RunDirectory
 from flowmc.config.entries import ObservableEntry

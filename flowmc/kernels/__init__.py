@@ -8,6 +8,7 @@ from flowmc.kernels.exchange import EachReplica, Exchange, LadderState, OnReplic
 from flowmc.kernels.hmc import HMC
 from flowmc.kernels.independence import Independence
 from flowmc.kernels.local_flow import LocalFlow
+from flowmc.kernels.reporting import KernelReport, Reported
 from flowmc.kernels.sign_flip import SignFlip
 from flowmc.splitting import INTEGRATORS, Integrator
 
@@ -21,12 +22,14 @@ __all__ = [
     "Info",
     "Integrator",
     "Kernel",
+    "KernelReport",
     "LadderState",
     "LocalFlow",
     "Mixture",
     "NonFiniteStateError",
     "OnReplica",
     "Repeat",
+    "Reported",
     "SignFlip",
     "State",
 ]

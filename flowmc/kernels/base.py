@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +17,21 @@ import torch
 from torch import Tensor
 
 from flowmc.actions.base import Action
+from flowmc.kernels.reporting import KernelReport, Reported
 from flowmc.random import Randomness, own_stream
 from flowmc.registry import ConfigError
 
-__all__ = ["Info", "Kernel", "NonFiniteStateError", "State", "action_of", "apply", "begin"]
+__all__ = [
+    "Info",
+    "Kernel",
+    "NonFiniteStateError",
+    "State",
+    "action_of",
+    "apply",
+    "begin",
+    "report_of",
+    "title_of",
+]
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,8 @@ class Info:
 
     Attributes:
         is_accepted: ``(chains, proposals)`` bool: what became of every proposal of the step.
-        values: further diagnostics per chain, each ``(chains, ...)``; names as in the report.
+        values: further diagnostics per chain, each ``(chains, ...)``, of those that
+            :attr:`Kernel.reports` declares; what a step leaves out is NaN, or adds nothing.
         parts: the infos of composed kernels, by name; then ``is_accepted`` is empty.
     """
 
@@ -108,7 +120,8 @@ class Kernel(ABC):
     """A Markov kernel that leaves the density of its action(s) invariant.
 
     Attributes:
-        name: how infos, logs and reports call this kernel.
+        name: how infos, logs and columns of measurements call this kernel.
+        title: how reports call it; by default its name.
         takes_streams: whether :meth:`step` takes the :class:`~flowmc.random.Streams` of a run as
             well as a single generator: kernels made of kernels, and those that need random
             numbers that several ranks share.
@@ -117,6 +130,7 @@ class Kernel(ABC):
     """
 
     name: str = "kernel"
+    title: str = ""
     takes_streams: bool = False
     spreads: bool = False
 
@@ -145,6 +159,21 @@ class Kernel(ABC):
             rng: a :class:`torch.Generator`; kernels with :attr:`takes_streams` also get a
                 :class:`~flowmc.random.Streams`.
         """
+
+    @property
+    def reports(self) -> Sequence[Reported]:
+        """What :attr:`Info.values` of a step may hold, each with title, unit and reduction.
+
+        A class attribute will do, ``reports = (Reported("work", "work of the move"),)``.
+        """
+        return ()
+
+    def reports_of_parts(self) -> Sequence[tuple[str, KernelReport]]:
+        """Return what the elementary kernels in this one report; empty for an elementary kernel.
+
+        By the names that these have in :attr:`Info.parts`, at any depth.
+        """
+        return ()
 
     @property
     def adapts(self) -> bool:
@@ -181,6 +210,16 @@ def begin(kernel: Kernel, field: Any) -> Any:
             "field is another"
         )
     return state
+
+
+def title_of(kernel: Kernel) -> str:
+    """Return how reports call a kernel."""
+    return kernel.title or kernel.name.replace("_", " ")
+
+
+def report_of(kernel: Kernel) -> KernelReport:
+    """Return what an elementary kernel reports."""
+    return KernelReport(kernel.name, title_of(kernel), tuple(kernel.reports))
 
 
 def apply(kernel: Kernel, state: Any, rng: Randomness) -> tuple[Any, Info]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from flowmc.kernels.base import Info, Kernel, apply, begin
+from flowmc.kernels.base import Info, Kernel, apply, begin, report_of
+from flowmc.kernels.reporting import KernelReport, Reported
 from flowmc.random import Randomness, shared_stream
 from flowmc.registry import ConfigError
 
@@ -30,6 +31,12 @@ class _Composed(Kernel):
                 count += 1
                 name = f"{kernel.name}_{count}"
             self.parts[name] = kernel
+
+    def reports_of_parts(self) -> Sequence[tuple[str, KernelReport]]:
+        found: list[tuple[str, KernelReport]] = []
+        for name, kernel in self.parts.items():
+            found += kernel.reports_of_parts() or [(name, report_of(kernel))]
+        return found
 
     def init(self, field: Any) -> Any:
         first, *others = [begin(kernel, field) for kernel in self.parts.values()]
@@ -126,8 +133,16 @@ class Repeat(Kernel):
     def __init__(self, kernel: Kernel, times: int) -> None:
         if times < 1:
             raise ValueError(f"repeat needs at least 1, got {times}")
-        self.kernel, self.times, self.name = kernel, times, kernel.name
-        self.spreads = kernel.spreads
+        self.kernel, self.times = kernel, times
+        self.name, self.title, self.spreads = kernel.name, kernel.title, kernel.spreads
+
+    @property
+    def reports(self) -> Sequence[Reported]:
+        return [value.repeated(self.times) for value in self.kernel.reports]
+
+    def reports_of_parts(self) -> Sequence[tuple[str, KernelReport]]:
+        inside = self.kernel.reports_of_parts()
+        return [(name, report.repeated(self.times)) for name, report in inside]
 
     def init(self, field: Any) -> Any:
         return begin(self.kernel, field)

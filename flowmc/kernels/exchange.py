@@ -16,7 +16,17 @@ from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.flows.base import Flow, Identity
-from flowmc.kernels.base import Info, Kernel, State, action_of, apply, begin
+from flowmc.kernels.base import (
+    Info,
+    Kernel,
+    State,
+    action_of,
+    apply,
+    begin,
+    report_of,
+    title_of,
+)
+from flowmc.kernels.reporting import KernelReport, Reported
 from flowmc.native import find_action
 from flowmc.random import Randomness, Streams, shared_stream
 from flowmc.registry import ConfigError
@@ -111,6 +121,12 @@ def _check_count(actions: Sequence[Action], fields: Sequence[Tensor | None]) -> 
         )
 
 
+def _reports_at(kernel: Kernel, index: int, name: str) -> list[tuple[str, KernelReport]]:
+    """Return what a kernel at one replica reports; kernels inside it do not say where they are."""
+    inside = kernel.reports_of_parts()
+    return list(inside) if inside else [(name, replace(report_of(kernel), replica=index))]
+
+
 class EachReplica(Kernel):
     """Apply one kernel to every replica: ``kernels[r]`` leaves :math:`e^{-S_r}` invariant."""
 
@@ -119,7 +135,14 @@ class EachReplica(Kernel):
     def __init__(self, kernels: Sequence[Kernel], actions: Sequence[Action]) -> None:
         self.kernels = list(kernels)
         self.actions = list(actions)
-        self.name = self.kernels[0].name
+        self.name, self.title = self.kernels[0].name, title_of(self.kernels[0])
+
+    def reports_of_parts(self) -> Sequence[tuple[str, KernelReport]]:
+        return [
+            part
+            for index, kernel in enumerate(self.kernels)
+            for part in _reports_at(kernel, index, self._part(index))
+        ]
 
     def init(self, field: Sequence[Tensor | None]) -> LadderState:
         _check_count(self.actions, field)
@@ -170,7 +193,11 @@ class OnReplica(Kernel):
     takes_streams = spreads = True
 
     def __init__(self, kernel: Kernel, replica: int) -> None:
-        self.kernel, self.replica, self.name = kernel, replica, kernel.name
+        self.kernel, self.replica = kernel, replica
+        self.name, self.title = kernel.name, title_of(kernel)
+
+    def reports_of_parts(self) -> Sequence[tuple[str, KernelReport]]:
+        return _reports_at(self.kernel, self.replica, self._part)
 
     def init(self, field: Sequence[Tensor | None]) -> LadderState:
         return init_ladder(
@@ -183,8 +210,12 @@ class OnReplica(Kernel):
             own = rng.on(self.replica) if isinstance(rng, Streams) else rng
             replica, info = apply(self.kernel, state.replica(self.replica), own)
             state = state.with_replica(self.replica, replica)
-            parts[f"{self.name}[{self.replica}]"] = info
+            parts[self._part] = info
         return state, Info(torch.empty(0, 0, dtype=torch.bool), parts=parts)
+
+    @property
+    def _part(self) -> str:
+        return f"{self.name}[{self.replica}]"
 
     @property
     def adapts(self):
@@ -250,6 +281,11 @@ class Exchange(Kernel):
     """
 
     name = "exchange"
+    title = "replica exchange"
+    reports = (
+        Reported("work", "work", in_report=False),
+        Reported("non_finite", "proposals not finite", reduce="sum", in_report=False),
+    )
     takes_streams = spreads = True
 
     def __init__(
@@ -275,6 +311,10 @@ class Exchange(Kernel):
             raise ConfigError(f"exchange: schedule is 'even_odd' or 'random', not {schedule!r}")
         self.schedule = schedule
         self.check_inverse = check_inverse
+
+    def reports_of_parts(self) -> Sequence[tuple[str, KernelReport]]:
+        own = report_of(self)
+        return [(f"pair[{pair}]", replace(own, pair=pair)) for pair in range(len(self.flows))]
 
     def init(self, field: Sequence[Tensor | None]) -> LadderState:
         _check_count(self.actions, field)

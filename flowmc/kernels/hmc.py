@@ -14,6 +14,7 @@ from torch import Tensor
 from flowmc.actions.base import Action
 from flowmc.kernels.base import Info, Kernel, State, action_of
 from flowmc.kernels.integrators import trajectory
+from flowmc.kernels.reporting import Reported
 from flowmc.native import find_action, find_projection
 from flowmc.registry import ConfigError, nearest
 from flowmc.splitting import INTEGRATORS
@@ -49,6 +50,14 @@ class HMC(Kernel):
     """
 
     name = "hmc"
+    title = "HMC"
+    reports = (
+        Reported("energy_error", "ΔH", in_report=False),
+        Reported("exp_minus_energy_error", "⟨exp(−ΔH)⟩"),
+        Reported("acceptance_probability", "acceptance probability", in_report=False),
+        Reported("non_finite", "proposals not finite", reduce="sum", in_report=False),
+        Reported("reversibility_violation", "reversibility violation", reduce="max"),
+    )
 
     def __init__(
         self,

@@ -2,6 +2,7 @@ r"""Independence Metropolis with a flow: proposals that do not depend on the cur
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from flowmc.actions.base import Action
 from flowmc.flows.models import Model, as_model
 from flowmc.kernels.base import Info, Kernel, State, action_of
+from flowmc.kernels.reporting import Reported
 from flowmc.random import Randomness, own_stream, shared_stream, stream
 from flowmc.registry import ConfigError
 
@@ -83,6 +85,7 @@ class Independence(Kernel):
     """
 
     name = "independence"
+    title = "flow proposals"
     takes_streams = True
 
     def __init__(
@@ -110,6 +113,20 @@ class Independence(Kernel):
             raise ConfigError(f"independence needs proposals >= 1, got {proposals}")
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"independence needs batch_size >= 1, got {batch_size}")
+
+    @property
+    def reports(self) -> Sequence[Reported]:
+        return (
+            Reported(
+                "log_weights",
+                "ln w of the proposals",
+                reduce="last",
+                per_proposal=self.proposals,
+                in_report=False,
+            ),
+            Reported("log_weight", "ln w of the state", reduce="last", in_report=False),
+            Reported("non_finite", "proposals not finite", reduce="sum", in_report=False),
+        )
 
     def init(self, field: Tensor) -> State:
         self.action.check_field(field)

@@ -9,6 +9,7 @@ from flowmc.actions.base import Action
 from flowmc.flows.local.blocks import Block, Tiling
 from flowmc.flows.local.models import LocalFlowModel, block_action_difference
 from flowmc.kernels.base import Info, Kernel, State, action_of
+from flowmc.kernels.reporting import Reported
 from flowmc.lattice import sum_over_sites
 from flowmc.random import stream
 from flowmc.registry import ConfigError
@@ -52,6 +53,12 @@ class LocalFlow(Kernel):
     """
 
     name = "local_flow"
+    title = "local flow"
+    reports = (
+        Reported("acceptance_probability", "acceptance probability", in_report=False),
+        Reported("divergence", "divergence"),
+        Reported("non_finite", "proposals not finite", reduce="sum", in_report=False),
+    )
 
     def __init__(self, action: Action, local_model: LocalFlowModel) -> None:
         self.action = action

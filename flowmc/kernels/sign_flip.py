@@ -27,6 +27,7 @@ class SignFlip(Kernel):
     """
 
     name = "sign_flip"
+    title = "sign flip"
 
     def __init__(self, action: Action) -> None:
         if action.is_gauge:

@@ -21,19 +21,12 @@ __all__ = [
     "number_text",
     "ordinal_text",
     "quantity_text",
+    "reported_text",
     "step_size_text",
     "table",
     "value_text",
 ]
 
-
-KERNELS = {
-    "hmc": "HMC",
-    "independence": "flow proposals",
-    "local_flow": "local flow",
-    "exchange": "replica exchange",
-    "sign_flip": "sign flip",
-}
 # Observables that are complex numbers.
 _COMPLEX = ("polyakov_loop",)
 
@@ -96,16 +89,35 @@ def step_size_text(sizes: Sequence[float]) -> str:
 
 def kernel_title(name: str, run: RecordedRun) -> str:
     """Return how a kernel of the cycle, or its part at one replica or pair, is called."""
-    match = re.fullmatch(r"(?P<stem>.+?)(?:\[(?P<index>\d+)\])?(?:_(?P<number>\d+))?", name)
-    assert match is not None
-    stem, index, number = match["stem"], match["index"], match["number"]
-    if stem == "pair" and index is not None:
-        title = f"{run.replica_name(int(index))} ↔ {run.replica_name(int(index) + 1)}"
+    report = run.reports.get(name)
+    parts = run.parts_of(name)
+    if report is not None and report.pair is not None:
+        title = " ↔ ".join(run.replica_name(report.pair + side) for side in (0, 1))
+    elif report is not None:
+        title = report.title
+        if report.replica is not None:
+            title += f", {run.replica_name(report.replica)}"
+    elif parts:
+        report = run.reports[parts[0]]
+        title = report.update_title
     else:
-        title = KERNELS.get(stem, stem.replace("_", " "))
-        if index is not None:
-            title += f", {run.replica_name(int(index))}"
-    return title if number is None else f"{title} ({number})"
+        return name.replace("_", " ")
+    return title if report.number == 1 else f"{title} ({report.number})"
+
+
+def reported_text(values: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a line for every value that a kernel declares for reports."""
+    return [
+        f"{entry['title']} = {_reported(entry)}{' ' + entry['unit'] if entry['unit'] else ''}"
+        for entry in values.values()
+        if entry["value"] is not None
+    ]
+
+
+def _reported(entry: Mapping[str, Any]) -> str:
+    if entry["reduction"] in ("mean", "last"):
+        return value_text(entry["value"], entry["error"])
+    return f"{entry['value']:,.10g}" if entry["reduction"] == "sum" else f"{entry['value']:.2g}"
 
 
 def acceptance_text(entry: Mapping[str, Any]) -> str:

@@ -35,6 +35,7 @@ from flowmc.reports.as_text import (
     duration,
     duration_text,
     kernel_title,
+    reported_text,
     step_size_text,
     value_text,
 )
@@ -199,7 +200,8 @@ def _kernels(analysis: Analysis) -> str:
                 _details(entry),
             ]
         )
-        classes.append("part" if "[" in name else "")
+        is_part = name in run.reports and run.reports[name].update != name
+        classes.append("part" if is_part else "")
     if "rest" in shares:
         rows.append(["measurements, files and start", "", "", "", "", _bar(shares["rest"]), ""])
         classes.append("part")
@@ -211,7 +213,7 @@ def _kernels(analysis: Analysis) -> str:
             continue
         counts = values["accepted"], values["tried"]
         # Of a ladder the target's kernel is drawn; the others are in the table.
-        if "energy_error" in values and ("[" not in name or "[0]" in name):
+        if "energy_error" in values and not run.reports[name].replica:
             title = kernel_title(name, run)
             plot = report_plots.energy_error_plot(title, updates, values["energy_error"], *counts)
             text += image(plot, f"Energy errors of {title}")
@@ -324,20 +326,12 @@ def _bar(share: float) -> str:
 
 
 def _details(entry: Mapping[str, Any]) -> str:
-    parts = []
-    if "exp_minus_energy_error" in entry:
-        check = entry["exp_minus_energy_error"]
-        parts.append(f"⟨e<sup>−ΔH</sup>⟩ = {value_text(check['mean'], check['error'])}")
-    if "divergence" in entry:
-        check = entry["divergence"]
-        parts.append(f"divergence {value_text(check['mean'], check['error'])}")
+    parts = [escape(text) for text in reported_text(entry["values"])]
     if "ess" in entry:
         parts.append(f"ESS = {value_text(entry['ess'], entry['ess_error'])}")
         parts.append(f"largest weight {entry['max_weight_share']:.2%}")
     if entry.get("longest_rejection_run") is not None:
         parts.append(f"longest rejection {entry['longest_rejection_run']}")
-    if entry.get("reversibility_violation") is not None:
-        parts.append(f"reversible to {entry['reversibility_violation']:.0e}")
     if "step_size" in entry:
         parts.append(step_size_text(entry["step_size"]))
     if entry.get("non_finite"):

@@ -20,6 +20,7 @@ from flowmc.reports.as_text import (
     number_text,
     ordinal_text,
     quantity_text,
+    reported_text,
     step_size_text,
     table,
     value_text,
@@ -161,17 +162,9 @@ _MARKS = {"none": "", "lower": ">= ", "upper": "<= ", "unknown": "~ "}
 
 
 def _extra(entry: Mapping[str, Any]) -> str:
-    parts = []
-    if "exp_minus_energy_error" in entry:
-        check = entry["exp_minus_energy_error"]
-        parts.append(f"<exp(-dH)> = {value_text(check['mean'], check['error'])}")
-    if "divergence" in entry:
-        check = entry["divergence"]
-        parts.append(f"divergence = {value_text(check['mean'], check['error'])}")
+    parts = reported_text(entry["values"])
     if "ess" in entry:
         parts.append(f"ESS = {value_text(entry['ess'], entry['ess_error'])}")
-    if entry.get("reversibility_violation") is not None:
-        parts.append(f"reversible to {entry['reversibility_violation']:.1e}")
     if "step_size" in entry:
         parts.append(step_size_text(entry["step_size"]))
     return ", ".join(parts)

@@ -100,6 +100,7 @@ class Hidden(Kernel):
     def __init__(self, action, model, *, proposals: int = 2):
         sampler = Independence(action, model, proposals=proposals)
         self.inside = Cycle([HMC(action, steps=3), sampler])
+        self.reports = sampler.reports
     def init(self, field):
         return begin(self.inside, field)
     def step(self, state, rng):
@@ -111,6 +112,7 @@ class Twice(Kernel):
     takes_streams = True
     def __init__(self, action, model, *, proposals: int = 2):
         self.kernel = Independence(action, model, proposals=proposals)
+        self.reports = self.kernel.reports
     def init(self, field):
         return begin(self.kernel, field)
     def step(self, state, rng):

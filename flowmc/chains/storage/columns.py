@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from flowmc.chains.assembly import Assembly
 from flowmc.chains.config import RunConfig
+from flowmc.chains.storage.declarations import declarations_of
 from flowmc.chains.storage.measurements import Layout
 
-__all__ = ["attributes_of", "couplings_of", "layout_of", "rows_of", "schema_in"]
+__all__ = ["attributes_of", "couplings_of", "layout_of", "rows_of"]
 
 
 def rows_of(config: RunConfig) -> dict[str, int]:
@@ -36,7 +36,6 @@ def attributes_of(config: RunConfig, assembly: Assembly) -> dict[str, Any]:
 def layout_of(
     config: RunConfig,
     assembly: Assembly,
-    schema: dict[str, dict],
     shapes: dict[str, tuple[int, ...]],
 ) -> Layout:
     """Return the layout of a new file.
@@ -44,18 +43,18 @@ def layout_of(
     Args:
         config: of the run.
         assembly: of it.
-        schema: shape per chain of every diagnostic, by kernel and name.
         shapes: shape per chain and replica of every observable, by label.
     """
     chains, replicas = config.chains.count, len(assembly.actions)
     columns: dict[str, tuple[tuple[int, ...], str]] = {"updates": ((), "<i8")}
     for label, shape in shapes.items():
         columns[f"observables/{label}"] = (chains, replicas, *shape), "<f8"
-    for name, values in schema.items():
+    reports = assembly.reports()
+    for name, report in reports.items():
         columns[f"kernels/{name}/accepted"] = (chains,), "<i8"
         columns[f"kernels/{name}/tried"] = (chains,), "<i8"
-        for key, tail in values.items():
-            columns[f"kernels/{name}/{key}"] = (chains, *tail), "<f8"
+        for value in report.values:
+            columns[f"kernels/{name}/{value.name}"] = (chains, *value.shape), "<f8"
     if config.ladder is not None and config.ladder.tune:
         for name in config.ladder.couplings:
             columns[f"couplings/{name}"] = (replicas,), "<f8"
@@ -68,21 +67,10 @@ def layout_of(
         attributes_of(config, assembly),
         parameters,
         couplings_of(assembly),
+        declarations_of(reports),
     )
 
 
 def couplings_of(assembly: Assembly) -> list[dict[str, float]]:
     """Return the couplings of all replicas of a ladder, nothing without one."""
     return [action.parameters for action in assembly.actions] if assembly.is_ladder else []
-
-
-def schema_in(columns: Mapping[str, tuple[tuple[int, ...], str]]) -> dict[str, dict]:
-    """Return the schema that the columns of a file were made from."""
-    schema: dict[str, dict] = {}
-    for path, (shape, _) in columns.items():
-        if path.startswith("kernels/"):
-            name, _, key = path.removeprefix("kernels/").rpartition("/")
-            values = schema.setdefault(name, {})
-            if key not in ("accepted", "tried"):
-                values[key] = shape[1:]
-    return schema

@@ -46,6 +46,7 @@ class Layout:
         column_attributes: JSON values of the attribute "parameters" by path.
         couplings: of the replicas of a ladder, stored as JSON in the attribute "couplings" of the
             group ``replicas``; empty without a ladder.
+        declarations: of kernels and their values, attributes by path below the phase.
     """
 
     rows: Mapping[str, int]
@@ -53,6 +54,7 @@ class Layout:
     attributes: Mapping[str, Any]
     column_attributes: Mapping[str, Any] = field(default_factory=dict)
     couplings: Sequence[Mapping[str, float]] = ()
+    declarations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def datasets(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Return shape and dtype of all datasets by path, in the order they have in the file."""
@@ -292,6 +294,7 @@ def _create(path: Path, layout: Layout, old: Mapping[str, h5py.Dataset] | None) 
             if path_below in layout.column_attributes:
                 text = json.dumps(layout.column_attributes[path_below])
                 dataset.attrs["parameters"] = text
+            _declare(dataset, layout.declarations.get(path_below, {}))
             if old is not None and name in old:
                 rows = min(len(old[name]), shape[0])
                 # In slabs: a long run's log-weights need not fit in memory twice.
@@ -299,6 +302,15 @@ def _create(path: Path, layout: Layout, old: Mapping[str, h5py.Dataset] | None) 
                     dataset[begin : min(begin + 1024, rows)] = old[name][
                         begin : min(begin + 1024, rows)
                     ]
+        for phase in PHASES:
+            for path_below, attributes in layout.declarations.items():
+                if path_below not in layout.columns:
+                    _declare(file[f"{phase}/{path_below}"], attributes)
+
+
+def _declare(item: h5py.Group | h5py.Dataset, attributes: Mapping[str, Any]) -> None:
+    for key, value in attributes.items():
+        item.attrs[key] = value
 
 
 def _shapes(datasets: Mapping[str, h5py.Dataset]) -> dict[str, tuple[tuple[int, ...], str]]:

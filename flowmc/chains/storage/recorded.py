@@ -10,7 +10,7 @@ import json
 import math
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 from flowmc import zoo
 from flowmc.chains.measured import Measured, Phase
 from flowmc.chains.storage.checkpoint import Head, read_head
+from flowmc.chains.storage.declarations import declarations_in, reports_in
 from flowmc.chains.storage.directory import identity_of
 from flowmc.chains.storage.measurements import check_rows
 from flowmc.jobs.own_files import datasets_in, opened, read_text
+from flowmc.kernels import KernelReport
 from flowmc.registry import ConfigError
 
 __all__ = ["RecordedRun", "read_run"]
@@ -44,6 +46,7 @@ class RecordedRun(Measured):
         production: what counts.
         head: what the checkpoint says about itself; None without one.
         discarded: updates of production that were moved to the thermalisation.
+        reports: what the kernels report, by their names in the file.
     """
 
     path: Path
@@ -53,6 +56,7 @@ class RecordedRun(Measured):
     production: Phase
     head: Head | None = None
     discarded: int = 0
+    reports: Mapping[str, KernelReport] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: str | Path) -> RecordedRun:
@@ -85,6 +89,7 @@ class RecordedRun(Measured):
             thermalization = _phase(datasets, "thermalization")
             production = _phase(datasets, "production")
             couplings = _tuned(_couplings(handle), production)
+            reports = _reports(handle, datasets)
         if head is not None:
             check_rows(file, head.update, head.rows)
         if production.rows == 0:
@@ -92,7 +97,7 @@ class RecordedRun(Measured):
                 f"{path} holds no production measurement yet ({thermalization.rows} rows of "
                 "thermalisation are written): let the run go on, then report again"
             )
-        run = cls(path, attributes, couplings, thermalization, production, head)
+        run = cls(path, attributes, couplings, thermalization, production, head, reports=reports)
         run.check()
         return run
 
@@ -184,6 +189,29 @@ class RecordedRun(Measured):
         if self.production.is_complete and "updates" in self.attributes:
             return int(self.attributes["updates"])
         return int(self.production.updates[-1]) - self.offset
+
+    def parts_of(self, update: str) -> list[str]:
+        """Return the recorded kernels of an ``[[update]]``, in the order of replicas or pairs."""
+
+        def place(name: str) -> int:
+            report = self.reports[name]
+            index = report.pair if report.replica is None else report.replica
+            return -1 if index is None else index
+
+        return sorted(
+            (n for n, report in self.reports.items() if report.update == update), key=place
+        )
+
+    def kernel_of(self, update: str) -> str:
+        """Return the kernel of an ``[[update]]``, empty if it has several; a part is no update."""
+        kernels = {self.reports[part].kernel for part in self.parts_of(update)}
+        if kernels:
+            return kernels.pop() if len(kernels) == 1 else ""
+        return update  # the log may know of it before the first row
+
+    def exchanges(self, update: str) -> bool:
+        """Whether an ``[[update]]`` exchanges replicas."""
+        return any(self.reports[part].pair is not None for part in self.parts_of(update))
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:
@@ -441,6 +469,19 @@ def _phase(datasets: Mapping[str, h5py.Dataset], phase: str) -> Phase:
             if name.startswith("observables/") and "parameters" in data.attrs
         },
     )
+
+
+def _reports(handle: h5py.File, datasets: Mapping[str, h5py.Dataset]) -> dict[str, KernelReport]:
+    """Return what the kernels of the file report."""
+    prefix = "production/"
+    if prefix.rstrip("/") not in handle:
+        return {}
+    shapes = {
+        name.removeprefix(prefix): data.shape[1:]
+        for name, data in datasets.items()
+        if name.startswith(prefix)
+    }
+    return reports_in(shapes, declarations_in(handle["production"]))
 
 
 def _couplings(handle: h5py.File) -> tuple[Any, ...]:

@@ -62,7 +62,7 @@ class Recorder:
         self._builder: RowBuilder | None = None
         self._pending_builder: RowBuilder | None = None
         if measurements is not None:
-            empty = Diagnostics(diagnostics.schema, diagnostics.chains)
+            empty = Diagnostics(diagnostics.reports, diagnostics.chains)
             self._builder = RowBuilder(_blank(layout, empty.row()), communicator.size)
             self._pending_builder = RowBuilder(empty.state(), communicator.size)
         self.accepted: dict[str, int] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from flowmc.chains.storage.recorded import RecordedRun
 from flowmc.estimators import weights
 from flowmc.estimators.autocorrelation import Estimate, analyse, format_value
+from flowmc.kernels import KernelReport
 
 __all__ = [
     "SIGMAS",
@@ -32,7 +32,6 @@ SMALLEST_COVERED = 0.7  # share of the chain's states below which a flow has dro
 COVERAGE_SIGMAS = 5.0  # ... and the deviation from 1 that it takes; of coverage above 1 too
 LARGEST_EXCESS = 0.1  # of coverage above 1
 MAXIMUM_LOG_WEIGHTS = 2_000_000  # the estimators of weights hold all of them several times
-_PART = re.compile(r"^(?P<name>.+?)\[(?P<index>\d+)\](?P<suffix>_\d+)?$")
 
 
 def summarise_kernels(run: RecordedRun, warnings: list[str]) -> dict[str, dict[str, Any]]:
@@ -44,11 +43,9 @@ def summarise_kernels(run: RecordedRun, warnings: list[str]) -> dict[str, dict[s
     times = run.kernel_times()
     step_sizes = run.step_sizes()
     recorded = run.production.kernels
-    groups: dict[str, list[str]] = {name: [] for name in times}
-    for name in recorded:
-        groups.setdefault(_top_name(name, times), []).append(name)
-    for top, parts in groups.items():
-        parts.sort(key=_index)
+    tops = dict.fromkeys([*times, *(run.reports[name].update for name in recorded)])
+    for top in tops:
+        parts = run.parts_of(top)
         entry: dict[str, Any] = {
             **_acceptance([recorded[part] for part in parts]),
             "seconds": times.get(top, {}).get("seconds"),
@@ -56,6 +53,7 @@ def summarise_kernels(run: RecordedRun, warnings: list[str]) -> dict[str, dict[s
         }
         if top in step_sizes:
             entry["step_size"] = step_sizes[top]
+        entry["values"] = {}
         kernels[top] = entry
         for part in parts:
             if part != top:
@@ -64,6 +62,7 @@ def summarise_kernels(run: RecordedRun, warnings: list[str]) -> dict[str, dict[s
                     "seconds": None,
                     "calls": None,
                 }
+            kernels[part]["values"] = _values(run.reports[part], recorded[part])
             diagnostics = _diagnostics(run, part, recorded[part], warnings)
             kernels[part].update(diagnostics)
         entry["non_finite"] = sum(kernels[part].get("non_finite", 0) for part in parts)
@@ -72,20 +71,39 @@ def summarise_kernels(run: RecordedRun, warnings: list[str]) -> dict[str, dict[s
     return kernels
 
 
-def _top_name(part: str, tops: Mapping[str, Any]) -> str:
-    """Return the kernel of the cycle that a recorded part belongs to."""
-    match = _PART.match(part)
-    if part in tops or match is None:
-        return part
-    name = match["name"]
-    stem = re.sub(r"^pair(?=$|_)", "exchange", name) + (match["suffix"] or "")
-    return stem
+def _values(report: KernelReport, recorded: Mapping[str, NDArray]) -> dict[str, dict[str, Any]]:
+    """Return title, unit, reduction, value and error of what the kernel declares for reports."""
+    found: dict[str, dict[str, Any]] = {}
+    for declared in report.values:
+        if not declared.in_report or declared.name not in recorded:
+            continue
+        value, error = _reduced(recorded[declared.name], declared.reduce)
+        found[declared.name] = {
+            "title": declared.title,
+            "unit": declared.unit,
+            "reduction": declared.reduce,
+            "value": value,
+            "error": error,
+        }
+    return found
 
 
-def _index(part: str) -> int:
-    """Return the replica or pair of a part; -1 for a kernel without parts."""
-    match = _PART.match(part)
-    return -1 if match is None else int(match["index"])
+def _reduced(values: NDArray, reduction: str) -> tuple[float | None, float | None]:
+    """Reduce the rows of all chains as an update was; means have an error."""
+    known = values[np.isfinite(values)]
+    if not known.size:
+        return None, None
+    if reduction == "sum":
+        return float(known.sum()), None
+    if reduction == "max":
+        return float(known.max()), None
+    # Of values per proposal the mean over those of a step.
+    finite = np.isfinite(values).reshape(*values.shape[:2], -1)
+    sums = np.where(finite, values.reshape(finite.shape), 0).sum(2)
+    counts = finite.sum(2)
+    means = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    estimate = mean_of_complete_rows(means)
+    return (float(known.mean()), None) if estimate is None else (estimate.mean, estimate.error)
 
 
 def _acceptance(parts: Sequence[Mapping[str, NDArray]]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,7 +32,6 @@ __all__ = ["summarise_exchange"]
 BOTTLENECK = 1.5  # times the mean share of the ladder, beyond which a pair is a bottleneck
 MINIMAL_SHARE = 0.15  # ... and this share at least
 FORGETTING = 1.5  # times what its rejections explain, beyond which they are not the reason
-_PAIR = re.compile(r"^pair\[(\d+)\]")
 
 
 def summarise_exchange(
@@ -89,10 +87,9 @@ def _pairs(
 ) -> list[dict[str, Any]]:
     pairs = []
     for name, values in run.production.kernels.items():
-        match = _PAIR.match(name)
-        if match is None:
+        pair = run.reports[name].pair
+        if pair is None:
             continue
-        pair = int(match[1])
         work = mean_of_complete_rows(values["work"]) if "work" in values else None
         acceptance = kernels[name]["acceptance"]
         entry = {
@@ -155,7 +152,7 @@ def _sweeps_per_update(run: RecordedRun) -> float:
     tried = [
         float(values["tried"].sum())
         for name, values in run.production.kernels.items()
-        if _PAIR.match(name) and "tried" in values
+        if run.reports[name].pair is not None and "tried" in values
     ]
     return 2 * sum(tried) / (max(1, run.replicas - 1) * run.chains * run.updates)
 

@@ -14,7 +14,6 @@ of the independent samples, and must take no larger share of the time.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -105,8 +104,8 @@ def payoff_of(analysis: Analysis) -> Payoff:
     if not analysis.costs or not kernels:
         text = "the run has no timings in its log, so nothing is known about costs"
         return Payoff("no timings", answer=(text,), next=further)
-    hmc = [name for name in kernels if _is_hmc(name)]
-    others = [name for name in kernels if not _is_hmc(name)]
+    hmc = [name for name in kernels if run.kernel_of(name) == "hmc"]
+    others = [name for name in kernels if name not in hmc]
     slowest = _slowest(analysis)
     cost = f"an independent sample of {slowest.observable} costs {_cost_text(slowest)}"
     if not hmc:
@@ -149,10 +148,6 @@ def payoff_of(analysis: Analysis) -> Payoff:
         f"report HMC_RUN {run.path}"
     )
     return Payoff("undecided", share, demands, tuple(answer), further)
-
-
-def _is_hmc(name: str) -> bool:
-    return re.fullmatch(r"hmc(_\d+)?", name) is not None
 
 
 def _hmc_share(run: RecordedRun, shares: Mapping[str, float], hmc: Sequence[str]) -> float:
@@ -216,30 +211,30 @@ def _only_costs(analysis: Analysis, name: str, shares: Mapping[str, float]) -> b
 
 def _share(run: RecordedRun, name: str, shares: Mapping[str, float]) -> float:
     """Return the share of a kernel in the time; exchanges need the other replicas, too."""
-    if not name.startswith("exchange"):
+    if not run.exchanges(name):
         return shares[name]
-    hmc = [other for other in shares if _is_hmc(other)]
+    hmc = [other for other in shares if run.kernel_of(other) == "hmc"]
     all_replicas = sum(shares[other] for other in hmc) + shares.get("rest", 0.0)
     return shares[name] + all_replicas - _hmc_share(run, shares, hmc)
 
 
 def _accepted(analysis: Analysis, name: str) -> float | None:
     """Return how many proposals changed the target in production; None if that is not recorded."""
-    recorded = analysis.run.production.kernels
+    run = analysis.run
+    reports = {part: run.reports[part] for part in run.parts_of(name)}
     # Of a ladder: what replica 0 got, through its only pair.
-    suffix = name.removeprefix("exchange")
-    key = f"pair[0]{suffix}" if name.startswith("exchange") else name
-    for part in (key, re.sub(r"(_\d+)?$", r"[0]\1", name, count=1)):
-        if part in recorded and "accepted" in recorded[part]:
-            return float(recorded[part]["accepted"].sum())
-    return None
+    target = [part for part, one in reports.items() if not one.replica and not one.pair]
+    if len(target) != 1:
+        return None
+    accepted = run.production.kernels[target[0]].get("accepted")
+    return None if accepted is None else float(accepted.sum())
 
 
 def _wasted(analysis: Analysis, names: Sequence[str]) -> list[str]:
     run, shares, found = analysis.run, analysis.time_shares(), []
     for name in names:
         title, accepted = kernel_title(name, run), _accepted(analysis, name) or 0
-        if name.startswith("exchange"):
+        if run.exchanges(name):
             title += " with the other replicas"
         share = f"{_share(run, name, shares):.0%} of the time"
         if accepted == 0:
@@ -258,7 +253,7 @@ def _next(analysis: Analysis) -> list[str]:
     run, shares = analysis.run, analysis.time_shares()
     found = []
     for name in shares:
-        if name == "rest" or _is_hmc(name) or not analysis.costs:
+        if name == "rest" or run.kernel_of(name) == "hmc" or not analysis.costs:
             continue
         if _only_costs(analysis, name, shares):
             found.append(f"leave out {kernel_title(name, run)}, or train its flow further")
@@ -272,7 +267,7 @@ def _next(analysis: Analysis) -> list[str]:
         )
     for name, entry in analysis.kernels.items():
         acceptance = entry["acceptance"]
-        if not _is_hmc(name) or acceptance is None:
+        if run.kernel_of(name) != "hmc" or acceptance is None:
             continue
         if acceptance > EASY_HMC:
             found.append(

@@ -1,7 +1,4 @@
-"""One application of every kernel to one chain, thrown away: what the run will report, in shape.
-
-It also makes most mistakes of a configuration show before the run directory is made.
-"""
+"""What is measured of states: observables of fields, as arrays of numbers."""
 
 from __future__ import annotations
 
@@ -12,38 +9,11 @@ import torch
 from torch import Tensor
 
 from flowmc.actions.base import Action
-from flowmc.chains.assembly import Assembly
-from flowmc.chains.diagnostics import leaves, schema_of
 from flowmc.config.entries import ObservableEntry
-from flowmc.kernels import Info, LadderState, State
-from flowmc.kernels.base import apply
-from flowmc.random import stream
+from flowmc.kernels import LadderState, State
 from flowmc.registry import ConfigError
 
-__all__ = [
-    "measure",
-    "measure_field",
-    "measure_replica",
-    "observable_shapes",
-    "rehearse",
-    "replicas_of",
-]
-
-
-def rehearse(assembly: Assembly, one: State | LadderState, seed: int) -> dict[str, dict]:
-    """Return the schema of all diagnostics; see :class:`flowmc.chains.diagnostics.Diagnostics`.
-
-    Args:
-        assembly: of the run.
-        one: the state of a single chain, with all replicas.
-        seed: of the run.
-    """
-    rng = stream(seed, 0, "rehearsal", assembly.device)
-    parts: dict[str, Info] = {}
-    for name, kernel in assembly.timed.items():
-        one, parts[name] = apply(kernel.kernel, one, rng)
-    info = Info(torch.empty(0, 0, dtype=torch.bool), parts=parts)
-    return schema_of(leaves(info, assembly.timed))
+__all__ = ["measure", "measure_field", "measure_replica", "observable_shapes", "replicas_of"]
 
 
 def observable_shapes(
