@@ -68,7 +68,7 @@ class Reunitarize(Change):
         return reunitarize(links)
 
 
-class Chain(Change):
+class Changes(Change):
     """Several changes, one after the other."""
 
     def __init__(self, changes: Sequence[Change]) -> None:
@@ -84,7 +84,7 @@ class Chain(Change):
 def chain(*changes: Change | None) -> Change | None:
     """The changes that are there, as one; None if there are none."""
     present = [change for change in changes if change is not None]
-    return Chain(present) if len(present) > 1 else present[0] if present else None
+    return Changes(present) if len(present) > 1 else present[0] if present else None
 
 
 def precision_change(source: LinkSource, precision: int) -> Change | None:

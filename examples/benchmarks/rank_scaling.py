@@ -32,7 +32,7 @@ import numpy as np
 from machine import print_header, print_row, processor
 
 from flowmc.chains.diagnostics import Piece
-from flowmc.chains.storage.measurements import Layout, MeasurementFile
+from flowmc.chains.storage.measurements import MeasurementFile, MeasurementLayout
 from flowmc.chains.storage.rows import Packer, RowBuilder
 
 CONFIG = """
@@ -120,7 +120,7 @@ def seconds_per_part(folder: Path) -> float:
     blank |= {path: np.zeros(ranks, np.int64) for path in counts}
     columns = {path: (value.shape, value.dtype.str) for path, value in blank.items()}
     columns["updates"] = ((), "<i8")
-    layout = Layout({"thermalization": 0, "production": rows}, columns, {})
+    layout = MeasurementLayout({"thermalization": 0, "production": rows}, columns, {})
     file = MeasurementFile.create(folder / "rows.h5", layout)
     builder = RowBuilder(blank, ranks)
     packers = [Packer() for _ in range(ranks)]

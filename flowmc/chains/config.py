@@ -24,7 +24,7 @@ from flowmc.config.entries import (
     resolved_update,
 )
 from flowmc.config.keys import TABLES
-from flowmc.config.tables import Chains, Ensemble, Parallel, RunTable, read_tables
+from flowmc.config.tables import Chains, EnsembleTable, Parallel, RunTable, read_tables
 from flowmc.flows.base import Identity
 from flowmc.registry import (
     ConfigError,
@@ -71,7 +71,7 @@ class RunConfig:
     ladder: Ladder | None
     run: RunTable
     observables: list[ObservableEntry]
-    ensemble: Ensemble | None
+    ensemble: EnsembleTable | None
     parallel: Parallel
     resolved: Mapping[str, Any]
 
@@ -124,7 +124,9 @@ def read_config(table: Mapping[str, Any], base: Path, *, for_step: bool = False)
     for entry in updates:
         _try_out(entry, action, ladder)
     observables = read_observables(table.get("measure", {}), action)
-    ensemble = _table(Ensemble, table["ensemble"], "[ensemble]") if "ensemble" in table else None
+    ensemble = (
+        _table(EnsembleTable, table["ensemble"], "[ensemble]") if "ensemble" in table else None
+    )
     parallel = _table(Parallel, table.get("parallel", {}), "[parallel]")
     _check_together(chains, run, updates, ladder)
     if not for_step:
@@ -274,7 +276,7 @@ def _check_together(
             )
 
 
-def _check_saving(run: RunTable, ensemble: Ensemble | None) -> None:
+def _check_saving(run: RunTable, ensemble: EnsembleTable | None) -> None:
     if run.save_every is not None and ensemble is None:
         raise ConfigError("[run]: save_every needs an [ensemble] table that names the format")
     if run.save_every is None and ensemble is not None:

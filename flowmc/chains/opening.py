@@ -38,7 +38,7 @@ from flowmc.chains.storage.declarations import (
     declarations_of,
 )
 from flowmc.chains.storage.directory import RunDirectory, environment, identity_of
-from flowmc.chains.storage.measurements import Layout, MeasurementFile, check_rows
+from flowmc.chains.storage.measurements import MeasurementFile, MeasurementLayout, check_rows
 from flowmc.jobs.own_files import opened
 from flowmc.kernels import Info, LadderState, State
 from flowmc.kernels.base import apply
@@ -227,9 +227,9 @@ def _resume(
             )
         return dataclasses.replace(head, rows=rows), provenance
 
-    def establish() -> Layout:
+    def establish() -> MeasurementLayout:
         columns, attributes = MeasurementFile.columns_in(directory.measurements)
-        layout = Layout(
+        layout = MeasurementLayout(
             rows_of(config),
             columns,
             attributes_of(config, assembly),

@@ -29,7 +29,7 @@ from flowmc.chains.start import first_state
 from flowmc.chains.storage.checkpoint import Checkpoint, Head, settled, write_checkpoint
 from flowmc.chains.storage.configurations import ConfigurationWriter, Origins
 from flowmc.chains.storage.directory import RunDirectory, identity_of
-from flowmc.chains.storage.measurements import Layout, MeasurementFile
+from flowmc.chains.storage.measurements import MeasurementFile, MeasurementLayout
 from flowmc.chains.storage.recorder import Recorder
 from flowmc.config.tables import seconds_of
 from flowmc.jobs.interrupts import Interrupts
@@ -89,7 +89,7 @@ class Runner:
         communicator: Communicator,
         distribution: Distribution,
         checkpoint: Checkpoint,
-        layout: Layout,
+        layout: MeasurementLayout,
         origins: Origins,
         *,
         resumed: bool,

@@ -41,9 +41,9 @@ from flowmc.parallel import CollectiveError, Communicator, world
 from flowmc.parallel.devices import check_device, choose_device, choose_threads, describe
 from flowmc.registry import ConfigError
 from flowmc.training.ensemble import ENSEMBLE_KEYS
-from flowmc.training.loop import Progress, Trainer, TrainingError
+from flowmc.training.loop import Trainer, TrainingError, TrainingStep
 from flowmc.training.objectives import Objective
-from flowmc.training.plan import Plan, read_plan
+from flowmc.training.plan import TrainingPlan, read_plan
 
 __all__ = ["run", "train"]
 
@@ -136,12 +136,12 @@ def _device_of_rank(name: str, ranks: Communicator) -> str:
 
 
 def train(
-    plan: Plan,
+    plan: TrainingPlan,
     output: str | os.PathLike,
     *,
     resume: bool = False,
     device: torch.device | str = "cpu",
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[TrainingStep], None] | None = None,
     announce: Callable[[str], None] = lambda text: None,
     stop: Callable[[], bool] = lambda: False,
     command: str = "",
@@ -191,7 +191,7 @@ def train(
             trainer.load(str(checkpoint))
         with _Log(log, trainer.step) if ranks.rank == 0 else nullcontext(_nowhere) as write:
 
-            def report(event: Progress) -> None:
+            def report(event: TrainingStep) -> None:
                 write(event)
                 if progress is not None:
                     progress(event)
@@ -243,7 +243,7 @@ def _locked(stem: Path, ranks: Communicator) -> Iterator[None]:
 
 
 def _prepare(
-    plan: Plan, output: Path, checkpoint: Path, resume: bool
+    plan: TrainingPlan, output: Path, checkpoint: Path, resume: bool
 ) -> Literal["the start", "the checkpoint", "the end"]:
     """Check what there is on disk; return where to begin."""
     if not resume:
@@ -266,7 +266,7 @@ def _prepare(
     return "the start"
 
 
-def _nowhere(event: Progress) -> None:
+def _nowhere(event: TrainingStep) -> None:
     """The log of ranks that write none."""
 
 
@@ -315,7 +315,7 @@ def _as_json(tables: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measure(
-    plan: Plan, objective: Objective, device: torch.device | str, ranks: Communicator
+    plan: TrainingPlan, objective: Objective, device: torch.device | str, ranks: Communicator
 ) -> dict[str, Any]:
     samples, seed = plan.keys.evaluate_samples, plan.settings.seed
     module = objective.module
@@ -352,7 +352,9 @@ def _measure(
     return {**result, "warnings": warnings}
 
 
-def _card(plan: Plan, trainer: Trainer, measured: dict[str, Any], command: str) -> dict[str, Any]:
+def _card(
+    plan: TrainingPlan, trainer: Trainer, measured: dict[str, Any], command: str
+) -> dict[str, Any]:
     card: dict[str, Any] = {
         "kind": plan.kind,
         "flow": resolved("flows", plan.tables["flow"]),
@@ -410,14 +412,14 @@ class _Log:
                     kept.append(line + "\n")
         path.write_text("".join(kept), encoding="utf-8")
 
-    def __enter__(self) -> Callable[[Progress], None]:
+    def __enter__(self) -> Callable[[TrainingStep], None]:
         self._file = self.path.open("a", encoding="utf-8")
         return self._write
 
     def __exit__(self, *exception: object) -> None:
         self._file.close()
 
-    def _write(self, event: Progress) -> None:
+    def _write(self, event: TrainingStep) -> None:
         if event.step % _LOG_EVERY:
             return
         entry = {
@@ -453,7 +455,7 @@ def _display(steps: int):
         return
     last = time.monotonic()
 
-    def line(event: Progress) -> None:
+    def line(event: TrainingStep) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= _LINE_EVERY_SECONDS or event.step == steps:

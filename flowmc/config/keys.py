@@ -22,7 +22,12 @@ __all__ = ["TABLES", "check_keys", "written_parameters"]
 
 _PACKAGE = Path(flowmc.__file__).parent
 # Tables of `flowmc run` and `flowmc step` whose keys are the fields of a dataclass.
-_PLAIN = {"chains": "Chains", "run": "RunTable", "ensemble": "Ensemble", "parallel": "Parallel"}
+_PLAIN = {
+    "chains": "Chains",
+    "run": "RunTable",
+    "ensemble": "EnsembleTable",
+    "parallel": "Parallel",
+}
 TABLES = ("theory", "chains", "update", "ladder", "run", "measure", "ensemble", "parallel")
 
 

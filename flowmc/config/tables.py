@@ -18,7 +18,7 @@ from flowmc.registry import ConfigError
 __all__ = [
     "MOST_CHAINS",
     "Chains",
-    "Ensemble",
+    "EnsembleTable",
     "Parallel",
     "RunTable",
     "read_tables",
@@ -129,7 +129,7 @@ class RunTable:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ensemble:
+class EnsembleTable:
     """``[ensemble]``: how configurations are saved.
 
     Attributes:

@@ -16,7 +16,7 @@ from flowmc.chains.config import RunConfig
 from flowmc.config.entries import ObservableEntry, read_observables
 from flowmc.correlate.config import (
     LIVE,
-    Analysis,
+    AnalysisTable,
     Source,
     TargetEntry,
     as_list,
@@ -69,7 +69,7 @@ class CombineConfig:
     ensembles: Sequence[EnsembleEntry]
     targets: Sequence[TargetEntry]
     observables: Sequence[ObservableEntry]
-    analysis: Analysis
+    analysis: AnalysisTable
     resolved: Mapping[str, Any]
 
     @property
@@ -105,7 +105,7 @@ def read_combine_config(table: Mapping[str, Any], base: Path) -> CombineConfig:
     ensembles = _ensembles(table, theory, action, base)
     observables = read_observables(table.get("measure", {}), action)
     targets = _targets(table, action)
-    analysis = Analysis(**validate(Analysis, table.get("analysis", {}), "[analysis]"))
+    analysis = AnalysisTable(**validate(AnalysisTable, table.get("analysis", {}), "[analysis]"))
     check_masses(analysis, observables)
     resolved: dict[str, Any] = {
         "theory": dict(theory),

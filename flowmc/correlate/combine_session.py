@@ -20,7 +20,7 @@ from flowmc.correlate.stream import (
     run_live,
     selected,
 )
-from flowmc.ensembles.stored import Batch, StoredEnsemble
+from flowmc.ensembles.stored import ConfigurationBatch, StoredEnsemble
 from flowmc.jobs.journal import Journal
 from flowmc.parallel import Communicator
 from flowmc.parallel.devices import choose_device, choose_threads
@@ -99,7 +99,7 @@ class CombineSession:
             if seed is not None:
                 seeds[seed] = stream.where
 
-    def _columns(self, batch: Batch) -> Columns:
+    def _columns(self, batch: ConfigurationBatch) -> Columns:
         with torch.no_grad():
             actions = [theory(batch.field).cpu().numpy() for theory in self.theories]
         columns = {ACTIONS: np.stack(actions, axis=1)}

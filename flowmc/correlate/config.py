@@ -19,7 +19,7 @@ from flowmc.registry import ConfigError, nearest, parameters, resolve, validate
 
 __all__ = [
     "LIVE",
-    "Analysis",
+    "AnalysisTable",
     "CorrelateConfig",
     "DerivativeEntry",
     "Masses",
@@ -103,7 +103,7 @@ class Masses:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Analysis:
+class AnalysisTable:
     """``[analysis]``: what is made of the means.
 
     Attributes:
@@ -174,7 +174,7 @@ class CorrelateConfig:
     targets: Sequence[TargetEntry]
     derivatives: Sequence[DerivativeEntry]
     observables: Sequence[ObservableEntry]
-    analysis: Analysis
+    analysis: AnalysisTable
     resolved: Mapping[str, Any]
 
     def path(self, written: str) -> str:
@@ -202,7 +202,7 @@ def read_correlate_config(table: Mapping[str, Any], base: Path) -> CorrelateConf
     observables = read_observables(table.get("measure", {}), action)
     targets = read_targets(as_list(table.get("target", [])), action)
     derivatives = _derivatives(as_list(table.get("derivative", [])))
-    analysis = Analysis(**validate(Analysis, table.get("analysis", {}), "[analysis]"))
+    analysis = AnalysisTable(**validate(AnalysisTable, table.get("analysis", {}), "[analysis]"))
     check_labels([*targets, *derivatives])
     check_masses(analysis, observables)
     resolved: dict[str, Any] = {
@@ -235,7 +235,7 @@ def check_live(names: Sequence[str]) -> None:
         raise ConfigError(f"missing table {brackets} of the live chain")
 
 
-def check_masses(analysis: Analysis, observables: Sequence[ObservableEntry]) -> None:
+def check_masses(analysis: AnalysisTable, observables: Sequence[ObservableEntry]) -> None:
     """Refuse effective masses of what is not measured.
 
     Raises:

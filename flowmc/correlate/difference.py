@@ -29,7 +29,7 @@ from flowmc.correlate.measurement import (
 )
 from flowmc.correlate.quantities import against, component_label, components, judged
 from flowmc.correlate.shift import Shift
-from flowmc.estimators.reweighting import Verdict
+from flowmc.estimators.reweighting import WeightVerdict
 from flowmc.registry import ConfigError
 
 __all__ = ["Difference"]
@@ -198,7 +198,7 @@ def _linear(observables: Sequence[Any], weights: np.ndarray) -> Any:
     return total
 
 
-def _doubts(weights: dict[str, Verdict], step: float) -> list[str]:
+def _doubts(weights: dict[str, WeightVerdict], step: float) -> list[str]:
     return [
         text
         for name, verdict in weights.items()

@@ -21,7 +21,7 @@ from flowmc.config.entries import ObservableEntry
 from flowmc.correlate.quantities import Derived
 from flowmc.ensembles.stored import Member
 from flowmc.estimators.history import History, Result
-from flowmc.estimators.reweighting import Verdict
+from flowmc.estimators.reweighting import WeightVerdict
 from flowmc.flows.base import Flow
 
 __all__ = ["Context", "Entry", "Measurement", "Sample", "Section", "Series"]
@@ -129,7 +129,7 @@ class Section:
     label: str
     title: str
     entries: Sequence[Entry]
-    weights: Mapping[str, Verdict] = field(default_factory=dict)
+    weights: Mapping[str, WeightVerdict] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()

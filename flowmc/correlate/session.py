@@ -26,7 +26,7 @@ from flowmc.correlate.stream import (
 )
 from flowmc.correlate.targets import Target
 from flowmc.correlate.writing import CorrelatedWriter, write_weights
-from flowmc.ensembles.stored import Batch, StoredEnsemble
+from flowmc.ensembles.stored import ConfigurationBatch, StoredEnsemble
 from flowmc.flows.base import Flow, Identity
 from flowmc.flows.cards.files import load_flow
 from flowmc.flows.cards.matching import orient
@@ -121,7 +121,7 @@ class Session:
                 )
         return sections
 
-    def _survey_batch(self, batch: Batch) -> Columns:
+    def _survey_batch(self, batch: ConfigurationBatch) -> Columns:
         with torch.no_grad():
             energy = self.config.action(batch.field)
         sample = Sample(batch.members, batch.field, energy, {})
@@ -131,7 +131,7 @@ class Session:
             for path, array in measurement.survey(sample).items()
         }
 
-    def _measure_batch(self, batch: Batch) -> Columns:
+    def _measure_batch(self, batch: ConfigurationBatch) -> Columns:
         action = self.config.action
         values: dict[str, NDArray[np.float64]] = {}
         with torch.no_grad():

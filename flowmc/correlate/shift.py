@@ -17,7 +17,7 @@ from flowmc.correlate.measurement import Columns, Context, Sample, Series
 from flowmc.estimators.gain import block_length
 from flowmc.estimators.history import History, result_of
 from flowmc.estimators.reweighting import (
-    Verdict,
+    WeightVerdict,
     judge_weights,
     log_partition_ratio,
     log_weights_of,
@@ -97,7 +97,7 @@ class Shift:
                 found[path.removeprefix("plain/observables/")] = values
         return self._weighted(series, found, columns[PLAIN_LOG_WEIGHT])
 
-    def verdict(self, columns: Columns, history: History) -> Verdict:
+    def verdict(self, columns: Columns, history: History) -> WeightVerdict:
         """Return what the weights are good for, with their autocorrelation."""
         logs = columns[LOG_WEIGHT]
         tau = result_of("weight", log_partition_ratio(history, logs)).tau_int

@@ -20,7 +20,7 @@ from flowmc.config.entries import ObservableEntry
 from flowmc.correlate.config import Source
 from flowmc.correlate.measurement import Columns, Series
 from flowmc.correlate.store import SeriesStore, measured_before
-from flowmc.ensembles.stored import Batch, StoredEnsemble, selection_text
+from flowmc.ensembles.stored import ConfigurationBatch, StoredEnsemble, selection_text
 from flowmc.jobs.journal import Display, Journal
 from flowmc.parallel import Communicator
 from flowmc.random import stream
@@ -68,7 +68,11 @@ class EnsembleStream:
         self.say(f"{selection_text(self.ensemble)} of {self.ensemble.name}")
 
     def measure(
-        self, journal: Journal, task: str, path: Path, compute: Callable[[Batch], Columns]
+        self,
+        journal: Journal,
+        task: str,
+        path: Path,
+        compute: Callable[[ConfigurationBatch], Columns],
     ) -> Series:
         """Fill in the rows of a file that are missing; return all of them.
 
@@ -140,7 +144,7 @@ class EnsembleStream:
         bytes_of_field = int(np.prod(shape)) * (16 if self.action.group.element_shape else 8)
         return max(1, min(_LARGEST_BATCH, _BATCH_BYTES // bytes_of_field))
 
-    def _compare_couplings(self, batch: Batch) -> None:
+    def _compare_couplings(self, batch: ConfigurationBatch) -> None:
         """Note couplings in the files' metadata that are not those of the theory."""
         for member, metadata in zip(batch.members, batch.metadata, strict=True):
             for name, value in self.action.parameters.items():

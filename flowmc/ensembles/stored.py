@@ -29,7 +29,7 @@ from flowmc.io import load_field, number_in_name
 from flowmc.registry import ConfigError, named_by
 
 __all__ = [
-    "Batch",
+    "ConfigurationBatch",
     "EnsembleTable",
     "Member",
     "StoredEnsemble",
@@ -94,7 +94,7 @@ class EnsembleTable:
 
 
 @dataclass(frozen=True)
-class Batch:
+class ConfigurationBatch:
     """A few configurations in memory.
 
     Attributes:
@@ -221,7 +221,7 @@ class StoredEnsemble:
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
         skip: Callable[[int], bool] = lambda place: False,
-    ) -> Iterator[Batch]:
+    ) -> Iterator[ConfigurationBatch]:
         """Read the configurations, a few at a time.
 
         Args:
@@ -266,13 +266,13 @@ class StoredEnsemble:
         action: Action,
         dtype: torch.dtype,
         device: torch.device | str,
-    ) -> Batch:
+    ) -> ConfigurationBatch:
         members = self.members[first : first + count]
         stored = [
             load_field(one.path, action, dtype=dtype, device=device, number=one.inner)
             for one in members
         ]
-        return Batch(
+        return ConfigurationBatch(
             first,
             members,
             torch.cat([one.field for one in stored]),

@@ -29,7 +29,7 @@ from scipy.special import logsumexp
 
 from flowmc.estimators.history import History
 from flowmc.estimators.overlap import SMALLEST_SHARE, Link, links_of
-from flowmc.estimators.reweighting import Verdict, judge_weights
+from flowmc.estimators.reweighting import WeightVerdict, judge_weights
 
 if TYPE_CHECKING:
     from pyerrors import Obs
@@ -113,7 +113,7 @@ class MultiEnsemble:
         energies = np.asarray(action, dtype=np.float64)
         return np.log(self._share) - energies - self._log_d
 
-    def verdict(self, action: ArrayLike) -> Verdict:
+    def verdict(self, action: ArrayLike) -> WeightVerdict:
         """Return what the weights in another theory are good for.
 
         The number of *independent* configurations that they amount to, with the autocorrelation of

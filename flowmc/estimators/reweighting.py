@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pyerrors import Obs
 
 __all__ = [
-    "Verdict",
+    "WeightVerdict",
     "block_jackknife",
     "judge_weights",
     "log_partition_ratio",
@@ -49,7 +49,7 @@ LARGEST_PARETO_K = 0.7  # arXiv:1507.02646: beyond it neither mean nor error con
 
 
 @dataclass(frozen=True)
-class Verdict:
+class WeightVerdict:
     """What a set of weights is good for.
 
     Attributes:
@@ -134,7 +134,7 @@ def judge_weights(
     *,
     tail_of: ArrayLike | None = None,
     tau_int: float = 0.5,
-) -> Verdict:
+) -> WeightVerdict:
     r"""Return what a set of log-weights is good for.
 
     Args:
@@ -179,7 +179,7 @@ def judge_weights(
             f"{samples - len(finite)} of {samples} configurations have weight zero: their action "
             "or density is not finite"
         )
-    return Verdict(
+    return WeightVerdict(
         samples, ess.value, ess.error, share, tail, spread, tuple(warnings), bool(warnings)
     )
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "Estimate",
+    "WeightEstimate",
     "effective_sample_size",
     "independence_acceptance",
     "kullback_leibler",
@@ -26,7 +26,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Estimate:
+class WeightEstimate:
     """An estimate with its jackknife error.
 
     Attributes:
@@ -40,7 +40,7 @@ class Estimate:
     bias: float
 
 
-def effective_sample_size(log_weights: Tensor, bins: int | None = None) -> Estimate:
+def effective_sample_size(log_weights: Tensor, bins: int | None = None) -> WeightEstimate:
     r"""Return :math:`\mathrm{ESS} = \langle w \rangle^2 / \langle w^2 \rangle`, in (0, 1].
 
     For Gaussian ln w of standard deviation s it is :math:`e^{-s^2}`.  From fewer than about
@@ -60,7 +60,7 @@ def effective_sample_size(log_weights: Tensor, bins: int | None = None) -> Estim
     return _jackknife(ess, first, second, counts)
 
 
-def log_mean_exp(log_weights: Tensor, bins: int | None = None) -> Estimate:
+def log_mean_exp(log_weights: Tensor, bins: int | None = None) -> WeightEstimate:
     r"""Return :math:`\ln \tfrac1N \sum_i w_i`, the estimate of ln Z, low by about error^2 / 2.
 
     Args:
@@ -75,10 +75,10 @@ def log_mean_exp(log_weights: Tensor, bins: int | None = None) -> Estimate:
         None,
         _bin_counts(len(weights), bins),
     )
-    return Estimate(estimate.value + shift, estimate.error, estimate.bias)
+    return WeightEstimate(estimate.value + shift, estimate.error, estimate.bias)
 
 
-def kullback_leibler(log_weights: Tensor, bins: int | None = None) -> Estimate:
+def kullback_leibler(log_weights: Tensor, bins: int | None = None) -> WeightEstimate:
     r"""Return :math:`\mathrm{KL}(q \| p) = \ln \langle w \rangle - \langle \ln w \rangle \ge 0`."""
     logs = log_weights.to(torch.float64)
     logs = logs - logs.max()
@@ -90,7 +90,7 @@ def kullback_leibler(log_weights: Tensor, bins: int | None = None) -> Estimate:
     )
 
 
-def independence_acceptance(log_weights: Tensor) -> Estimate:
+def independence_acceptance(log_weights: Tensor) -> WeightEstimate:
     r"""Return the mean acceptance of the independence Metropolis chain in equilibrium.
 
     .. math:: A = \frac{\langle \min(w, w') \rangle}{\langle w \rangle}
@@ -113,14 +113,16 @@ def independence_acceptance(log_weights: Tensor) -> Estimate:
 
     value = acceptance(pairs, total, n)
     if n < 3:
-        return Estimate(float(value), math.nan, 0.0)
+        return WeightEstimate(float(value), math.nan, 0.0)
     # Without draw i all pairs lose those of i; a single dominating weight may round below zero.
     rest = (pairs - 2 * partners).clamp(min=0)
     without = acceptance(rest, _others(weights), n - 1)
     return _from_replicas(value, without)
 
 
-def swap_rate(forward_work: Tensor, reverse_work: Tensor, bins: int | None = None) -> Estimate:
+def swap_rate(
+    forward_work: Tensor, reverse_work: Tensor, bins: int | None = None
+) -> WeightEstimate:
     r"""Return :math:`\langle \min(1, e^{-(w_F + w_R)}) \rangle` over independent pairs.
 
     Every forward work is paired with every reverse work; the two samples are deleted bin by bin
@@ -145,7 +147,7 @@ def swap_rate(forward_work: Tensor, reverse_work: Tensor, bins: int | None = Non
         sums, counts = _bin_sums(means, bins), _bin_counts(len(means), bins)
         part = _jackknife(lambda one, two, count: one / count, sums, None, counts)
         variance += part.error**2
-    return Estimate(float(by_forward.mean()), math.sqrt(variance), 0.0)
+    return WeightEstimate(float(by_forward.mean()), math.sqrt(variance), 0.0)
 
 
 def max_weight_share(log_weights: Tensor) -> float:
@@ -225,19 +227,19 @@ def _others(values: Tensor) -> Tensor:
     return before + after
 
 
-def _jackknife(function, one: Tensor, two: Tensor | None, counts: Tensor) -> Estimate:
+def _jackknife(function, one: Tensor, two: Tensor | None, counts: Tensor) -> WeightEstimate:
     """Apply ``function(sum of one, sum of two, count)`` to all bins and to all but each bin."""
     counts = counts.to(one.device)
     second = torch.zeros_like(one) if two is None else two
     value = function(one.sum(), second.sum(), counts.sum())
     if len(one) < 2:
-        return Estimate(float(value), math.nan, 0.0)
+        return WeightEstimate(float(value), math.nan, 0.0)
     without = function(_others(one), _others(second), counts.sum() - counts)
     return _from_replicas(value, without)
 
 
-def _from_replicas(value: Tensor, without: Tensor) -> Estimate:
+def _from_replicas(value: Tensor, without: Tensor) -> WeightEstimate:
     n = len(without)
     centre = without.mean()
     error = math.sqrt((n - 1) / n * float((without - centre).square().sum()))
-    return Estimate(float(value), error, (n - 1) * float(centre - value))
+    return WeightEstimate(float(value), error, (n - 1) * float(centre - value))

@@ -32,7 +32,7 @@ from flowmc.native.compiled import compiled
 from flowmc.native.lanes import fma, lane_width, lanes, load, splat, store, traced
 from flowmc.native.schedule import run_slices
 
-__all__ = ["Plan", "map_back", "map_fields", "row_length"]
+__all__ = ["KernelPlan", "map_back", "map_fields", "row_length"]
 
 # Chains whose gradients are added up by themselves; fixed, as sums must not depend on threads.
 _GROUPS = 4
@@ -41,7 +41,7 @@ _LARGEST_SUMS = 2**30
 
 
 @dataclass(frozen=True)
-class Plan:
+class KernelPlan:
     """An integration over ``steps`` steps on a lattice of two axes.
 
     Attributes:
@@ -373,7 +373,7 @@ def _backward(
 
 
 def map_fields(
-    fields: Tensor, tables: Tensor, plan: Plan, keep: bool, force: Tensor | None = None
+    fields: Tensor, tables: Tensor, plan: KernelPlan, keep: bool, force: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None] | None:
     r"""Return the fields after the integration, the integral of div v, all stages, and the force.
 
@@ -418,7 +418,7 @@ def map_back(
     gradient_totals: Tensor,
     stages: Tensor,
     tables: Tensor,
-    plan: Plan,
+    plan: KernelPlan,
     learns: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Return the gradients with respect to the initial fields and, if wanted, to the tables.
@@ -452,7 +452,7 @@ def row_length(reach: int, dtype: torch.dtype) -> int:
     return -(-(reach + 1) // lanes) * lanes
 
 
-def _constants(tables: Tensor, plan: Plan, like: Tensor) -> tuple:
+def _constants(tables: Tensor, plan: KernelPlan, like: Tensor) -> tuple:
     rows, columns = like.shape[1:]
     _, points, _, n = tables.shape
     return (
@@ -477,6 +477,6 @@ def _offsets(extent: int, farthest: int) -> np.ndarray:
     return np.stack(np.broadcast_arrays(sites, folded), 2)
 
 
-def _nanoseconds(tables: Tensor, plan: Plan, like: Tensor) -> float:
+def _nanoseconds(tables: Tensor, plan: KernelPlan, like: Tensor) -> float:
     """Return about what a chain takes; it only decides when a thread pays."""
     return plan.nodes.size * like[0].numel() * (50 + 1.5 * tables.shape[3])

@@ -43,7 +43,7 @@ from flowmc.native.lanes import (
     splat,
     store,
 )
-from flowmc.native.layout import FLIP_BITS, Layout, aligned, lanes_of, layout_for, sum_lanes
+from flowmc.native.layout import FLIP_BITS, LinkLayout, aligned, lanes_of, layout_for, sum_lanes
 from flowmc.native.layout import splat as constant_lanes
 from flowmc.native.matrices import (
     COMPONENTS,
@@ -395,7 +395,7 @@ def _weighted_plaquettes(
     lattice: tuple[int, ...],
     defect: float,
     place: tuple[int, tuple[int, ...]],
-    layout: Layout,
+    layout: LinkLayout,
     dtype: np.dtype,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return which plaquettes have weights, and these, as ``_weigh`` takes them.

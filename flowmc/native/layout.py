@@ -24,7 +24,7 @@ from flowmc.native.compiled import compiled
 __all__ = [
     "FLIP_BITS",
     "TILE",
-    "Layout",
+    "LinkLayout",
     "aligned",
     "lanes_of",
     "layout_for",
@@ -39,7 +39,7 @@ FLIP_BITS = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class LinkLayout:
     """A packing of ``chains`` fields on a lattice.
 
     Attributes:
@@ -65,7 +65,7 @@ class Layout:
 
 
 @functools.lru_cache(maxsize=64)
-def layout_for(lattice: tuple[int, ...], chains: int, width: int) -> Layout:
+def layout_for(lattice: tuple[int, ...], chains: int, width: int) -> LinkLayout:
     """Return the layout for a batch: as few cuts as fill the lanes."""
     cuts = 0
     even = [mu for mu, extent in enumerate(lattice) if extent % 2 == 0]
@@ -96,7 +96,7 @@ def layout_for(lattice: tuple[int, ...], chains: int, width: int) -> Layout:
             block = here + (wrapped - coordinates[mu]) * local_strides[mu]
             flip = (chains_per_group << axes.index(mu)) * (wrapped != target) if mu in axes else 0
             neighbours[:, mu, direction] = block << FLIP_BITS | flip
-    return Layout(
+    return LinkLayout(
         width=width,
         chains=chains,
         chains_per_group=chains_per_group,
@@ -122,7 +122,7 @@ def aligned(count: int, dtype: np.dtype) -> np.ndarray:
     return raw[start : start + count]
 
 
-def lanes_of(layout: Layout, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def lanes_of(layout: LinkLayout, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Spread numbers per chain over the lanes: flat ``(groups, width)``; padding repeats."""
     lane = np.arange(layout.width) % layout.chains_per_group
     chain = np.arange(layout.groups)[:, None] * layout.chains_per_group + lane
@@ -138,7 +138,7 @@ def splat(values: Sequence[float], width: int, dtype: np.dtype) -> np.ndarray:
     return result
 
 
-def sum_lanes(layout: Layout, partial: np.ndarray) -> np.ndarray:
+def sum_lanes(layout: LinkLayout, partial: np.ndarray) -> np.ndarray:
     """Add up partial sums ``(groups, chunks, width)`` over chunks and sublattices, per chain."""
     parts = layout.width // layout.chains_per_group
     table = partial.reshape(layout.groups, -1, parts, layout.chains_per_group)

@@ -25,7 +25,7 @@ from flowmc.reports.as_text import duration, duration_text, value_text
 from flowmc.reports.plots.style import (
     GREY,
     SERIES,
-    Layout,
+    FigureLayout,
     drawn_twice,
     label_decades,
     legend_above,
@@ -161,7 +161,7 @@ def _marked(mark: str, text: str) -> str:
 
 @drawn_twice
 def cost_plot(
-    layout: Layout, table: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str]
+    layout: FigureLayout, table: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str]
 ) -> str:
     """Return the seconds per independent sample, a row for each observable, bounds as arrows."""
     height = 0.9 + (0.2 + 0.17 * len(names)) * len(table)

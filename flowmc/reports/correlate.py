@@ -14,7 +14,7 @@ from flowmc_adapters import atomic_write
 from flowmc.correlate.directory import CorrelateDirectory
 from flowmc.correlate.measurement import Entry, Section, Series
 from flowmc.estimators.history import Result, fluctuations_of
-from flowmc.estimators.reweighting import Verdict
+from flowmc.estimators.reweighting import WeightVerdict
 from flowmc.reports.analysis.correlate_payoff import payoff_of_sections
 from flowmc.reports.as_html import (
     document_html,
@@ -113,7 +113,7 @@ def section_html(section: Section, *more: str) -> str:
     )
 
 
-def _weights(weights: Mapping[str, Verdict]) -> str:
+def _weights(weights: Mapping[str, WeightVerdict]) -> str:
     if not weights:
         return ""
     rows = [

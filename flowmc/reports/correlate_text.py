@@ -14,7 +14,7 @@ from flowmc.correlate.combined import MeasuredEnsemble
 from flowmc.correlate.directory import CorrelateDirectory
 from flowmc.correlate.measurement import Entry, Section, Series
 from flowmc.estimators.history import Result
-from flowmc.estimators.reweighting import Verdict
+from flowmc.estimators.reweighting import WeightVerdict
 from flowmc.reports.analysis.correlate_payoff import payoff_of_sections
 from flowmc.reports.as_text import quantity_text, table
 from flowmc.reports.exports import result_dict, write_csv, write_hdf5, write_pyerrors
@@ -176,11 +176,11 @@ def _entry(entry: Entry) -> dict[str, Any]:
     return {**result_dict(entry.result), **against}
 
 
-def _verdict(verdict: Verdict) -> dict[str, Any]:
+def _verdict(verdict: WeightVerdict) -> dict[str, Any]:
     return {**_plain(dataclasses.asdict(verdict)), "text": str(verdict)}
 
 
-def _weights_text(verdict: Verdict) -> str:
+def _weights_text(verdict: WeightVerdict) -> str:
     tail = f", Pareto k {verdict.pareto_k:.2f}" if math.isfinite(verdict.pareto_k) else ""
     return (
         f"ESS {verdict.ess:.3f}({verdict.ess_error:.3f}), largest share {verdict.max_share:.2%}"

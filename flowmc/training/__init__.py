@@ -1,7 +1,7 @@
 """Training flows: objectives, the loop and its schedules."""
 
 from flowmc.training.ensemble import Ensemble
-from flowmc.training.loop import Progress, Settings, Trainer, TrainingError
+from flowmc.training.loop import Settings, Trainer, TrainingError, TrainingStep
 from flowmc.training.objectives import (
     AlphaTwo,
     Batch,
@@ -24,11 +24,11 @@ __all__ = [
     "LocalKL",
     "LogVariance",
     "Objective",
-    "Progress",
     "Reinforce",
     "ReverseKL",
     "SamplerObjective",
     "Settings",
     "Trainer",
     "TrainingError",
+    "TrainingStep",
 ]

@@ -39,7 +39,7 @@ from flowmc.training.optimisers import (
 )
 from flowmc.training.schedules import learning_rate_factor
 
-__all__ = ["Progress", "Settings", "Trainer", "TrainingError"]
+__all__ = ["Settings", "Trainer", "TrainingError", "TrainingStep"]
 
 # A batch with a non-finite gradient is skipped; this many in a row mean that the flow is lost.
 SKIPS_IN_A_ROW = 10
@@ -124,7 +124,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingStep:
     """What is known after a step.
 
     Attributes:
@@ -173,7 +173,7 @@ class Trainer:
         settings: Settings,
         *,
         checkpoint: str | None = None,
-        progress: Callable[[Progress], None] | None = None,
+        progress: Callable[[TrainingStep], None] | None = None,
         metadata: dict[str, Any] | None = None,
         communicator: Communicator | None = None,
     ) -> None:
@@ -240,7 +240,7 @@ class Trainer:
         self.module.eval()
         return self.step >= self.settings.steps
 
-    def advance(self) -> Progress:
+    def advance(self) -> TrainingStep:
         """Do one step."""
         settings = self.settings
         rate = settings.learning_rate * learning_rate_factor(
@@ -279,7 +279,7 @@ class Trainer:
         if self.step % DENSITY_CHECK_EVERY == 0:
             self.check_density(log_weights)
         self.step += 1
-        return Progress(
+        return TrainingStep(
             self.step, loss, ess, norm, rate, self.seconds, self.skipped, self._density_error, share
         )
 

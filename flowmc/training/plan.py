@@ -35,9 +35,9 @@ from flowmc.training.stored import StoredConfigurations
 from flowmc.training.tables import (
     OF_EXCHANGE_FLOWS,
     Annealing,
-    Chains,
     Keys,
-    Mixture,
+    MixtureTable,
+    TrainingChains,
     check_ensemble,
     kind_of,
     positional_of,
@@ -47,7 +47,7 @@ from flowmc.training.tables import (
 )
 from flowmc.training.transfer import start_from
 
-__all__ = ["Plan", "make_plan", "read_plan"]
+__all__ = ["TrainingPlan", "make_plan", "read_plan"]
 
 _TABLES = (
     *("theory", "size", "annealing", "flow", "prior", "block", "mixture", "chains", "ensemble"),
@@ -56,7 +56,7 @@ _TABLES = (
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """A validated training configuration.
 
     Attributes:
@@ -269,7 +269,7 @@ class Plan:
         )
 
 
-def read_plan(path: str) -> Plan:
+def read_plan(path: str) -> TrainingPlan:
     """Read and validate a training configuration.
 
     Raises:
@@ -278,7 +278,7 @@ def read_plan(path: str) -> Plan:
     return make_plan(read_toml(path), Path(path).parent)
 
 
-def make_plan(tables: dict[str, Any], base: Path = Path()) -> Plan:
+def make_plan(tables: dict[str, Any], base: Path = Path()) -> TrainingPlan:
     """Validate the tables of a training configuration; see :func:`read_plan`.
 
     ``base`` is the directory that the paths of configurations refer to.
@@ -311,7 +311,7 @@ def make_plan(tables: dict[str, Any], base: Path = Path()) -> Plan:
     if "mixture" in tables:
         if "exchange" in tables:
             raise ConfigError("[mixture] is of samplers, not of flows between two couplings")
-        build(Mixture, tables["mixture"], "[mixture]")
+        build(MixtureTable, tables["mixture"], "[mixture]")
     action = build_action(tables["theory"])
     sizes = tuple(
         build_action({**tables["theory"], **table}, "[[size]]") for table in tables.get("size", [])
@@ -329,7 +329,7 @@ def make_plan(tables: dict[str, Any], base: Path = Path()) -> Plan:
             raise ConfigError("[chains] would be ignored: the chains are those of [exchange]")
         ends, ensemble = read_exchange(tables["exchange"], action)
     elif "chains" in tables:
-        ensemble = asdict(build(Chains, tables["chains"], "[chains]"))
+        ensemble = asdict(build(TrainingChains, tables["chains"], "[chains]"))
         ensemble["chains"] = ensemble.pop("count")
         check_ensemble(ensemble, action, "[chains]")
     if "block" in tables and ensemble is None:
@@ -343,7 +343,9 @@ def make_plan(tables: dict[str, Any], base: Path = Path()) -> Plan:
         kind_of(tables),
         configurations=next((f"[{n}]" for n in ("chains", "ensemble") if n in tables), None),
     )
-    plan = Plan(tables, action, sizes, ends, ensemble, stored, settings, keys, objective, options)
+    plan = TrainingPlan(
+        tables, action, sizes, ends, ensemble, stored, settings, keys, objective, options
+    )
     # Building it all checks the tables; the weights are thrown away.
     built = plan.build("cpu")
     _check_refinement(plan, built)
@@ -352,7 +354,7 @@ def make_plan(tables: dict[str, Any], base: Path = Path()) -> Plan:
     return plan
 
 
-def _check_refinement(plan: Plan, objective: Objective) -> None:
+def _check_refinement(plan: TrainingPlan, objective: Objective) -> None:
     """Raise unless the integrator of the flow can be made as fine as asked."""
     steps = plan.keys.refined_steps
     if steps is None:

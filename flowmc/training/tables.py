@@ -23,9 +23,9 @@ from flowmc.training.objectives import Objective
 __all__ = [
     "OF_EXCHANGE_FLOWS",
     "Annealing",
-    "Chains",
     "Keys",
-    "Mixture",
+    "MixtureTable",
+    "TrainingChains",
     "check_ensemble",
     "kind_of",
     "positional_of",
@@ -86,14 +86,14 @@ class _Hmc:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chains(_Hmc):
+class TrainingChains(_Hmc):
     """[chains]: chains of the target."""
 
     count: int = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mixture:
+class MixtureTable:
     """[mixture]: the symmetry that a sampler is averaged over."""
 
     symmetry: Literal["sign_flip"]

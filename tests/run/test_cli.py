@@ -9,7 +9,7 @@ import pytest
 import flowmc
 from flowmc.cli import _COMMANDS, main
 from flowmc.config.keys import written_parameters
-from flowmc.config.tables import Chains, Ensemble, Parallel, RunTable
+from flowmc.config.tables import Chains, EnsembleTable, Parallel, RunTable
 from flowmc.registry import BUILTIN, parameters, resolve, written_key
 from tests.processes import ROOT, environment, forked
 
@@ -104,7 +104,7 @@ def test_keys_read_from_the_source_are_those_of_the_signature(kind, name):
     assert found == {written_key(key) for key in parameters(resolve(kind, name))}
 
 
-@pytest.mark.parametrize("kind", [Chains, RunTable, Ensemble, Parallel])
+@pytest.mark.parametrize("kind", [Chains, RunTable, EnsembleTable, Parallel])
 def test_keys_of_tables_are_the_fields_of_their_dataclass(kind):
     found = written_parameters(f"{kind.__module__}:{kind.__name__}")
     assert found == {field.name for field in dataclasses.fields(kind)}

@@ -32,7 +32,7 @@ _DERIVED = frozenset(
 
 
 @dataclass(frozen=True)
-class Info:
+class MilcInfo:
     """What an info file says; empty if there is none, or if it is about other links.
 
     Attributes:
@@ -48,7 +48,7 @@ class Info:
     warnings: list[str] = field(default_factory=list)
 
 
-def read_info(path: PathLike, dims: tuple[int, ...], sums: tuple[int, int] | None) -> Info:
+def read_info(path: PathLike, dims: tuple[int, ...], sums: tuple[int, int] | None) -> MilcInfo:
     """The info file of a binary file.
 
     Args:
@@ -59,11 +59,11 @@ def read_info(path: PathLike, dims: tuple[int, ...], sums: tuple[int, int] | Non
     companion = Path(f"{os.fspath(path)}{ENDING}")
     try:
         if not companion.is_file():
-            return Info()
+            return MilcInfo()
         with open(companion, "rb") as file:
             text = decode_text(file.read(_LARGEST))
     except OSError as error:
-        return Info(warnings=[f"{companion.name} cannot be read: {error.strerror}"])
+        return MilcInfo(warnings=[f"{companion.name} cannot be read: {error.strerror}"])
     items = {}
     for line in text.split("\n"):
         match = _ITEM.fullmatch(line.strip())
@@ -71,11 +71,11 @@ def read_info(path: PathLike, dims: tuple[int, ...], sums: tuple[int, int] | Non
             items[match[1]] = match[2].strip()
     stale = _contradiction(items, dims, sums)
     if stale is not None:
-        return Info(
+        return MilcInfo(
             warnings=[f"{companion.name} is about other links and was ignored: it says {stale}"]
         )
     space, time = (parse_real(items.get(key)) for key in _PLAQUETTES)
-    return Info(
+    return MilcInfo(
         # MILC prints Re Tr P, up to 3, for the planes without and with time, three of each
         plaquette=None if space is None or time is None else (space + time) / 6,
         link_trace=parse_real(items.get(_TRACE)),

@@ -37,7 +37,7 @@ from ..metadata import metadata_text, parse_metadata
 from ..storage import FileStorage, OpenStorage, Storage
 from .crc32 import Crc32Sum
 from .npy import gauge_header, parse_header, possible_layouts
-from .zip_archive import Inflation, Member, central_directory, local_header, members, unpacked
+from .zip_archive import Inflation, ZipMember, central_directory, local_header, members, unpacked
 
 LINKS, METADATA = "links.npy", "metadata.npy"
 _LARGEST_HEADER = 2**16
@@ -52,7 +52,7 @@ _KEPT_BYTES = 2**25
 class NpzHeader(Header):
     """A header that remembers the member that the links are in, and the bytes before them."""
 
-    member: Member | None = None
+    member: ZipMember | None = None
     before: bytes = b""
     byte_order: str = "<"
 
@@ -164,16 +164,16 @@ class _NpzFrame(Frame):
     def new_checksum(self) -> Crc32Sum:
         return Crc32Sum(self.layout.site_bytes, self.layout.total_bytes, self._before)
 
-    def _members(self, written: Written | None) -> tuple[Member, Member, bytes]:
+    def _members(self, written: Written | None) -> tuple[ZipMember, ZipMember, bytes]:
         """Both members, and the bytes before the links."""
         crc = 0
         if written is not None:
             assert isinstance(written.checksum, Crc32Sum)
             crc = written.checksum.value
-        first = Member.of(METADATA, 0, len(self._metadata), zlib.crc32(self._metadata))
+        first = ZipMember.of(METADATA, 0, len(self._metadata), zlib.crc32(self._metadata))
         begin = local_header(first) + self._metadata
         size = len(self._before) + self.layout.total_bytes
-        second = Member.of(LINKS, len(begin), size, crc)
+        second = ZipMember.of(LINKS, len(begin), size, crc)
         return first, second, begin + local_header(second) + self._before
 
     def prefix(self, written: Written | None) -> bytes:
@@ -188,7 +188,7 @@ def _sum_of(header: NpzHeader) -> Callable[[Layout], ChecksumSum]:
     return lambda layout: Crc32Sum(layout.site_bytes, layout.total_bytes, header.before)
 
 
-def _in_order(path: PathLike, member: Member) -> bool:
+def _in_order(path: PathLike, member: ZipMember) -> bool:
     """Whether the links of a member lie one time slice after the other."""
     _, fortran, _ = parse_header(path, io.BytesIO(unpacked(path, member, _LARGEST_HEADER)))
     return not fortran
@@ -213,7 +213,7 @@ class _PackedStorage(Storage):
         FormatError: so small a file does not hold slices so large.
     """
 
-    def __init__(self, path: PathLike, member: Member, before: bytes, header: NpzHeader) -> None:
+    def __init__(self, path: PathLike, member: ZipMember, before: bytes, header: NpzHeader) -> None:
         self.path, self._member, self._before = path, member, before
         self.layout = Layout(
             0, header.dims, header.nc, header.nc, header.precision, header.byte_order
@@ -305,7 +305,7 @@ class _MemorySource(ArraySource):
         return _KnownSum(self._crc)
 
 
-def _unpacked_source(path: PathLike, member: Member) -> LinkSource:
+def _unpacked_source(path: PathLike, member: ZipMember) -> LinkSource:
     """Links in Fortran order: time runs fastest, so that there are no slices to take apart."""
     require_bounded(path, LINKS, member.size, member.size, member.packed)
     data = unpacked(path, member, member.size)
@@ -331,7 +331,7 @@ def _one_text(array: npt.NDArray[Any]) -> str | None:
     return str(array.item()) if codes.max(initial=0) <= sys.maxunicode else None
 
 
-def _read_metadata(path: PathLike, member: Member | None) -> tuple[dict[str, str], list[str]]:
+def _read_metadata(path: PathLike, member: ZipMember | None) -> tuple[dict[str, str], list[str]]:
     if member is None:
         return {}, []
     if member.size > _LARGEST_METADATA:

@@ -30,7 +30,7 @@ _DATE = 0x21
 
 
 @dataclass(frozen=True)
-class Member:
+class ZipMember:
     """A file in an archive.
 
     Attributes:
@@ -52,12 +52,12 @@ class Member:
     stored: bool = True
 
     @staticmethod
-    def of(name: str, header: int, size: int, crc: int) -> Member:
+    def of(name: str, header: int, size: int, crc: int) -> ZipMember:
         """A member to be written, uncompressed."""
-        return Member(name, header, 0, size, size, crc)
+        return ZipMember(name, header, 0, size, size, crc)
 
 
-def members(path: PathLike) -> dict[str, Member]:
+def members(path: PathLike) -> dict[str, ZipMember]:
     """The members of an archive by name.
 
     Raises:
@@ -73,7 +73,7 @@ def members(path: PathLike) -> dict[str, Member]:
         raise FormatError(path, None, f"damaged zip archive: {error}") from error
     except Exception as error:  # damage shows as almost any exception
         raise FormatError(path, None, f"damaged or truncated zip archive: {error}") from error
-    found: dict[str, Member] = {}
+    found: dict[str, ZipMember] = {}
     with open(path, "rb") as file:
         for info in infos:
             if not 0 <= info.header_offset <= size - _LOCAL.size:
@@ -105,7 +105,7 @@ def members(path: PathLike) -> dict[str, Member]:
                     f"{info.filename!r} claims {info.file_size} bytes, which {info.compress_size} "
                     "in the archive cannot give: damaged",
                 )
-            found[info.filename] = Member(
+            found[info.filename] = ZipMember(
                 info.filename,
                 info.header_offset,
                 offset,
@@ -117,7 +117,7 @@ def members(path: PathLike) -> dict[str, Member]:
     return found
 
 
-def unpacked(path: PathLike, member: Member, most: int) -> bytes:
+def unpacked(path: PathLike, member: ZipMember, most: int) -> bytes:
     """The first `most` bytes of a member, or all of a shorter one. The CRC is not compared.
 
     Raises:
@@ -152,7 +152,7 @@ class Inflation:
         member: which.
     """
 
-    def __init__(self, path: PathLike, member: Member) -> None:
+    def __init__(self, path: PathLike, member: ZipMember) -> None:
         self._path, self._member = path, member
         self._file = open(path, "rb")  # noqa: SIM115 - closed by `close`
         self._file.seek(member.offset)
@@ -194,7 +194,7 @@ class Inflation:
         self._file.close()
 
 
-def local_header(member: Member) -> bytes:
+def local_header(member: ZipMember) -> bytes:
     """The bytes before the data of a member, equally long whatever its CRC."""
     name = member.name.encode("ascii")
     large = member.size >= _LIMIT
@@ -204,7 +204,7 @@ def local_header(member: Member) -> bytes:
     return _LOCAL.pack(b"PK\3\4", *fields, len(name), len(extra)) + name + extra
 
 
-def central_directory(listed: list[Member], begin: int) -> bytes:
+def central_directory(listed: list[ZipMember], begin: int) -> bytes:
     """The bytes behind all members.
 
     Args:

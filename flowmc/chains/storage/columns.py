@@ -7,7 +7,7 @@ from typing import Any
 from flowmc.chains.assembly import Assembly
 from flowmc.chains.config import RunConfig
 from flowmc.chains.storage.declarations import declarations_of
-from flowmc.chains.storage.measurements import Layout
+from flowmc.chains.storage.measurements import MeasurementLayout
 
 __all__ = ["attributes_of", "couplings_of", "layout_of", "rows_of"]
 
@@ -37,7 +37,7 @@ def layout_of(
     config: RunConfig,
     assembly: Assembly,
     shapes: dict[str, tuple[int, ...]],
-) -> Layout:
+) -> MeasurementLayout:
     """Return the layout of a new file.
 
     Args:
@@ -61,7 +61,7 @@ def layout_of(
     if assembly.is_ladder:
         columns["walkers"] = (chains, replicas), "<i8"
     parameters = {f"observables/{entry.label}": entry.keys for entry in config.observables}
-    return Layout(
+    return MeasurementLayout(
         rows_of(config),
         columns,
         attributes_of(config, assembly),

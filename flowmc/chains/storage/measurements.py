@@ -27,7 +27,7 @@ from flowmc.jobs.own_files import datasets_in, naming, open_own, opened
 from flowmc.jobs.raw_hdf5 import contiguous, write_all
 from flowmc.registry import ConfigError
 
-__all__ = ["Layout", "MeasurementFile", "check_rows", "rows_missing_in"]
+__all__ = ["MeasurementFile", "MeasurementLayout", "check_rows", "rows_missing_in"]
 
 PHASES = ("thermalization", "production")
 _WHAT = "measurement file"
@@ -36,7 +36,7 @@ _SLAB = 1 << 24
 
 
 @dataclass(frozen=True)
-class Layout:
+class MeasurementLayout:
     """The shape of a measurement file.
 
     Attributes:
@@ -80,7 +80,9 @@ class MeasurementFile:
         OSError: the file cannot be opened for writing.
     """
 
-    def __init__(self, path: str | os.PathLike[str], layout: Layout, checksum: int = 0) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], layout: MeasurementLayout, checksum: int = 0
+    ) -> None:
         self.path, self.layout, self.checksum = Path(path), layout, checksum
         self._offsets: dict[str, int] = {}
         with opened(self.path, _WHAT) as file:
@@ -93,13 +95,13 @@ class MeasurementFile:
         self._descriptor = open_own(self.path, os.O_RDWR)
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], layout: Layout) -> MeasurementFile:
+    def create(cls, path: str | os.PathLike[str], layout: MeasurementLayout) -> MeasurementFile:
         """Create the file with all rows "not yet written", atomically."""
         _create(Path(path), layout, None)
         return cls(path, layout)
 
     @classmethod
-    def extend(cls, path: str | os.PathLike[str], layout: Layout) -> MeasurementFile:
+    def extend(cls, path: str | os.PathLike[str], layout: MeasurementLayout) -> MeasurementFile:
         """Replace a file of fewer rows by one of this layout that begins with the same rows."""
         with opened(Path(path), _WHAT) as file:
             old = datasets_in(file)
@@ -131,7 +133,7 @@ class MeasurementFile:
     def columns_in(
         path: str | os.PathLike[str],
     ) -> tuple[dict[str, tuple[tuple[int, ...], str]], dict[str, Any]]:
-        """Return ``columns`` and ``column_attributes`` of a file; see :class:`Layout`."""
+        """Return ``columns`` and ``column_attributes`` of a :class:`MeasurementLayout`."""
         with opened(Path(path), _WHAT) as file:
             found = datasets_in(file[PHASES[0]])
             columns = {name: (shape[1:], dtype) for name, (shape, dtype) in _shapes(found).items()}
@@ -277,7 +279,7 @@ def _last_updates(name: str) -> tuple[bool, str]:
     return name.endswith("updates"), name
 
 
-def _create(path: Path, layout: Layout, old: Mapping[str, h5py.Dataset] | None) -> None:
+def _create(path: Path, layout: MeasurementLayout, old: Mapping[str, h5py.Dataset] | None) -> None:
     with (
         naming(path),
         atomic_write(path, follow=False) as target,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flowmc.chains.diagnostics import Diagnostics, Piece
-from flowmc.chains.storage.measurements import Layout, MeasurementFile
+from flowmc.chains.storage.measurements import MeasurementFile, MeasurementLayout
 from flowmc.chains.storage.rows import Packer, RowBuilder
 from flowmc.parallel import Communicator, Pending
 
@@ -48,7 +48,7 @@ class Recorder:
         self,
         communicator: Communicator,
         measurements: MeasurementFile | None,
-        layout: Layout,
+        layout: MeasurementLayout,
         diagnostics: Diagnostics,
     ) -> None:
         self._communicator, self._measurements = communicator, measurements
@@ -181,7 +181,9 @@ class Recorder:
                 self.latest[path.removeprefix("observables/")] = float(value[:, 0].mean())
 
 
-def _blank(layout: Layout, diagnostics: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _blank(
+    layout: MeasurementLayout, diagnostics: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """Return a row to which no rank has added anything."""
     return {
         path: diagnostics.get(path, np.full(shape, -1 if dtype == "<i8" else np.nan, dtype))

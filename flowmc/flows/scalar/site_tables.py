@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flowmc.flows.parts.products import multiply
 from flowmc.flows.parts.runge_kutta import Tableau
-from flowmc.native.continuous import Plan, map_back, map_fields, row_length
+from flowmc.native.continuous import KernelPlan, map_back, map_fields, row_length
 
 __all__ = ["TabulatedMap", "build_tables", "make_plan", "spacing_for", "tables_shape"]
 
@@ -34,7 +34,7 @@ def spacing_for(largest_frequency: float) -> float:
 
 def make_plan(
     tableau: Tableau, steps: int, step: float, orbit: Tensor, spacing: float
-) -> tuple[Plan, Tensor]:
+) -> tuple[KernelPlan, Tensor]:
     """Return how to integrate, and the times of the tables in units of the step, ``(nodes,)``.
 
     The end of a step is the beginning of the next, and needs no table of its own.
@@ -51,7 +51,7 @@ def make_plan(
     matrix = np.zeros((len(tableau.nodes),) * 2)
     for row, entries in enumerate(tableau.stages):
         matrix[row, : len(entries)] = entries
-    plan = Plan(
+    plan = KernelPlan(
         reach=(orbit.shape[0] - 1, orbit.shape[1] - 1),
         spacing=spacing,
         nodes=index.reshape(times.shape).astype(np.int64),
@@ -121,7 +121,9 @@ class TabulatedMap(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, fields: Tensor, force: Tensor | None, tables: Tensor, plan: Plan, keep: bool):
+    def forward(
+        ctx, fields: Tensor, force: Tensor | None, tables: Tensor, plan: KernelPlan, keep: bool
+    ):
         found = map_fields(fields, tables, plan, keep, force)
         if found is None:
             raise OverflowError

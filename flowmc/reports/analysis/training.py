@@ -36,7 +36,7 @@ class TrainingRecord:
         path: the flow file, whether it exists or not.
         steps: of the lines of the log, ``(lines,)``.
         columns: of the log by name, ``(lines,)``, NaN where a value was not finite; names of the
-            fields of :class:`~flowmc.training.loop.Progress`.
+            fields of :class:`~flowmc.training.loop.TrainingStep`.
         seconds: of training so far, of all ranks together as one wall time.
         skipped: steps skipped for a gradient that was not finite.
         planned: number of steps; None if not known.

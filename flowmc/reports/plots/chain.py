@@ -20,7 +20,7 @@ from flowmc.reports.plots.style import (
     SERIES,
     SHADE,
     TAU_INT,
-    Layout,
+    FigureLayout,
     drawn_twice,
     label_decades,
     legend_above,
@@ -43,7 +43,7 @@ BAND_POINTS = 200  # lags at which the error of an autocorrelation function is d
 
 @drawn_twice
 def history_plot(
-    layout: Layout,
+    layout: FigureLayout,
     label: str,
     production: tuple[NDArray, NDArray],
     thermalization: tuple[NDArray, NDArray],
@@ -87,7 +87,7 @@ def history_plot(
 
 @drawn_twice
 def topological_charge_plot(
-    layout: Layout,
+    layout: FigureLayout,
     label: str,
     production: tuple[NDArray, NDArray],
     thermalization: tuple[NDArray, NDArray],
@@ -142,7 +142,7 @@ def topological_charge_plot(
 
 @drawn_twice
 def vector_plot(
-    layout: Layout,
+    layout: FigureLayout,
     label: str,
     components: Sequence[str],
     estimates: Sequence[Estimate],
@@ -191,7 +191,7 @@ def vector_plot(
 
 @drawn_twice
 def energy_error_plot(
-    layout: Layout,
+    layout: FigureLayout,
     name: str,
     updates: NDArray,
     energy_error: NDArray,
@@ -233,7 +233,7 @@ def energy_error_plot(
 
 @drawn_twice
 def weights_plot(
-    layout: Layout,
+    layout: FigureLayout,
     name: str,
     updates: NDArray,
     proposals: NDArray,

@@ -17,7 +17,7 @@ from flowmc.reports.plots.style import (
     BLUE,
     ORANGE,
     SERIES,
-    Layout,
+    FigureLayout,
     drawn_twice,
     legend_above,
     svg_text,
@@ -40,7 +40,7 @@ CURVES = len(SERIES)
 
 
 @drawn_twice
-def weights_plot(layout: Layout, log_weights: Mapping[str, NDArray]) -> str:
+def weights_plot(layout: FigureLayout, log_weights: Mapping[str, NDArray]) -> str:
     """Return histograms of ln W less its mean, one curve per set of weights."""
     with layout.figure(2.4, (1.0,)) as (figure, (axes,)):
         for color, (name, logs) in zip(SERIES, list(log_weights.items())[:CURVES], strict=False):
@@ -59,7 +59,7 @@ def weights_plot(layout: Layout, log_weights: Mapping[str, NDArray]) -> str:
 
 
 @drawn_twice
-def bracket_plot(layout: Layout, insertion: NDArray, bracket: NDArray) -> str:
+def bracket_plot(layout: FigureLayout, insertion: NDArray, bracket: NDArray) -> str:
     """Return histograms of -dS/dlambda and of B less their means: what vector fields take out."""
     with layout.figure(2.4, (1.0,)) as (figure, (axes,)):
         widest = insertion if insertion.std() > bracket.std() else bracket
@@ -87,7 +87,7 @@ def bracket_plot(layout: Layout, insertion: NDArray, bracket: NDArray) -> str:
 
 @drawn_twice
 def steps_plot(
-    layout: Layout, table: Mapping[str, Mapping[str, Any]], results: Mapping[str, Result]
+    layout: FigureLayout, table: Mapping[str, Mapping[str, Any]], results: Mapping[str, Result]
 ) -> str:
     """Return central differences against the squared step, three quantities side by side.
 
@@ -112,7 +112,7 @@ def steps_plot(
 
 
 @drawn_twice
-def vectors_plot(layout: Layout, vectors: Mapping[str, Mapping[int, Result]]) -> str:
+def vectors_plot(layout: FigureLayout, vectors: Mapping[str, Mapping[int, Result]]) -> str:
     """Return the components of vectors, such as effective masses, three side by side."""
     names = list(vectors)[:PANELS]
     with layout.figure(2.4, (1.0,) * len(names)) as (figure, panels):
@@ -129,7 +129,7 @@ def vectors_plot(layout: Layout, vectors: Mapping[str, Mapping[int, Result]]) ->
 
 @drawn_twice
 def couplings_plot(
-    layout: Layout, coupling: str, own: Mapping[str, Points], combined: Mapping[str, Points]
+    layout: FigureLayout, coupling: str, own: Mapping[str, Points], combined: Mapping[str, Points]
 ) -> str:
     """Return observables against a coupling, three side by side.
 
@@ -157,7 +157,7 @@ def couplings_plot(
 
 @drawn_twice
 def change_plot(
-    layout: Layout, name: str, history: History, contributions: NDArray, value: float
+    layout: FigureLayout, name: str, history: History, contributions: NDArray, value: float
 ) -> str:
     """Return what every configuration contributes to a difference, by configuration number.
 

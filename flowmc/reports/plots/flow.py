@@ -15,7 +15,7 @@ from flowmc.reports.plots.style import (
     INK,
     RED,
     TAU_INT,
-    Layout,
+    FigureLayout,
     drawn_twice,
     svg_text,
 )
@@ -26,7 +26,7 @@ COLOURS = {"clover": BLUE, "plaquette": GREEN}
 
 
 @drawn_twice
-def flow_plot(layout: Layout, flow: FlowSummary, measure_every: int) -> str:
+def flow_plot(layout: FigureLayout, flow: FlowSummary, measure_every: int) -> str:
     """Return :math:`t^2 E(t)` with its reference, and its autocorrelation along the flow.
 
     Args:

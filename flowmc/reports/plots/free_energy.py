@@ -15,7 +15,7 @@ from flowmc.reports.plots.style import (
     ORANGE,
     PAPER,
     RED,
-    Layout,
+    FigureLayout,
     drawn_twice,
     legend_above,
     svg_text,
@@ -26,7 +26,7 @@ __all__ = ["estimates_plot", "line_plot", "protocol_plot", "work_plot"]
 
 @drawn_twice
 def work_plot(
-    layout: Layout,
+    layout: FigureLayout,
     forward: NDArray,
     reverse: NDArray | None,
     shift: float | None,
@@ -69,7 +69,7 @@ def work_plot(
 
 
 @drawn_twice
-def estimates_plot(layout: Layout, outcome: Outcome) -> str:
+def estimates_plot(layout: FigureLayout, outcome: Outcome) -> str:
     """Return all estimates with their errors, bounds as open symbols, and the exact value."""
     rows = len(outcome.estimates)
     with layout.figure(0.9 + 0.32 * rows, (1.0,), narrow_height=0.9 + 0.5 * rows) as (
@@ -114,7 +114,7 @@ def estimates_plot(layout: Layout, outcome: Outcome) -> str:
 
 
 @drawn_twice
-def line_plot(layout: Layout, outcome: Outcome) -> str:
+def line_plot(layout: FigureLayout, outcome: Outcome) -> str:
     """Return ln Z along the line of couplings, and its error."""
     name = next(iter(outcome.line[0][0]))
     couplings = np.array([point[name] for point, _, _ in outcome.line])
@@ -132,7 +132,7 @@ def line_plot(layout: Layout, outcome: Outcome) -> str:
 
 
 @drawn_twice
-def protocol_plot(layout: Layout, process: ProcessSummary) -> str:
+def protocol_plot(layout: FigureLayout, process: ProcessSummary) -> str:
     """Return mean work and acceptance of every step."""
     steps = np.arange(1, len(process.step_work) + 1)
     marker = "o" if len(steps) <= 60 else ""

@@ -25,7 +25,7 @@ from flowmc.reports.plots.style import (
     SHADE,
     SMALL,
     TAU_INT,
-    Layout,
+    FigureLayout,
     drawn_twice,
     label_decades,
     svg_text,
@@ -40,7 +40,7 @@ NAMED_REPLICAS = 14  # ... and up to which every replica has its name on an axis
 
 @drawn_twice
 def ladder_plot(
-    layout: Layout,
+    layout: FigureLayout,
     updates: NDArray,
     walkers: NDArray,
     pairs: Sequence[Mapping[str, Any]],
@@ -127,7 +127,7 @@ def ladder_plot(
 
 @drawn_twice
 def transport_plot(
-    layout: Layout,
+    layout: FigureLayout,
     matrix: Sequence[Sequence[float]] | None,
     diffusivity: Sequence[float],
     estimates: Sequence[Estimate],
@@ -207,7 +207,7 @@ def transport_plot(
 
 
 @drawn_twice
-def tuning_plot(layout: Layout, name: str, updates: NDArray, couplings: NDArray) -> str:
+def tuning_plot(layout: FigureLayout, name: str, updates: NDArray, couplings: NDArray) -> str:
     """Return how a coupling of all replicas was tuned during thermalisation.
 
     Args:

@@ -43,7 +43,7 @@ __all__ = [
     "SMALL",
     "TAU_INT",
     "Drawing",
-    "Layout",
+    "FigureLayout",
     "drawn_twice",
     "label_decades",
     "legend_above",
@@ -118,7 +118,7 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Layout:
+class FigureLayout:
     """How the panels of a plot are arranged."""
 
     is_narrow: bool
@@ -169,13 +169,15 @@ class Layout:
 
 
 def drawn_twice(
-    plot: Callable[Concatenate[Layout, Parameters], str],
+    plot: Callable[Concatenate[FigureLayout, Parameters], str],
 ) -> Callable[Parameters, Drawing]:
     """Make a plot that is given its layout into one that is drawn for both."""
 
     @functools.wraps(plot)
     def both(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Drawing:
-        return Drawing(plot(Layout(False), *args, **kwargs), plot(Layout(True), *args, **kwargs))
+        return Drawing(
+            plot(FigureLayout(False), *args, **kwargs), plot(FigureLayout(True), *args, **kwargs)
+        )
 
     return both
 
@@ -205,7 +207,7 @@ def svg_text(figure: Figure) -> str:
     return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{own}-", text)
 
 
-def legend_above(figure: Figure, axes: Axes, layout: Layout) -> None:
+def legend_above(figure: Figure, axes: Axes, layout: FigureLayout) -> None:
     """Put the legend of a panel into a line of its own at the top of the figure."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:

@@ -7,7 +7,15 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from flowmc.reports.analysis.training import TrainingRecord
-from flowmc.reports.plots.style import BLUE, GREY, RED, Layout, drawn_twice, label_decades, svg_text
+from flowmc.reports.plots.style import (
+    BLUE,
+    GREY,
+    RED,
+    FigureLayout,
+    drawn_twice,
+    label_decades,
+    svg_text,
+)
 
 __all__ = ["OTHERS", "quality_plot", "steps_plot"]
 
@@ -23,7 +31,7 @@ FLAT = 20.0  # times the range of the last half, beyond which the beginning is c
 
 
 @drawn_twice
-def quality_plot(layout: Layout, record: TrainingRecord) -> str:
+def quality_plot(layout: FigureLayout, record: TrainingRecord) -> str:
     """Return loss, and effective sample size of the batches, by step."""
     with layout.figure(2.75, (1.0, 1.0)) as (figure, (loss, ess)):
         values = record.columns["loss"]
@@ -48,7 +56,7 @@ def quality_plot(layout: Layout, record: TrainingRecord) -> str:
 
 
 @drawn_twice
-def steps_plot(layout: Layout, record: TrainingRecord) -> str:
+def steps_plot(layout: FigureLayout, record: TrainingRecord) -> str:
     """Return largest weight, norm of the gradient and learning rate by step, as far as known."""
     names = [name for name in OTHERS if np.isfinite(record.columns.get(name, np.nan)).any()]
     with layout.figure(2.3, (1.0,) * len(names)) as (figure, panels):
