@@ -25,7 +25,6 @@ from flowmc.kernels import (
     Mixture,
     OnReplica,
     Repeat,
-    Reported,
 )
 from flowmc.kernels.base import apply, begin
 from flowmc.parallel import Communicator
@@ -88,13 +87,9 @@ class TimedKernel(Kernel):
 
     def __init__(self, kernel: Kernel, device: torch.device, where: str) -> None:
         self.kernel, self.name, self.title = kernel, kernel.name, kernel.title
-        self.spreads = kernel.spreads
+        self.spreads, self.reports = kernel.spreads, kernel.reports
         self.seconds, self.calls = 0.0, 0
         self._device, self._where = device, where
-
-    @property
-    def reports(self) -> Sequence[Reported]:
-        return self.kernel.reports
 
     def reports_of_parts(self) -> Sequence[tuple[str, KernelReport]]:
         return self.kernel.reports_of_parts()

@@ -127,12 +127,15 @@ class Kernel(ABC):
             numbers that several ranks share.
         spreads: whether the kernel works on ladders some of whose replicas live on other ranks;
             of no importance for kernels of one replica.
+        reports: what :attr:`Info.values` of a step may hold, each with title, unit and reduction:
+            ``reports = (Reported("work", "work of the move"),)``, of the class or of an object.
     """
 
     name: str = "kernel"
     title: str = ""
     takes_streams: bool = False
     spreads: bool = False
+    reports: Sequence[Reported] = ()
 
     @abstractmethod
     def init(self, field: Any) -> Any:
@@ -159,14 +162,6 @@ class Kernel(ABC):
             rng: a :class:`torch.Generator`; kernels with :attr:`takes_streams` also get a
                 :class:`~flowmc.random.Streams`.
         """
-
-    @property
-    def reports(self) -> Sequence[Reported]:
-        """What :attr:`Info.values` of a step may hold, each with title, unit and reduction.
-
-        A class attribute will do, ``reports = (Reported("work", "work of the move"),)``.
-        """
-        return ()
 
     def reports_of_parts(self) -> Sequence[tuple[str, KernelReport]]:
         """Return what the elementary kernels in this one report; empty for an elementary kernel.

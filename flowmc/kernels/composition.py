@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from flowmc.kernels.base import Info, Kernel, apply, begin, report_of
-from flowmc.kernels.reporting import KernelReport, Reported
+from flowmc.kernels.reporting import KernelReport
 from flowmc.random import Randomness, shared_stream
 from flowmc.registry import ConfigError
 
@@ -135,10 +135,7 @@ class Repeat(Kernel):
             raise ValueError(f"repeat needs at least 1, got {times}")
         self.kernel, self.times = kernel, times
         self.name, self.title, self.spreads = kernel.name, kernel.title, kernel.spreads
-
-    @property
-    def reports(self) -> Sequence[Reported]:
-        return [value.repeated(self.times) for value in self.kernel.reports]
+        self.reports = [value.repeated(times) for value in kernel.reports]
 
     def reports_of_parts(self) -> Sequence[tuple[str, KernelReport]]:
         inside = self.kernel.reports_of_parts()

@@ -2,7 +2,6 @@ r"""Independence Metropolis with a flow: proposals that do not depend on the cur
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -105,6 +104,17 @@ class Independence(Kernel):
         self.batch_size = batch_size
         self.supply: Supply = DrawnHere
         self._key = self.model.fingerprint()
+        self.reports = (
+            Reported(
+                "log_weights",
+                "ln w of the proposals",
+                reduce="last",
+                per_proposal=proposals,
+                in_report=False,
+            ),
+            Reported("log_weight", "ln w of the state", reduce="last", in_report=False),
+            Reported("non_finite", "proposals not finite", reduce="sum", in_report=False),
+        )
 
     @staticmethod
     def check_keys(*, proposals: int = 16, batch_size: int | None = None) -> None:
@@ -113,20 +123,6 @@ class Independence(Kernel):
             raise ConfigError(f"independence needs proposals >= 1, got {proposals}")
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"independence needs batch_size >= 1, got {batch_size}")
-
-    @property
-    def reports(self) -> Sequence[Reported]:
-        return (
-            Reported(
-                "log_weights",
-                "ln w of the proposals",
-                reduce="last",
-                per_proposal=self.proposals,
-                in_report=False,
-            ),
-            Reported("log_weight", "ln w of the state", reduce="last", in_report=False),
-            Reported("non_finite", "proposals not finite", reduce="sum", in_report=False),
-        )
 
     def init(self, field: Tensor) -> State:
         self.action.check_field(field)
