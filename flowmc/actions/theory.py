@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from flowmc.actions.base import Action, at_couplings
 from flowmc.groups import parse_group
+from flowmc.memory import memory_here
 from flowmc.registry import ConfigError, build, nearest, parameters, resolve
 
 __all__ = ["build_action", "check_couplings", "describe_theory"]
 
-# The least that any calculation needs: a field, its momenta and force, and where neighbours are.
-_BYTES_PER_SITE = 64
+# The least that any calculation needs of a scalar field: the field, momenta, force and proposal in
+# double precision, neighbours, and complex modes with their momenta.
+_BYTES_PER_SITE = 256
 _MOST_DIMENSIONS = 16
 
 
@@ -133,21 +134,13 @@ def _lattice(value: Any, where: str) -> tuple[int, ...]:
             )
     if not extents:
         raise ConfigError(f"{where}: lattice = []: needs at least one extent")
-    bytes_needed, bytes_here = _BYTES_PER_SITE * math.prod(extents), _memory()
+    bytes_needed, bytes_here = _BYTES_PER_SITE * math.prod(extents), memory_here()
     if len(extents) > _MOST_DIMENSIONS or bytes_needed > bytes_here:
         raise ConfigError(
             f"{where}: lattice = {value!r}: has at most {_MOST_DIMENSIONS} directions, and at most "
             f"the {bytes_here // _BYTES_PER_SITE:,} sites that this machine has the memory for"
         )
     return tuple(extents)
-
-
-def _memory() -> int:
-    """Return the bytes of memory of this machine; 2^62 where it does not tell."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return 2**62
 
 
 def _positional_names(component: Any) -> list[str]:

@@ -131,6 +131,27 @@ def test_as_many_chains_are_refused_everywhere():
             )
 
 
+@pytest.mark.parametrize(
+    ("theory", "flow", "what"),
+    [
+        ({}, {"hidden": [60000, 60000], "layers": 60000}, "sizes of 60000 x 60000 x 60000"),
+        # No machine of today holds 512 bytes for each, and 256 bytes are taken to fit.
+        ({"lattice": [2**20, 2**20]}, {"hidden": [2], "layers": 2}, f"{2**40} sites"),
+    ],
+    ids=["weights", "sites"],
+)
+def test_flows_that_no_memory_holds_are_refused(theory, flow, what, monkeypatch):
+    monkeypatch.setattr("flowmc.actions.theory.memory_here", lambda: 2**62)
+    tables = {
+        "theory": config()["theory"] | theory,
+        "flow": {"name": "affine_coupling", **flow},
+        "prior": {"name": "gaussian"},
+        "training": {"steps": 1, "batch": 2},
+    }
+    with time_limit(SECONDS), pytest.raises(ConfigError, match=rf"\[flow\]: {what} need at least"):
+        make_plan(tables)
+
+
 @pytest.mark.parametrize("what", UNUSABLE)
 def test_unusable_values_are_refused_in_one_sentence(what, tmp_path, capsys):
     written = write(tmp_path / "a.toml", config(**UNUSABLE[what]))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flowmc.actions.base import Action
@@ -12,12 +13,15 @@ from flowmc.flows.local.blocks import Block
 from flowmc.flows.local.models import ConditionalFlow, ConditionalPrior, LocalFlowModel
 from flowmc.flows.mixture import SignMixture, check_even_action
 from flowmc.flows.models import FlowModel, Prior
+from flowmc.memory import memory_here
 from flowmc.registry import ConfigError, build, nearest, parameters, resolve
 
 __all__ = ["build_flow", "build_local_model", "build_model", "build_prior"]
 
 # Of layers, steps, channels, bins, ...
 _LARGEST_COUNT = 65536
+# The least that a flow or prior keeps of a site: masks or momenta, and a field on its way.
+_BYTES_PER_SITE = 512
 
 
 def build_flow(table: Mapping[str, Any], action: Action, where: str = "[flow]") -> Flow:
@@ -94,6 +98,30 @@ def _check_sizes(value: Any, where: str, key: str = "") -> None:
         raise ConfigError(f"{where}: {key} = {value}: should be at most {_LARGEST_COUNT}")
 
 
+def _check_memory(arguments: Mapping[str, Any], action: Action, where: str) -> None:
+    """Refuse what this machine cannot hold: weights by the three largest counts, and sites."""
+    counts = sorted(_counts(arguments), reverse=True)[:3]
+    for what, needed in (
+        (f"sizes of {' x '.join(map(str, counts))}", 8 * math.prod(counts)),
+        (f"{action.volume} sites", _BYTES_PER_SITE * action.volume),
+    ):
+        if needed > memory_here():
+            raise ConfigError(
+                f"{where}: {what} need at least {needed / 1e9:.3g} GB of memory, this machine has "
+                f"{memory_here() / 1e9:.3g} GB"
+            )
+
+
+def _counts(value: Any) -> Iterator[int]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _counts(one)
+    elif isinstance(value, int) and value > 1:
+        yield value
+
+
 def _block_keys(*, extents: list[int]) -> list[int]:
     return extents
 
@@ -134,6 +162,7 @@ def _build(
             else:
                 break
     _check_sizes(arguments, where)
+    _check_memory(arguments, action, where)
     known = {"lambda" if key == "lam" else key for key in parameters(component)}
     for key in arguments:
         if key not in known:
