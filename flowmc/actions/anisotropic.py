@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowmc.actions.gauge import Wilson
 from flowmc.groups import Group
+from flowmc.plaquettes import planes
 
 __all__ = ["AnisotropicWilson"]
 
@@ -54,7 +55,11 @@ class AnisotropicWilson(Wilson):
             )
         return AnisotropicWilson(self.group, self.lattice, **(self.parameters | couplings))
 
-    def _plane_weights(self, mu: int, nu: int, like: Tensor) -> Tensor | None:
-        weight = self.anisotropy if nu == self.dimensions - 1 else 1 / self.anisotropy
-        dtype = like.real.dtype if like.is_complex() else like.dtype
-        return torch.full(self.lattice, weight, dtype=dtype, device=like.device)
+    def plaquette_weights(self) -> Tensor:
+        """Return the weight of every plaquette, float64 ``(d(d-1)/2, *L)``, planes in order."""
+        weights = [
+            self.anisotropy if nu == self.dimensions - 1 else 1 / self.anisotropy
+            for _, nu in planes(self.dimensions)
+        ]
+        ones = torch.ones((len(weights), *self.lattice), dtype=torch.float64)
+        return ones * torch.tensor(weights, dtype=torch.float64).reshape(-1, *[1] * self.dimensions)

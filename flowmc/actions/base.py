@@ -2,7 +2,7 @@ r"""The contract of an action: the target density is :math:`p(\phi) = e^{-S(\phi
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -10,13 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowmc import native
 from flowmc.groups import Group, Real
 from flowmc.identity import Identified
 from flowmc.lattice import sum_over_sites
+from flowmc.terms import Term, added
 
 __all__ = ["Action", "ScaledAction", "SumAction", "at_couplings", "check_force"]
 
 
+# What computes an action: a class that overrides one of these has changed it.
+_FORMULAS = ("__call__", "force", "in_torch", "force_in_torch")
 # Fourth-order differences by steps of the coupling: central, and one-sided at its bounds.
 _DIFFERENCES = (
     {-2: 1.0, -1: -8.0, 1: 8.0, 2: -1.0},
@@ -25,11 +29,13 @@ _DIFFERENCES = (
 )
 
 
-class Action(Identified, ABC):
+class Action(Identified):
     """A real function of a field, with its derivative in the algebra of the field's group.
 
-    Subclasses set :attr:`group`, :attr:`lattice` and :attr:`parameters` and implement
-    :meth:`__call__`; :meth:`force` has an automatic default.  Actions add and scale::
+    Subclasses set :attr:`group`, :attr:`lattice` and :attr:`parameters`.  Those whose terms are in
+    the vocabulary of :mod:`flowmc.terms` declare them in :meth:`as_data`, and are computed by
+    compiled code wherever there is some.  All others implement :meth:`__call__` in torch;
+    :meth:`force` then has an automatic default.  Actions add and scale::
 
         action = Wilson("SU(3)", lattice, beta=5.7) + 0.1 * MyTerm(lattice)
 
@@ -52,16 +58,76 @@ class Action(Identified, ABC):
     settings: Mapping[str, Any] = MappingProxyType({})
     interaction_range: int | None = None
 
-    @abstractmethod
+    def __new__(cls, *args: Any, **keywords: Any) -> Any:
+        names = ("as_data", "__call__", "in_torch")
+        if all(getattr(cls, name) is getattr(Action, name) for name in names):
+            raise TypeError(
+                f"the action {cls.__name__} says neither what it is (as_data) nor how it is "
+                "computed (__call__): define one of them"
+            )
+        return super().__new__(cls, *args, **keywords)
+
     def __call__(self, field: Tensor) -> Tensor:
-        """Return S per chain, ``(chains,)`` float64 whatever the precision of the field."""
+        """Return S per chain, ``(chains,)`` float64 whatever the precision of the field.
+
+        By compiled code where there is some for the terms, the device and the precision, and no
+        gradients are wanted; else by torch.
+        """
+        compiled = native.find_action(self, field)
+        return self.in_torch(field) if compiled is None else compiled(field)
 
     def force(self, field: Tensor) -> Tensor:
         r"""Return the algebra gradient :math:`\sum_a T_a \partial_a S`, shaped like the field.
 
-        HMC integrates :math:`\dot P = -` this.  The default differentiates :meth:`__call__` by
-        autograd; built-in actions override it with analytic forces.
+        HMC integrates :math:`\dot P = -` this.  By compiled code like the action; else from the
+        terms, and without terms by autograd through the action.
         """
+        compiled = native.find_force(self, field)
+        return self.force_in_torch(field) if compiled is None else compiled(field)
+
+    def project(self, field: Tensor) -> Tensor:
+        """Return the nearest field on the group to one that has left it by rounding."""
+        compiled = native.find_projection(self, field)
+        return self.group.project(field) if compiled is None else compiled(field)
+
+    def as_data(self) -> tuple[Term, ...] | None:
+        """Return the terms whose sum this is, or None if the vocabulary has no words for them.
+
+        Both engines read them, at every call: they follow the attributes of the action.
+        """
+        return None
+
+    def compilable(self) -> tuple[Term, ...] | None:
+        """Return the terms if they are all of the action, else None.
+
+        They are not if a subclass of the class that declares them, or the object itself, has
+        another ``__call__`` or force.
+        """
+        lineage = type(self).__mro__
+        for kind in lineage:
+            own = vars(kind)
+            if "as_data" in own:
+                break
+            if not own.keys().isdisjoint(_FORMULAS):
+                return None
+        return None if not vars(self).keys().isdisjoint(_FORMULAS) else self.as_data()
+
+    def in_torch(self, field: Tensor) -> Tensor:
+        """Return S by torch operations, through which gradients pass: the sum of the terms."""
+        terms = self.as_data()
+        if terms is None:
+            raise NotImplementedError(f"{type(self).__name__} is computed by its own __call__ only")
+        return functools.reduce(torch.add, [term.value(field) for term in terms])
+
+    def force_in_torch(self, field: Tensor) -> Tensor:
+        """Return the force by torch operations."""
+        terms = self.as_data()
+        if terms is None:
+            return self.force_by_autograd(field)
+        return functools.reduce(torch.add, [term.force(field) for term in terms])
+
+    def force_by_autograd(self, field: Tensor) -> Tensor:
+        """Return the force by differentiating the action, with any formula of its own."""
         with torch.enable_grad():
             leaf = field.detach().requires_grad_(True)
             (euclidean,) = torch.autograd.grad(self(leaf).sum(), leaf)
@@ -234,10 +300,16 @@ class SumAction(Action):
         known = [one for one in ranges if one is not None]
         self.interaction_range = max(known) if len(known) == len(ranges) else None
 
-    def __call__(self, field: Tensor) -> Tensor:
+    def as_data(self) -> tuple[Term, ...] | None:
+        parts = [term.compilable() for term in self.terms]
+        if any(part is None for part in parts):
+            return None
+        return added([one for part in parts if part is not None for one in part])
+
+    def in_torch(self, field: Tensor) -> Tensor:
         return torch.stack([term(field) for term in self.terms]).sum(0)
 
-    def force(self, field: Tensor) -> Tensor:
+    def force_in_torch(self, field: Tensor) -> Tensor:
         total = self.terms[0].force(field)
         for term in self.terms[1:]:
             total = total + term.force(field)
@@ -261,10 +333,14 @@ class ScaledAction(Action):
         self.parameters, self.settings = action.parameters, action.settings
         self.interaction_range = action.interaction_range
 
-    def __call__(self, field: Tensor) -> Tensor:
+    def as_data(self) -> tuple[Term, ...] | None:
+        terms = self.action.compilable()
+        return None if terms is None else tuple(term.times(self.factor) for term in terms)
+
+    def in_torch(self, field: Tensor) -> Tensor:
         return self.factor * self.action(field)
 
-    def force(self, field: Tensor) -> Tensor:
+    def force_in_torch(self, field: Tensor) -> Tensor:
         return self.factor * self.action.force(field)
 
     def at(self, **couplings: float) -> Action:

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flowmc.actions.gauge import Wilson, planes
+from flowmc.actions.gauge import Wilson
 from flowmc.groups import Group
 from flowmc.lattice import shift
+from flowmc.plaquettes import planes
 
 __all__ = ["DefectWilson"]
 
@@ -88,7 +89,8 @@ class DefectWilson(Wilson):
             "defect_axis": self.defect_axis,
             "defect_extents": list(self.defect_extents),
         }
-        self._weights: dict[tuple[torch.dtype, torch.device], dict[tuple[int, int], Tensor]] = {}
+        # In the digests of runs that exist.
+        self._weights: dict[str, float] = {}
 
     def at(self, **couplings: float) -> DefectWilson:
         unknown = set(couplings) - {"beta", "defect"}
@@ -123,14 +125,3 @@ class DefectWilson(Wilson):
         ]
         # 0 ** 0 is 1, as it must be.
         return torch.tensor(self.defect, dtype=torch.float64) ** torch.cat(counts)
-
-    def _plane_weights(self, mu: int, nu: int, like: Tensor) -> Tensor | None:
-        """Return the weights ``(*L)`` of a plane in the precision of a field; None if all are 1."""
-        if self.defect_axis not in (mu, nu):
-            return None
-        dtype = like.real.dtype if like.is_complex() else like.dtype
-        key = dtype, like.device
-        if key not in self._weights:
-            table = self.plaquette_weights().to(dtype=dtype, device=like.device)
-            self._weights[key] = dict(zip(planes(self.dimensions), table, strict=True))
-        return self._weights[key][mu, nu]

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.groups import Real
-from flowmc.lattice import lattice_momenta_squared, sum_over_sites
+from flowmc.lattice import lattice_momenta_squared
+from flowmc.terms import Hopping, Term
 
 __all__ = ["FreeScalar", "HoppingAction", "Phi4"]
 
@@ -44,13 +45,8 @@ class HoppingAction(Action):
         if not self.lattice or min(self.lattice) < 2:
             raise ValueError(f"lattice extents must be at least 2, got {list(self.lattice)}")
 
-    def __call__(self, field: Tensor) -> Tensor:
-        neighbours = torch.zeros_like(field)
-        for mu in range(self.dimensions):
-            neighbours = neighbours + torch.roll(field, -1, dims=1 + mu)
-        square = field * field
-        density = square * (self.a + self.quartic * square) - 2 * self.k * field * neighbours
-        return sum_over_sites(density)
+    def as_data(self) -> tuple[Term, ...] | None:
+        return (Hopping(self.k, self.a, self.quartic),)
 
     def hot(self, chains: int, rng: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
         r"""Draw independent sites from :math:`e^{-a\phi^2 - \lambda\phi^4}`, the limit k = 0.
@@ -84,18 +80,6 @@ class HoppingAction(Action):
         r"""The constant field of least action, >= 0: :math:`\phi^2 = (2kd - a) / 2\lambda` or 0."""
         depth = 2 * self.k * self.dimensions - self.a
         return (depth / (2 * self.quartic)) ** 0.5 if depth > 0 and self.quartic else 0.0
-
-    def force(self, field: Tensor) -> Tensor:
-        r"""Return :math:`-2k \sum_{\pm\mu} \phi_{x \pm \mu} + 2a\,\phi + 4\lambda\,\phi^3`."""
-        neighbours = torch.roll(field, 1, dims=1)
-        neighbours += torch.roll(field, -1, dims=1)
-        for mu in range(1, self.dimensions):
-            neighbours += torch.roll(field, 1, dims=1 + mu)
-            neighbours += torch.roll(field, -1, dims=1 + mu)
-        local = field * (2 * self.a)
-        if self.quartic:
-            local = field * (2 * self.a + 4 * self.quartic * (field * field))
-        return local.sub_(neighbours, alpha=2 * self.k)
 
 
 class Phi4(HoppingAction):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from flowmc import native
 from flowmc.actions.base import Action
 from flowmc.chains.config import RunConfig
 from flowmc.chains.diagnostics import reports_of
@@ -157,8 +158,16 @@ def assemble(config: RunConfig, communicator: Communicator | None = None) -> Ass
         flows.cards,
         dtype,
         device,
-        tuple(flows.remarks),
+        (*flows.remarks, *_remarks_on_engine(config.action, device)),
     )
+
+
+def _remarks_on_engine(action: Action, device: torch.device) -> list[str]:
+    """Say when an action of a run on a CPU is not compiled, and why."""
+    reason = native.why_in_torch(action) if device.type == "cpu" and native.is_on() else None
+    if reason is None:
+        return []
+    return [f"the action {type(action).__name__} runs in plain torch, not compiled: {reason}"]
 
 
 class _Flows:

@@ -18,7 +18,7 @@ from flowmc.ensembles.claims import check_theory, seeds_of
 from flowmc.flows.models import FlowModel
 from flowmc.io import StoredField, load_field
 from flowmc.kernels import Kernel, LadderState, State
-from flowmc.kernels.base import begin
+from flowmc.kernels.base import begin, value_in_torch
 from flowmc.random import stream
 from flowmc.registry import ConfigError
 
@@ -180,7 +180,7 @@ def _with_action(state: State, action: Action | None, first: int, where: str) ->
     if value is None:
         if action is None:
             return state
-        value = action(state.field)
+        value = value_in_torch(action, state.field)
     _require_finite(torch.isfinite(value), first, where)
     return replace(state, action=value)
 

@@ -26,7 +26,6 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from flowmc import native
 from flowmc.actions.base import Action
 from flowmc.estimators.history import History
 from flowmc.vector_fields.base import (
@@ -73,7 +72,7 @@ def bracket_terms(
         :math:`\mathrm{div}\,v_k - v_k \cdot \partial S`, ``(chains, K)``, both float64.
     """
     insertion = -action.coupling_derivative(coupling, field)
-    force = (native.find_force(action, field) or action.force)(field)
+    force = action.force(field)
     columns = [torch.zeros(len(field), 0, dtype=torch.float64, device=field.device)]
     for family in fields:
         velocities, divergences = family.evaluate(field, rng)

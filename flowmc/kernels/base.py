@@ -18,6 +18,7 @@ from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.kernels.reporting import KernelReport, Reported
+from flowmc.native import torch_only
 from flowmc.random import Randomness, own_stream
 from flowmc.registry import ConfigError
 
@@ -31,6 +32,7 @@ __all__ = [
     "begin",
     "report_of",
     "title_of",
+    "value_in_torch",
 ]
 
 
@@ -222,13 +224,23 @@ def apply(kernel: Kernel, state: Any, rng: Randomness) -> tuple[Any, Info]:
     return kernel.step(state, rng if kernel.takes_streams else own_stream(rng))
 
 
+def value_in_torch(action: Action, field: Tensor) -> Tensor:
+    """Return S of fields that start a chain or are proposed to it, always by torch.
+
+    Compiled code rounds otherwise: with it chains would differ in the last digits from those that
+    were begun before it was used here.
+    """
+    with torch_only():
+        return action(field)
+
+
 def action_of(action: Action, state: State) -> Tensor:
     """Return S of the state, from its cache if present.
 
     Raises:
         NonFiniteStateError: naming the first chain whose action is not finite.
     """
-    value = action(state.field) if state.action is None else state.action
+    value = value_in_torch(action, state.field) if state.action is None else state.action
     finite = torch.isfinite(value)
     if not bool(finite.all()):
         chain = int((~finite).nonzero()[0])

@@ -25,9 +25,9 @@ from flowmc.kernels.base import (
     begin,
     report_of,
     title_of,
+    value_in_torch,
 )
 from flowmc.kernels.reporting import KernelReport, Reported
-from flowmc.native import find_action
 from flowmc.random import Randomness, Streams, shared_stream
 from flowmc.registry import ConfigError
 
@@ -321,7 +321,7 @@ class Exchange(Kernel):
 
         def begin_one(r: int, own: Tensor) -> State:
             self.actions[r].check_field(own)
-            return State(own, self.actions[r](own))
+            return State(own, value_in_torch(self.actions[r], own))
 
         return init_ladder(field, begin_one)
 
@@ -379,7 +379,7 @@ class Exchange(Kernel):
         there, back = (flow.forward, flow.inverse) if mine == pair else (flow.inverse, flow.forward)
         zero = torch.zeros(state.chains, dtype=torch.float64, device=replica.field.device)
         field, minus_jacobian = there(replica.field, zero)
-        action = (find_action(target, field) or target)(field)
+        action = target(field)
         work = action + minus_jacobian - action_of(own, replica)
         allowed = torch.ones_like(work)
         if self.check_inverse is not None:

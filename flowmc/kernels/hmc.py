@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from flowmc.actions.base import Action
-from flowmc.kernels.base import Info, Kernel, State, action_of
+from flowmc.kernels.base import Info, Kernel, State, action_of, value_in_torch
 from flowmc.kernels.integrators import trajectory
 from flowmc.kernels.reporting import Reported
-from flowmc.native import find_action, find_projection
 from flowmc.registry import ConfigError, nearest
 from flowmc.splitting import INTEGRATORS
 
@@ -105,7 +104,7 @@ class HMC(Kernel):
 
     def init(self, field: Tensor) -> State:
         self.action.check_field(field)
-        return State(field, self.action(field))
+        return State(field, value_in_torch(self.action, field))
 
     @torch.no_grad()
     def step(self, state: State, rng: torch.Generator) -> tuple[State, Info]:
@@ -120,8 +119,8 @@ class HMC(Kernel):
         end, end_momentum = trajectory(
             action, group, field, momentum, self.integrator, step_size, self.steps
         )
-        proposal = (find_projection(action, end) or group.project)(end)
-        end_action = (find_action(action, proposal) or action)(proposal)
+        proposal = action.project(end)
+        end_action = action(proposal)
         energy_error = (end_action + group.kinetic_energy(end_momentum)) - (
             start_action + group.kinetic_energy(momentum)
         )

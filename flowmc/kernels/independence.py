@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flowmc.actions.base import Action
 from flowmc.flows.models import Model, as_model
-from flowmc.kernels.base import Info, Kernel, State, action_of
+from flowmc.kernels.base import Info, Kernel, State, action_of, value_in_torch
 from flowmc.kernels.reporting import Reported
 from flowmc.random import Randomness, own_stream, shared_stream, stream
 from flowmc.registry import ConfigError
@@ -126,7 +126,7 @@ class Independence(Kernel):
 
     def init(self, field: Tensor) -> State:
         self.action.check_field(field)
-        return State(field, self.action(field))
+        return State(field, value_in_torch(self.action, field))
 
     def key(self, rng: Randomness) -> int:
         """Draw the number from which the proposals of one step follow."""
@@ -143,7 +143,7 @@ class Independence(Kernel):
     def draw(self, key: int, batch: int, size: int, device: torch.device) -> Proposals:
         """Draw one batch; the same fields come out wherever this is called."""
         fields, log_q = self.model.sample(size, stream(key, batch, self.name, device))
-        return Proposals(fields, self.action(fields), log_q)
+        return Proposals(fields, value_in_torch(self.action, fields), log_q)
 
     @torch.no_grad()
     def step(self, state: State, rng: Randomness) -> tuple[State, Info]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.groups import Group
-from flowmc.native import find_force, find_trajectory
+from flowmc.native import find_trajectory
 from flowmc.splitting import Integrator
 
 __all__ = ["trajectory"]
@@ -43,12 +43,12 @@ def trajectory(
     Returns:
         The end point ``(field, momentum)``.
 
-    The built-in actions run in compiled code on a CPU (:mod:`flowmc.native`), equal to rounding.
+    Actions whose terms are compiled (:mod:`flowmc.native`) run there, equal to rounding.
     """
     compiled = find_trajectory(action, field, integrator)
     if compiled is not None:
         return compiled(field, momentum, step_size, steps)
-    force = find_force(action, field) or action.force
+    force = action.force
     step = step_size.to(momentum.real.dtype).reshape(-1, *[1] * (field.dim() - 1))
     operations = _merged(integrator.operations, steps)
     for operation in operations:

@@ -8,7 +8,7 @@ from torch import Tensor
 from flowmc.actions.base import Action
 from flowmc.flows.local.blocks import Block, Tiling
 from flowmc.flows.local.models import LocalFlowModel, block_action_difference
-from flowmc.kernels.base import Info, Kernel, State, action_of
+from flowmc.kernels.base import Info, Kernel, State, action_of, value_in_torch
 from flowmc.kernels.reporting import Reported
 from flowmc.lattice import sum_over_sites
 from flowmc.random import stream
@@ -76,7 +76,7 @@ class LocalFlow(Kernel):
     def init(self, field: Tensor) -> State:
         self.action.check_field(field)
         self._check_locality(field.device)
-        return State(field, self.action(field))
+        return State(field, value_in_torch(self.action, field))
 
     @torch.no_grad()
     def step(self, state: State, rng: torch.Generator) -> tuple[State, Info]:

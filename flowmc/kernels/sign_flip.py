@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flowmc.actions.base import Action
-from flowmc.kernels.base import Info, Kernel, State
+from flowmc.kernels.base import Info, Kernel, State, value_in_torch
 from flowmc.random import stream
 from flowmc.registry import ConfigError
 
@@ -37,7 +37,7 @@ class SignFlip(Kernel):
     def init(self, field: Tensor) -> State:
         self.action.check_field(field)
         self._check_even(field.device)
-        return State(field, self.action(field))
+        return State(field, value_in_torch(self.action, field))
 
     @torch.no_grad()
     def _check_even(self, device: torch.device) -> None:

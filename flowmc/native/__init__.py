@@ -1,12 +1,17 @@
-"""Native CPU kernels for the built-in actions: whole trajectories in compiled code.
+"""Native CPU kernels: actions, forces and whole trajectories in compiled code.
 
-Torch stays the general path (any action, GPU, autograd).  For the phi^4, free, double-well and
-Wilson actions (also with a defect) on a CPU, :func:`find_trajectory`, :func:`find_force`,
+Torch stays the general path (any action, GPU, autograd).  For actions that are one term of
+:mod:`flowmc.terms` (phi^4, the free field, the double well, Wilson actions with any weights of the
+plaquettes, their sums and multiples) on a CPU, :func:`find_trajectory`, :func:`find_force`,
 :func:`find_action` and :func:`find_projection` return compiled versions that agree with it to
 rounding, are the same bit for bit for any number of threads, and run on
-``torch.get_num_threads()`` of them.  They return None where there is none, also for subclasses of
-those actions and for fields that require gradients; the environment variable ``FLOWMC_NATIVE=0``
-makes them always do so.
+``torch.get_num_threads()`` of them.  They return None where there is none, also for actions that
+have formulas of their own, for fields that gradients are taken of, and inside :func:`torch_only`;
+the environment variable ``FLOWMC_NATIVE=0`` makes them always do so.
+
+Only actions, trajectories and flows ask for them, each in one place: everybody else calls
+``action(field)``, ``action.force(field)``,
+:func:`~flowmc.kernels.integrators.trajectory` and the maps of flows.
 
 The continuous flow of scalar fields has compiled kernels, too, with their gradients
 (:func:`has_continuous_map`).
@@ -17,8 +22,10 @@ the cache).  numba is imported on first use only.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,6 +44,9 @@ __all__ = [
     "find_projection",
     "find_trajectory",
     "has_continuous_map",
+    "is_on",
+    "torch_only",
+    "why_in_torch",
 ]
 
 Trajectory = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
@@ -46,11 +56,29 @@ _GROUPS = ("U(1)", "SU(2)", "SU(3)")
 _MAXIMAL_SITES = 2**27
 
 
+_is_torch_only = contextvars.ContextVar("_is_torch_only", default=False)
+
+
+@contextlib.contextmanager
+def torch_only() -> Iterator[None]:
+    """Leave everything inside to torch, as ``FLOWMC_NATIVE=0`` does for a whole process."""
+    token = _is_torch_only.set(True)
+    try:
+        yield
+    finally:
+        _is_torch_only.reset(token)
+
+
+def is_on() -> bool:
+    """Whether compiled code may be used at all."""
+    return os.environ.get("FLOWMC_NATIVE", "1") != "0" and not _is_torch_only.get()
+
+
 def find_trajectory(action: Action, field: Tensor, integrator: Integrator) -> Trajectory | None:
     """Return a compiled molecular-dynamics trajectory, or None if there is none for this case.
 
     Args:
-        action: must be exactly one of the built-in classes.
+        action: must be one term, see :meth:`~flowmc.actions.Action.compilable`.
         field: decides device, dtype, shape and number of chains.
         integrator: must consist of plain kicks and drifts (no force-gradient kicks).
 
@@ -63,10 +91,12 @@ def find_trajectory(action: Action, field: Tensor, integrator: Integrator) -> Tr
     Raises:
         ValueError: (the returned function) for fields or momenta of another theory or dtype.
     """
-    module = _module(action, field)
-    if module is None or any(len(operation) != 2 for operation in integrator.operations):
+    if any(len(operation) != 2 for operation in integrator.operations):
         return None
-    run = module.make_trajectory(action, integrator)
+    module, term = _compiled(action, field)
+    if module is None:
+        return None
+    run = module.make_trajectory(term, integrator)
 
     def checked(
         field: Tensor, momentum: Tensor, step_size: Tensor, steps: int
@@ -86,14 +116,14 @@ def find_trajectory(action: Action, field: Tensor, integrator: Integrator) -> Tr
 
 def find_force(action: Action, field: Tensor) -> Callable[[Tensor], Tensor] | None:
     """Return a compiled ``action.force``, or None if there is none for this case."""
-    module = _module(action, field)
-    return None if module is None else _checked(action, module.make_force(action))
+    module, term = _compiled(action, field)
+    return None if module is None else _checked(action, module.make_force(term))
 
 
 def find_action(action: Action, field: Tensor) -> Callable[[Tensor], Tensor] | None:
     """Return a compiled ``action(field) -> (chains,)`` float64, or None if there is none."""
-    module = _module(action, field)
-    return None if module is None else _checked(action, module.make_action(action))
+    module, term = _compiled(action, field)
+    return None if module is None else _checked(action, module.make_action(term))
 
 
 def find_projection(action: Action, field: Tensor) -> Callable[[Tensor], Tensor] | None:
@@ -102,10 +132,10 @@ def find_projection(action: Action, field: Tensor) -> Callable[[Tensor], Tensor]
     It serves fields that have drifted off the group by rounding; one that is farther away than
     that is handed to torch.
     """
-    module = _module(action, field)
-    if module is None or action.group.name != "SU(3)":
+    if action.group.name != "SU(3)":
         return None
-    return _checked(action, module.make_projection(action))
+    module, term = _compiled(action, field)
+    return None if module is None else _checked(action, module.make_projection(term))
 
 
 def find_gradient_flow(
@@ -114,7 +144,7 @@ def find_gradient_flow(
     r"""Return the compiled gradient flow of the plain Wilson action, or None for this case.
 
     Args:
-        action: a :class:`~flowmc.actions.Wilson`, whose coupling does not matter.
+        action: a :class:`~flowmc.actions.Wilson` action, whose coupling does not matter.
         field: as for :func:`find_trajectory`.
 
     Returns:
@@ -127,13 +157,12 @@ def find_gradient_flow(
     Raises:
         ValueError: (the returned function) for fields of another theory or dtype.
     """
-    from flowmc.actions import Wilson
-
-    if _module(action, field) is None or type(action) is not Wilson:
+    module, term = _compiled(action, field)
+    if module is None or not action.is_gauge or term.weights is not None:
         return None
     from flowmc.native.gradient_flow import make_gradient_flow
 
-    flow = make_gradient_flow(action)
+    flow = make_gradient_flow(term)
 
     def checked(field: Tensor, step: float, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
         _check(action, field, field.dtype)
@@ -154,7 +183,7 @@ def find_link_solver(
     Returns:
         :func:`flowmc.native.links.solve_links`.  Gradients do not pass through.
     """
-    if os.environ.get("FLOWMC_NATIVE", "1") == "0" or group.name != "SU(3)":
+    if not is_on() or group.name != "SU(3)":
         return None
     if links.device.type != "cpu" or links.dtype not in (torch.complex64, torch.complex128):
         return None
@@ -173,7 +202,7 @@ def has_continuous_map(lattice: Sequence[int], rows: Tensor) -> bool:
         rows: the fields, ``(V, chains)``.
     """
     return (
-        os.environ.get("FLOWMC_NATIVE", "1") != "0"
+        is_on()
         and len(lattice) == 2
         and rows.device.type == "cpu"
         and rows.dtype == torch.float32
@@ -205,27 +234,54 @@ def _types(action: Action) -> tuple[torch.dtype, ...]:
     return (torch.complex64, torch.complex128) if is_matrix else (torch.float32, torch.float64)
 
 
-def _module(action: Action, field: Tensor) -> Any:
-    """Return the module with kernels for this action and field, or None."""
-    if os.environ.get("FLOWMC_NATIVE", "1") == "0" or field.device.type != "cpu":
-        return None
-    if field.layout is not torch.strided or (field.requires_grad and torch.is_grad_enabled()):
-        return None
-    if action.volume > _MAXIMAL_SITES or field.dtype not in _types(action):
-        return None
-    if not field.dim() or not field.shape[0]:
-        return None
-    if tuple(field.shape) != action.field_shape(field.shape[0]):
-        return None
-    from flowmc.actions import DefectWilson, DoubleWell, FreeScalar, Phi4, Wilson
+def why_in_torch(action: Action) -> str | None:
+    """Return why torch computes an action on the CPU, a sentence; None if compiled code does."""
+    terms = action.compilable()
+    if terms is None and action.as_data() is not None:
+        return "it has formulas of its own beside the terms that it inherits (as_data)"
+    if terms is None:
+        return "it declares no terms (as_data)"
+    if len(terms) > 1:
+        return "it has terms of several kinds"
+    if action.is_gauge and action.group.name not in _GROUPS:
+        return f"there are no kernels for {action.group.name}"
+    return None if action.volume <= _MAXIMAL_SITES else "its lattice is too large"
 
-    # Exact classes: a subclass may have changed the density or the force.
-    if type(action) in (Phi4, FreeScalar, DoubleWell):
+
+def _compiled(action: Action, field: Tensor) -> tuple[Any, Any]:
+    """Return the module with kernels for this action and field, and the term; or None twice."""
+    if field.device.type != "cpu" or not is_on():
+        return None, None
+    # Subclasses of tensors, and tensors with tangents, carry more than numbers.
+    if type(field) not in (Tensor, torch.nn.Parameter) or _has_tangent(field):
+        return None, None
+    if field.layout is not torch.strided or (field.requires_grad and torch.is_grad_enabled()):
+        return None, None
+    if action.volume > _MAXIMAL_SITES or field.dtype not in _types(action):
+        return None, None
+    if not field.dim() or not field.shape[0]:
+        return None, None
+    if tuple(field.shape) != action.field_shape(field.shape[0]):
+        return None, None
+    terms = action.compilable()
+    if terms is None or len(terms) != 1:
+        return None, None
+    from flowmc.terms import Hopping, Plaquettes
+
+    (term,) = terms
+    if isinstance(term, Hopping):
         from flowmc.native import scalar
 
-        return scalar
-    if type(action) in (Wilson, DefectWilson) and action.group.name in _GROUPS:
+        return scalar, term
+    if isinstance(term, Plaquettes) and term.group.name in _GROUPS:
         from flowmc.native import gauge
 
-        return gauge
-    return None
+        return gauge, term
+    return None, None
+
+
+def _has_tangent(field: Tensor) -> bool:
+    # Private, as torch says it nowhere else; forward derivatives are seldom on.
+    return torch.autograd.forward_ad._current_level >= 0 and (
+        torch.autograd.forward_ad.unpack_dual(field).tangent is not None
+    )

@@ -1,7 +1,7 @@
 r"""Native HMC of the Wilson action for U(1), SU(2) and SU(3) in any dimension >= 2.
 
-With a defect the plaquettes near it have weights w: there :math:`w H` takes the place of H, and
-:math:`(w - 1)\,\mathrm{Re\,tr}\,P` is added to the sum over all plaquettes.  A short list names
+Some plaquettes, such as those near a defect, may have weights w: there :math:`w H` takes the place
+of H, and :math:`(w - 1)\,\mathrm{Re\,tr}\,P` is added to the sum over all plaquettes.  A list names
 these plaquettes, so that the rest of the lattice takes the time that it takes without one.
 
 The force of link (x, mu) is, with :math:`H_{\mu\nu} = (P_{\mu\nu})_{TA}` and signs for mu < nu,
@@ -22,6 +22,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -29,8 +30,6 @@ from numba import njit
 from numba.extending import overload
 from torch import Tensor
 
-from flowmc.actions import DefectWilson, Wilson
-from flowmc.actions.gauge import planes as all_planes
 from flowmc.groups import SUN
 from flowmc.native.compiled import compiled
 from flowmc.native.lanes import (
@@ -66,6 +65,8 @@ from flowmc.native.matrices import (
     transport,
 )
 from flowmc.native.schedule import merge_operations, run_operations, run_slices
+from flowmc.plaquettes import planes as all_planes
+from flowmc.terms import Plaquettes, PlaquetteWeights
 
 if TYPE_CHECKING:
     from flowmc.splitting import Integrator
@@ -390,55 +391,51 @@ _RESTORED = {
 }
 
 
-@functools.lru_cache(maxsize=64)
+# Of weights that are in use, in the layouts that they are used in.
+_Listed = dict[tuple[LinkLayout, np.dtype], tuple[np.ndarray, np.ndarray]]
+_LISTED: WeakKeyDictionary[PlaquetteWeights, _Listed] = WeakKeyDictionary()
+
+
 def _weighted_plaquettes(
-    lattice: tuple[int, ...],
-    defect: float,
-    place: tuple[int, tuple[int, ...]],
-    layout: LinkLayout,
-    dtype: np.dtype,
+    weights: PlaquetteWeights, layout: LinkLayout, dtype: np.dtype
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return which plaquettes have weights, and these, as ``_weigh`` takes them.
 
     A plaquette is listed if its weight is not 1 in any of the sublattices.
     """
-    axis, extents = place
-    # The weights do not depend on the group.
-    action = DefectWilson(
-        "U(1)", lattice, beta=1.0, defect=defect, defect_axis=axis, defect_extents=extents
-    )
-    table = action.plaquette_weights().numpy()
-    table = table.reshape(len(table), -1)[:, layout.sites].swapaxes(0, 1)
-    table = table.reshape(-1, layout.sites.shape[1])
-    listed = np.flatnonzero((table != 1).any(1))
-    weights = aligned(len(listed) * layout.width, dtype)
-    # Lanes are sublattices, each with the chains of a group side by side.
-    weights[:] = np.repeat(table[listed], layout.chains_per_group, axis=1).reshape(-1)
-    return listed, weights
+    known = _LISTED.setdefault(weights, {})
+    if (layout, dtype) not in known:
+        table = weights.table.numpy()
+        table = table.reshape(len(table), -1)[:, layout.sites].swapaxes(0, 1)
+        table = table.reshape(-1, layout.sites.shape[1])
+        listed = np.flatnonzero((table != 1).any(1))
+        numbers = aligned(len(listed) * layout.width, dtype)
+        # Lanes are sublattices, each with the chains of a group side by side.
+        numbers[:] = np.repeat(table[listed], layout.chains_per_group, axis=1).reshape(-1)
+        known[layout, dtype] = listed, numbers
+    return known[layout, dtype]
 
 
 class _Setting:
     """Everything a native call needs besides the fields: layout and group."""
 
-    def __init__(self, action: Wilson, field: Tensor) -> None:
+    def __init__(self, term: Plaquettes, field: Tensor) -> None:
         is_double = field.dtype in (torch.float64, torch.complex128)
         self.dtype = np.dtype("float64" if is_double else "float32")
         self.width = lane_width(self.dtype.itemsize)
-        self.layout = layout_for(action.lattice, field.shape[0], self.width)
-        self.n = action.group.n if isinstance(action.group, SUN) else 1
+        self.dimensions = field.shape[1]
+        lattice = tuple(field.shape[2 : 2 + self.dimensions])
+        self.layout = layout_for(lattice, field.shape[0], self.width)
+        self.n = term.group.n if isinstance(term.group, SUN) else 1
         self.tag = (0,) * self.n
         # Scale of the force, and of the action, in units of sums over plaquettes.
-        self.force_scale = action.beta if self.n == 1 else action.beta / (2 * self.n)
-        self.dimensions = len(action.lattice)
+        self.force_scale = term.coupling if self.n == 1 else term.coupling / (2 * self.n)
         # Nanoseconds: about what a block takes in one phase; it only decides when a thread pays.
         self.block_time = self.width * self.dimensions * {1: 1.0, 2: 4.0, 3: 25.0}[self.n]
         self.shape = field.shape
         self.listed, self.weights = np.empty(0, dtype=np.int64), np.empty(0, dtype=self.dtype)
-        if isinstance(action, DefectWilson) and action.defect != 1:
-            place = action.defect_axis, action.defect_extents
-            self.listed, self.weights = _weighted_plaquettes(
-                action.lattice, action.defect, place, self.layout, self.dtype
-            )
+        if term.weights is not None:
+            self.listed, self.weights = _weighted_plaquettes(term.weights, self.layout, self.dtype)
 
     def empty(self, components: int, axis: int, groups: int) -> np.ndarray:
         return aligned(groups * self.layout.blocks * axis * components * self.width, self.dtype)
@@ -560,13 +557,13 @@ class _Setting:
         return sum_lanes(layout, partial)
 
 
-def make_trajectory(action: Wilson, integrator: Integrator) -> Trajectory:
+def make_trajectory(term: Plaquettes, integrator: Integrator) -> Trajectory:
     """Return a native ``(field, momentum, step_size, steps) -> (field, momentum)``."""
 
     def run(
         field: Tensor, momentum: Tensor, step_size: Tensor, steps: int
     ) -> tuple[Tensor, Tensor]:
-        setting = _Setting(action, field)
+        setting = _Setting(term, field)
         links, momenta = setting.pack(field, 0), setting.pack(momentum, 1)
         is_drift, coefficients = merge_operations(integrator, steps)
         sizes = step_size.detach().numpy()
@@ -576,11 +573,11 @@ def make_trajectory(action: Wilson, integrator: Integrator) -> Trajectory:
     return run
 
 
-def make_force(action: Wilson) -> Callable[[Tensor], Tensor]:
+def make_force(term: Plaquettes) -> Callable[[Tensor], Tensor]:
     """Return a native ``field -> force``."""
 
     def run(field: Tensor) -> Tensor:
-        setting = _Setting(action, field)
+        setting = _Setting(term, field)
         force = setting.empty(COMPONENTS[setting.n][1], setting.dimensions, setting.layout.groups)
         force[:] = 0
         # A kick by minus one unit of time adds the force to momenta of zero.
@@ -591,11 +588,11 @@ def make_force(action: Wilson) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def make_action(action: Wilson) -> Callable[[Tensor], Tensor]:
+def make_action(term: Plaquettes) -> Callable[[Tensor], Tensor]:
     """Return a native ``field -> S`` per chain, accumulated in float64."""
 
     def run(field: Tensor) -> Tensor:
-        setting = _Setting(action, field)
+        setting = _Setting(term, field)
         layout = setting.layout
         chunks = -(-layout.blocks // _CHUNK)
         partial = np.zeros(layout.groups * chunks * setting.width)
@@ -609,16 +606,16 @@ def make_action(action: Wilson) -> Callable[[Tensor], Tensor]:
             min(layout.blocks, _CHUNK) * setting.block_time,
         )  # fmt: skip
         total = sum_lanes(layout, partial) + setting.sum_of_weighted(packed)
-        return torch.from_numpy(-action.beta * total)
+        return torch.from_numpy(-term.coupling * total)
 
     return run
 
 
-def make_projection(action: Wilson) -> Callable[[Tensor], Tensor]:
+def make_projection(term: Plaquettes) -> Callable[[Tensor], Tensor]:
     """Return a native ``field -> nearest SU(3) field``; fields far from the group go to torch."""
 
     def run(field: Tensor) -> Tensor:
-        setting = _Setting(action, field)
+        setting = _Setting(term, field)
         layout = setting.layout
         packed = setting.pack(field, 0)
         is_far = np.zeros(1, dtype=np.bool_)
@@ -627,6 +624,6 @@ def make_projection(action: Wilson) -> Callable[[Tensor], Tensor]:
             layout.groups * layout.blocks * setting.dimensions,
             setting.block_time / setting.dimensions,
         )
-        return action.group.project(field) if is_far[0] else setting.unpack(packed, 0)
+        return term.group.project(field) if is_far[0] else setting.unpack(packed, 0)
 
     return run

@@ -27,13 +27,13 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from flowmc.actions import Wilson
 from flowmc.native.compiled import compiled
 from flowmc.native.gauge import _ahead, _components, _load_algebra, _load_link, _Setting
 from flowmc.native.lanes import accumulate, flip, fma, lanes, round_to_integer, store, traced
 from flowmc.native.layout import FLIP_BITS, sum_lanes
 from flowmc.native.matrices import COMPONENTS, multiply, plaquette_algebra, transport
 from flowmc.native.schedule import run_slices
+from flowmc.terms import Plaquettes
 
 __all__ = ["GradientFlow", "make_gradient_flow"]
 
@@ -271,14 +271,14 @@ class _Measure:
         return np.stack(columns, -1)
 
 
-def make_gradient_flow(action: Wilson) -> GradientFlow:
+def make_gradient_flow(term: Plaquettes) -> GradientFlow:
     """Return a native ``(field, step, counts) -> (flowed field, (chains, points, columns))``.
 
     See :func:`flowmc.native.find_gradient_flow`.
     """
-    n = getattr(action.group, "n", 0)
+    n = getattr(term.group, "n", 0)
     # V' = -g0^2 dS V with beta = 2N / g0^2 (U(1): 1 / g0^2): g0 = 1 leaves no factor.
-    plain = Wilson(action.group, action.lattice, beta=2.0 * n if n else 1.0)
+    plain = Plaquettes(term.group, 2.0 * n if n else 1.0)
     is_drift = np.array([False, True] * 3)
 
     def run(field: Tensor, step: float, counts: Sequence[int]) -> tuple[Tensor, Tensor]:

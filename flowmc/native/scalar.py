@@ -21,7 +21,6 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from flowmc.actions.scalar import HoppingAction
 from flowmc.native.compiled import compiled
 from flowmc.native.lanes import accumulate, flip, fma, lane_width, lanes, load, store, traced
 from flowmc.native.layout import (
@@ -36,6 +35,7 @@ from flowmc.native.layout import (
     unpack,
 )
 from flowmc.native.schedule import merge_operations, run_operations, run_slices
+from flowmc.terms import Hopping
 
 if TYPE_CHECKING:
     from flowmc.splitting import Integrator
@@ -167,15 +167,14 @@ _COPY_TIME = 10.0
 class _Setting:
     """Everything a native call needs besides the fields: layout and couplings."""
 
-    def __init__(self, action: HoppingAction, field: Tensor) -> None:
+    def __init__(self, term: Hopping, field: Tensor) -> None:
         self.dtype = np.dtype("float64" if field.dtype == torch.float64 else "float32")
         self.width = lane_width(self.dtype.itemsize)
-        self.layout = layout_for(action.lattice, field.shape[0], self.width)
-        self.constants = splat(
-            [-2 * action.k, 2 * action.a, 4 * action.quartic], self.width, self.dtype
-        )
+        lattice = tuple(field.shape[1:])
+        self.layout = layout_for(lattice, field.shape[0], self.width)
+        self.constants = splat([-2 * term.k, 2 * term.a, 4 * term.quartic], self.width, self.dtype)
         # One entry per direction: the length is part of the type, for which loops are unrolled.
-        self.axes = (0,) * len(action.lattice)
+        self.axes = (0,) * len(lattice)
         self.shape = field.shape
 
     def empty(self) -> np.ndarray:
@@ -235,13 +234,13 @@ class _Setting:
         run_operations(whole, phases, layout.groups, blocks, _OPERATION_TIME)
 
 
-def make_trajectory(action: HoppingAction, integrator: Integrator) -> Trajectory:
+def make_trajectory(term: Hopping, integrator: Integrator) -> Trajectory:
     """Return a native ``(field, momentum, step_size, steps) -> (field, momentum)``."""
 
     def run(
         field: Tensor, momentum: Tensor, step_size: Tensor, steps: int
     ) -> tuple[Tensor, Tensor]:
-        setting = _Setting(action, field)
+        setting = _Setting(term, field)
         packed, packed_momentum = setting.pack(field), setting.pack(momentum)
         is_drift, coefficients = merge_operations(integrator, steps)
         sizes = step_size.detach().numpy()
@@ -251,11 +250,11 @@ def make_trajectory(action: HoppingAction, integrator: Integrator) -> Trajectory
     return run
 
 
-def make_force(action: HoppingAction) -> Callable[[Tensor], Tensor]:
+def make_force(term: Hopping) -> Callable[[Tensor], Tensor]:
     """Return a native ``field -> force``."""
 
     def run(field: Tensor) -> Tensor:
-        setting = _Setting(action, field)
+        setting = _Setting(term, field)
         force = setting.empty()
         force[:] = 0
         # A kick by minus one unit of time adds the force to a momentum of zero.
@@ -266,11 +265,11 @@ def make_force(action: HoppingAction) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def make_action(action: HoppingAction) -> Callable[[Tensor], Tensor]:
+def make_action(term: Hopping) -> Callable[[Tensor], Tensor]:
     """Return a native ``field -> S`` per chain, accumulated in float64."""
 
     def run(field: Tensor) -> Tensor:
-        setting = _Setting(action, field)
+        setting = _Setting(term, field)
         layout = setting.layout
         chunks = -(-layout.blocks // _CHUNK)
         partial = np.zeros(layout.groups * chunks * setting.width)

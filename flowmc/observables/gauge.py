@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from flowmc.actions.base import Action
-from flowmc.actions.gauge import Wilson, plaquette_angles, plaquettes
-from flowmc.actions.gauge import planes as all_planes
+from flowmc.actions.gauge import Wilson
 from flowmc.groups import SUN
 from flowmc.lattice import shift, sum_over_sites
-from flowmc.native import find_action
 from flowmc.observables.field_strength import charge, has_charge
 from flowmc.observables.flowed import STEP, flow_table
+from flowmc.plaquettes import planes as all_planes
 from flowmc.registry import ConfigError
 
 __all__ = ["plaquette", "polyakov_loop", "topological_charge", "wilson_loop"]
@@ -24,19 +23,9 @@ def plaquette(field: Tensor, action: Action) -> Tensor:
     1 on an ordered field.  For U(1) it is :math:`\cos\theta_P`.
     """
     _links(action, "plaquette")
-    planes = list(all_planes(action.dimensions))
     # The action at beta = 1, with the opposite sign, is the sum over plaquettes.
-    compiled = find_action(Wilson(action.group, action.lattice, beta=1.0), field)
-    if compiled is not None:
-        return -compiled(field) / (len(planes) * action.volume)
-    total = torch.zeros(field.shape[0], dtype=torch.float64, device=field.device)
-    for mu, nu in planes:
-        if isinstance(action.group, SUN):
-            trace = _trace(plaquettes(field, mu, nu)).real / action.group.n
-        else:
-            trace = torch.cos(plaquette_angles(field, mu, nu))
-        total += sum_over_sites(trace)
-    return total / (len(planes) * action.volume)
+    total = -Wilson(action.group, action.lattice, beta=1.0)(field)
+    return total / (len(list(all_planes(action.dimensions))) * action.volume)
 
 
 def wilson_loop(field: Tensor, action: Action, *, extents: tuple[int, int] = (1, 1)) -> Tensor:

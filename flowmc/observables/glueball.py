@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from flowmc.actions.base import Action
-from flowmc.actions.gauge import planes, plaquette_angles, plaquettes, staples
 from flowmc.groups import SUN, traceless_antihermitian
 from flowmc.lattice import shift, sum_over_sites
+from flowmc.plaquettes import planes, plaquette_angles, plaquettes, staples
 from flowmc.registry import ConfigError
 
 __all__ = ["plaquette_correlator", "smear"]

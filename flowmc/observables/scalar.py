@@ -7,7 +7,6 @@ from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.lattice import sum_over_sites
-from flowmc.native import find_action
 from flowmc.registry import ConfigError
 
 __all__ = [
@@ -22,7 +21,7 @@ __all__ = [
 
 def action_density(field: Tensor, action: Action) -> Tensor:
     """Return S / V, ``(chains,)``."""
-    return (find_action(action, field) or action)(field) / action.volume
+    return action(field) / action.volume
 
 
 def magnetization(field: Tensor, action: Action) -> Tensor:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from flowmc import native
 from flowmc.actions.base import Action
 from flowmc.lattice import checkerboard
 from flowmc.vector_fields.base import VectorFields, scalar_product
@@ -55,9 +54,8 @@ class KrylovFields(VectorFields):
         self.names = tuple(f"krylov_{n}" for n in range(degree + 1))
 
     def velocities(self, field: Tensor) -> list[Tensor]:
-        group, force = self.action.group, _force(self.action, field)
-        # As coupling_force of the action, with compiled forces where there are some.
-        slope = self.action.differentiate(self.coupling, lambda one: _force(one, field)(field))
+        group, force = self.action.group, self.action.force
+        slope = self.action.coupling_force(self.coupling, field)
         found = [slope]
         for _ in range(self.degree):
             direction = found[-1]
@@ -120,7 +118,3 @@ class KrylovFields(VectorFields):
                     else:
                         unit[mu, ..., component] = colour
                     yield unit
-
-
-def _force(action: Action, field: Tensor) -> Callable[[Tensor], Tensor]:
-    return native.find_force(action, field) or action.force

@@ -171,7 +171,11 @@ def test_actions_forces_and_groups(name, chains):
     momentum = group.draw_algebra(field, stream(7, 0, "momentum"))
 
     def compute():
-        values = [action(field), action.force(field), group.kinetic_energy(momentum)]
+        values = [
+            action.in_torch(field),
+            action.force_in_torch(field),
+            group.kinetic_energy(momentum),
+        ]
         values += [group.project(group.move(field, momentum)), group.distance(field, 0.5 * field)]
         values += [group.draw_algebra(field, stream(7, 0, "momentum"))]
         for find in (find_action, find_force):

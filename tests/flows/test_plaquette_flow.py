@@ -11,7 +11,6 @@ from scipy.stats import vonmises
 
 from flowmc.actions import Phi4, Wilson
 from flowmc.actions.exact import sample_wilson_2d
-from flowmc.actions.gauge import plaquette_angles
 from flowmc.estimators.weights import effective_sample_size
 from flowmc.flows import FlowModel, HaarPrior, Inverse, PlaquetteFlow, check_inverse, check_log_det
 from flowmc.flows.gauge import plaquette
@@ -20,6 +19,7 @@ from flowmc.groups import U1
 from flowmc.kernels import Exchange
 from flowmc.lattice import shift
 from flowmc.observables import topological_charge
+from flowmc.plaquettes import plaquette_angles
 
 LATTICES = [(4, 6), (3, 5), (2, 2), (16, 16)]
 GROUP = U1()

@@ -8,7 +8,16 @@ import sys
 import pytest
 import torch
 
-from flowmc.actions import DefectWilson, Phi4, Wilson
+from flowmc.actions import (
+    Action,
+    AnisotropicWilson,
+    DefectWilson,
+    Phi4,
+    SumAction,
+    Wilson,
+    check_force,
+)
+from flowmc.kernels.integrators import trajectory
 from flowmc.native import (
     compiled,
     find_action,
@@ -17,6 +26,8 @@ from flowmc.native import (
     gauge,
     scalar,
     schedule,
+    torch_only,
+    why_in_torch,
 )
 from flowmc.splitting import INTEGRATORS
 
@@ -91,7 +102,7 @@ def test_any_strides(action):
 @pytest.mark.parametrize("chains", [1, 16])
 def test_a_wrong_wrap_is_caught(module, action, chains, monkeypatch):
     field, _, _ = draw(action, chains)
-    assert (find_force(action, field)(field) - action.force(field)).abs().max() < 1e-12
+    assert (find_force(action, field)(field) - action.force_in_torch(field)).abs().max() < 1e-12
     right = module.layout_for
 
     def wrong(*arguments):
@@ -101,19 +112,16 @@ def test_a_wrong_wrap_is_caught(module, action, chains, monkeypatch):
         return dataclasses.replace(layout, neighbours=neighbours)
 
     monkeypatch.setattr(module, "layout_for", wrong)
-    assert (find_force(action, field)(field) - action.force(field)).abs().max() > 1e-3
+    assert (find_force(action, field)(field) - action.force_in_torch(field)).abs().max() > 1e-3
 
 
 def test_what_is_left_to_torch(monkeypatch):
-    class Mine(Phi4):
-        pass
-
     action = ACTIONS[0]
     field, _, _ = draw(action, 2)
     assert find_force(action, field)
-    assert find_force(Mine((4, 6), m2=-0.5, lam=0.7), field) is None
-    assert find_force(action + action, field) is None
-    assert find_force(0.5 * action, field) is None
+    with torch_only():
+        assert find_force(action, field) is None
+    assert find_force(action, field)
     assert find_trajectory(action, field, INTEGRATORS["force_gradient"]) is None
     assert find_force(action, field.half()) is None
     assert find_force(action, field[:, :3]) is None
@@ -125,6 +133,119 @@ def test_what_is_left_to_torch(monkeypatch):
     assert find_force(action, field) is None
     assert find_action(action, field) is None
     assert find_trajectory(action, field, LEAPFROG) is None
+
+
+COUPLINGS = {"m2": -0.5, "lam": 0.7}
+
+
+class Same(Phi4):
+    """A subclass that changes nothing."""
+
+
+class Heavier(Phi4):
+    """Changes what the terms are made of."""
+
+    def __init__(self, lattice, **couplings):
+        super().__init__(lattice, **couplings)
+        self.a += 1.0
+
+
+class Striped(Wilson):
+    """Weights of its own, which both engines read."""
+
+    def plaquette_weights(self):
+        x = torch.arange(self.lattice[0], dtype=torch.float64)
+        weights = (1 + 0.5 * torch.cos(x)).reshape(-1, *[1] * (self.dimensions - 1))
+        planes = self.dimensions * (self.dimensions - 1) // 2
+        return weights.expand(planes, *self.lattice).contiguous()
+
+
+COMPILED = {
+    "subclass": Same((4, 6), **COUPLINGS),
+    "other terms": Heavier((4, 6), **COUPLINGS),
+    "sum": ACTIONS[0] + Heavier((4, 6), **COUPLINGS),
+    "multiple": 0.3 * ACTIONS[0],
+    "anisotropic": AnisotropicWilson("SU(3)", (3, 2, 4), beta=5.0, anisotropy=1.7),
+    "weights": Striped("SU(2)", (4, 3, 2), beta=2.0),
+    "sum of weights": 0.5 * (ACTIONS[1] + 0.3 * Striped("U(1)", (4, 6), beta=2.0)),
+    "multiple of a defect": -0.5 * ACTIONS[4],
+}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_terms_are_compiled_whoever_declares_them(name, monkeypatch):
+    action = COMPILED[name]
+    assert why_in_torch(action) is None
+    field, momentum, step_size = draw(action, 3)
+    value, force = action(field), action.force(field)
+    ours = find_trajectory(action, field, LEAPFROG)(field, momentum, step_size, 4)
+    rng = torch.Generator().manual_seed(4)
+    assert check_force(action, field, rng) < 1e-8
+    with torch_only():
+        assert torch.allclose(action(field), value, rtol=1e-12, atol=1e-12)
+        assert (action.force(field) - force).abs().max() < 1e-12
+        theirs = trajectory(action, action.group, field, momentum, LEAPFROG, step_size, 4)
+        # Of a theory with half of the coupling it is another one.
+        assert not torch.allclose((0.5 * action)(field), value, rtol=1e-6)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).abs().max() < 1e-12
+
+
+class Tilted(Phi4):
+    def __call__(self, field):
+        return super().__call__(field) + field.flatten(1).sum(1)
+
+
+class TiltedAgain(Tilted):
+    """Inherits the other density."""
+
+
+class Pushed(Phi4):
+    def force(self, field):
+        return super().force(field) + 1.0
+
+
+def test_formulas_of_ones_own_are_never_compiled():
+    field, _, _ = draw(ACTIONS[0], 3)
+    plain, force = ACTIONS[0](field), ACTIONS[0].force(field)
+    for kind in (Tilted, TiltedAgain):
+        action = kind((4, 6), **COUPLINGS)
+        for whole in (action, 1.0 * action, SumAction([action])):
+            assert (
+                find_action(whole, field) is None
+                and find_trajectory(whole, field, LEAPFROG) is None
+            )
+            assert torch.allclose(whole(field), plain + field.flatten(1).sum(1), rtol=1e-12)
+        assert "formulas of its own" in why_in_torch(action)
+    pushed = Pushed((4, 6), **COUPLINGS)
+    assert find_trajectory(pushed, field, LEAPFROG) is None
+    assert torch.allclose(pushed.force(field), force + 1.0)
+    # Also of one object only.
+    one = Phi4((4, 6), **COUPLINGS)
+    one.force = lambda field: torch.zeros_like(field)
+    assert find_trajectory(one, field, LEAPFROG) is None
+
+
+def test_an_action_without_formulas_is_refused():
+    class Nothing(Action):
+        pass
+
+    with pytest.raises(TypeError, match="Nothing says neither what it is"):
+        Nothing()
+
+
+@pytest.mark.parametrize("action", ACTIONS, ids=NAMES)
+def test_gradients_pass_through_an_action(action):
+    field, _, _ = draw(action, 2)
+    leaf = field.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(action(leaf).sum(), leaf)
+    expected = action.group.gradient_from_euclidean(field, gradient)
+    assert (action.force(field) - expected).abs().max() < 1e-11
+    if not field.is_complex():
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(field, torch.ones_like(field))
+            slope = torch.autograd.forward_ad.unpack_dual(action(dual)).tangent
+        assert torch.allclose(slope, gradient.flatten(1).sum(1), atol=1e-11)
 
 
 def test_wrong_input_is_named():

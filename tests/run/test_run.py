@@ -234,6 +234,49 @@ def test_a_slow_choice_of_precision_is_remarked(precision, tmp_path, capsys):
     assert (said in capsys.readouterr().err) == (precision == 64)
 
 
+OWN_ACTIONS = """
+from flowmc.actions import Phi4
+
+class Same(Phi4):
+    pass
+
+class Tilted(Phi4):
+    def __call__(self, field):
+        return super().__call__(field) - 0.3 * field.double().flatten(1).sum(1)
+"""
+
+
+def test_a_subclass_has_its_own_density_and_is_compiled_where_it_has_none(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "own_actions.py").write_text(OWN_ACTIONS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rows = {}
+    for name in ("phi4", "own_actions:Same", "own_actions:Tilted"):
+        tables = config(measure={"observables": ["action", "magnetization"]})
+        tables["theory"]["action"] = name
+        kind = name.split(":")[-1]
+        assert run(tmp_path, tables, name=kind) == 0
+        said = "the action Tilted runs in plain torch, not compiled: it has formulas of its own"
+        assert (said in capsys.readouterr().err) == (kind == "Tilted")
+        with h5py.File(tmp_path / kind / "measurements.h5") as file:
+            rows[kind] = {
+                key: file[f"production/observables/{key}"][()]
+                for key in ("action", "magnetization")
+            }
+        with h5py.File(tmp_path / kind / "checkpoint.h5") as file:
+            last = torch.from_numpy(file["blocks/0000/replicas/0/field"][()])
+            stored = torch.from_numpy(file["blocks/0000/replicas/0/action"][()])
+        expected = Phi4([4, 4], m2=-1.0, lam=0.5)(last)
+        if kind == "Tilted":
+            expected = expected - 0.3 * last.flatten(1).sum(1)
+        assert torch.allclose(stored, expected, rtol=1e-12)
+    # By the same engine: bit for bit.
+    for key, values in rows["phi4"].items():
+        np.testing.assert_array_equal(rows["Same"][key], values)
+        assert not np.allclose(rows["Tilted"][key], values)
+
+
 NAN_KERNEL = """
 import torch
 from flowmc.kernels import Info, Kernel, State

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from flowmc.actions.defect import DefectWilson
-from flowmc.actions.gauge import planes
 from flowmc.flows.gauge.link_masks import LinkLayer, link_indices, path_indices
 from flowmc.lattice import coordinates, shift
+from flowmc.plaquettes import planes
 
 __all__ = ["DefectLayer", "PathClass", "defect_layers", "link_shells", "path_classes"]
 

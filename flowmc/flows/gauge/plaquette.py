@@ -36,11 +36,11 @@ import torch
 from torch import Tensor
 
 from flowmc.actions.base import Action
-from flowmc.actions.gauge import plaquette_angles
 from flowmc.flows.base import Flow
 from flowmc.flows.parts.splines import OddCircleSpline
 from flowmc.groups import U1
 from flowmc.lattice import lattice_momenta_squared, shift, sum_over_sites
+from flowmc.plaquettes import plaquette_angles
 
 __all__ = ["PlaquetteFlow"]
 

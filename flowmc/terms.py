@@ -1,0 +1,214 @@
+r"""What an action consists of, as data that two engines read: torch here, compiled code elsewhere.
+
+An :class:`~flowmc.actions.Action` declares its terms
+(:meth:`~flowmc.actions.Action.as_data`); their torch formulas below give it a value and a force
+on any device and with gradients, and :mod:`flowmc.native` reads the same numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from flowmc.groups import SUN, Group, traceless_antihermitian
+from flowmc.lattice import shift, sum_over_sites
+from flowmc.plaquettes import planes, plaquette_angles, staples
+
+__all__ = ["Hopping", "PlaquetteWeights", "Plaquettes", "Term", "added"]
+
+
+class Term(ABC):
+    """A part of an action, with the formulas of the torch engine."""
+
+    @abstractmethod
+    def value(self, field: Tensor) -> Tensor:
+        """Return the term per chain, ``(chains,)`` float64."""
+
+    @abstractmethod
+    def force(self, field: Tensor) -> Tensor:
+        """Return the algebra gradient, shaped like the field."""
+
+    @abstractmethod
+    def times(self, factor: float) -> Term:
+        """Return a multiple of the term."""
+
+    @abstractmethod
+    def plus(self, other: Term) -> Term | None:
+        """Return the sum of both as one term, or None if it is none of this kind."""
+
+
+def added(terms: Sequence[Term]) -> tuple[Term, ...]:
+    """Return terms of the same sum, those of one kind added up."""
+    kept: list[Term] = []
+    for term in terms:
+        for place, other in enumerate(kept):
+            both = other.plus(term)
+            if both is not None:
+                kept[place] = both
+                break
+        else:
+            kept.append(term)
+    return tuple(kept)
+
+
+@dataclass(frozen=True)
+class Hopping(Term):
+    r"""The hopping form :math:`\sum_x [-2k \sum_\mu \phi\phi_\mu + a\phi^2 + \lambda\phi^4]`.
+
+    Attributes:
+        k: half the hopping coefficient.
+        a: coefficient of phi^2.
+        quartic: coefficient lambda of phi^4.
+    """
+
+    k: float
+    a: float
+    quartic: float
+
+    def value(self, field: Tensor) -> Tensor:
+        neighbours = torch.zeros_like(field)
+        for axis in range(1, field.dim()):
+            neighbours = neighbours + torch.roll(field, -1, dims=axis)
+        square = field * field
+        density = square * (self.a + self.quartic * square) - 2 * self.k * field * neighbours
+        return sum_over_sites(density)
+
+    def force(self, field: Tensor) -> Tensor:
+        r"""Return :math:`-2k \sum_{\pm\mu} \phi_{x \pm \mu} + 2a\,\phi + 4\lambda\,\phi^3`."""
+        neighbours = torch.roll(field, 1, dims=1)
+        neighbours += torch.roll(field, -1, dims=1)
+        for axis in range(2, field.dim()):
+            neighbours += torch.roll(field, 1, dims=axis)
+            neighbours += torch.roll(field, -1, dims=axis)
+        local = field * (2 * self.a)
+        if self.quartic:
+            local = field * (2 * self.a + 4 * self.quartic * (field * field))
+        return local.sub_(neighbours, alpha=2 * self.k)
+
+    def times(self, factor: float) -> Hopping:
+        return Hopping(factor * self.k, factor * self.a, factor * self.quartic)
+
+    def plus(self, other: Term) -> Hopping | None:
+        if not isinstance(other, Hopping):
+            return None
+        return Hopping(self.k + other.k, self.a + other.a, self.quartic + other.quartic)
+
+
+class PlaquetteWeights:
+    """Coefficients of all plaquettes of a lattice, kept in the precisions that are asked for.
+
+    Args:
+        table: float64 ``(d(d-1)/2, *L)``, planes in order; not to be changed afterwards.
+    """
+
+    def __init__(self, table: Tensor) -> None:
+        self.table = table
+        self._cast: dict[tuple[torch.dtype, torch.device], list[Tensor | None]] = {}
+
+    def planes(self, like: Tensor) -> list[Tensor | None]:
+        """Return the weights ``(*L)`` of every plane as a field needs them; None: all are 1."""
+        dtype = like.real.dtype if like.is_complex() else like.dtype
+        key = dtype, like.device
+        if key not in self._cast:
+            cast = self.table.to(dtype=dtype, device=like.device)
+            self._cast[key] = [
+                None if bool((whole == 1).all()) else one
+                for whole, one in zip(self.table, cast, strict=True)
+            ]
+        return self._cast[key]
+
+
+@dataclass(frozen=True)
+class Plaquettes(Term):
+    r"""Plaquettes, :math:`-\frac{\beta}{N} \sum_{x,\,\mu<\nu} w_{\mu\nu}(x)\, \mathrm{Re\,tr}\,P`.
+
+    For U(1), :math:`-\beta \sum w \cos\theta_P`.
+
+    Attributes:
+        group: U(1) or SU(N).
+        coupling: beta.
+        weights: w; None stands for 1 everywhere.
+    """
+
+    group: Group
+    coupling: float
+    weights: PlaquetteWeights | None = None
+
+    def value(self, field: Tensor) -> Tensor:
+        total = torch.zeros(field.shape[0], dtype=torch.float64, device=field.device)
+        for mu, nu, weights in self._planes(field):
+            if not isinstance(self.group, SUN):
+                trace = torch.cos(plaquette_angles(field, mu, nu))
+            else:
+                left = field[:, mu] @ shift(field[:, nu], mu)
+                right = field[:, nu] @ shift(field[:, mu], nu)
+                # Re tr(A B^dagger) is the real scalar product of the entries.
+                trace = (torch.view_as_real(left) * torch.view_as_real(right)).sum((-3, -2, -1))
+                trace = trace / self.group.n
+            if weights is not None:
+                trace = trace * weights
+            total = total + sum_over_sites(trace)
+        return -self.coupling * total
+
+    def force(self, field: Tensor) -> Tensor:
+        r"""Return the algebra gradient, shaped like the field.
+
+        SU(N): with A the sum of the 2(d-1) staples, :math:`\partial_a S = -\tfrac{\beta}{N}
+        \mathrm{Re\,tr}(T_a U A)`, hence :math:`\sum_a T_a \partial_a S = \tfrac{\beta}{2N}
+        (U A)_{TA}` with tr(T_a T_b) = -1/2 delta.  U(1):
+        :math:`\beta \sum \pm\sin\theta_P` over the plaquettes that contain the link.
+        """
+        if not isinstance(self.group, SUN):
+            return self._force_u1(field)
+        total = torch.zeros_like(field)
+        # Each plane serves both of its directions: U_mu(x) A(x) is a plaquette or a conjugated one.
+        for mu, nu, weights in self._planes(field):
+            for first, second in ((mu, nu), (nu, mu)):
+                upper, lower = staples(field, first, second)
+                if weights is not None:
+                    upper = upper * weights[..., None, None]
+                    lower = lower * shift(weights[None], second, -1)[..., None, None]
+                total[:, first] += upper
+                total[:, first] += lower
+        return (self.coupling / (2 * self.group.n)) * traceless_antihermitian(field @ total)
+
+    def _force_u1(self, field: Tensor) -> Tensor:
+        total = torch.zeros_like(field)
+        for mu, nu, weights in self._planes(field):
+            sine = torch.sin(plaquette_angles(field, mu, nu))
+            if weights is not None:
+                sine = sine * weights
+            total[:, mu] += sine - shift(sine, nu, -1)
+            total[:, nu] += shift(sine, mu, -1) - sine
+        return self.coupling * total
+
+    def _planes(self, field: Tensor) -> list[tuple[int, int, Tensor | None]]:
+        every = list(planes(field.shape[1]))
+        weights = [None] * len(every) if self.weights is None else self.weights.planes(field)
+        return [(mu, nu, w) for (mu, nu), w in zip(every, weights, strict=True)]
+
+    def times(self, factor: float) -> Plaquettes:
+        return replace(self, coupling=factor * self.coupling)
+
+    def plus(self, other: Term) -> Plaquettes | None:
+        if not isinstance(other, Plaquettes) or other.group != self.group:
+            return None
+        if other.weights is self.weights:
+            return replace(self, coupling=self.coupling + other.coupling)
+        return _blend(self, other)
+
+
+# The same object for the same terms: what is made from weights is kept beside them.
+@functools.lru_cache(maxsize=16)
+def _blend(*terms: Plaquettes) -> Plaquettes:
+    one = torch.ones((), dtype=torch.float64)
+    tables = [one if term.weights is None else term.weights.table for term in terms]
+    total = functools.reduce(
+        torch.add, [term.coupling * table for term, table in zip(terms, tables, strict=True)]
+    )
+    return Plaquettes(terms[0].group, 1.0, PlaquetteWeights(total))
