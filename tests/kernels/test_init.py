@@ -51,7 +51,7 @@ def test_every_part_sees_the_fields_and_adds_what_it_knows(composition, rng):
     state = composition([parts[0], Repeat(parts[1], 2), Cycle([parts[2]])]).init(field)
     assert all(len(part.seen) == 1 and part.seen[0] is field for part in parts)
     assert state.log_q.keys() == {f"q{id(part)}" for part in parts}
-    assert torch.equal(state.field, field) and torch.equal(state.action, ACTION(field))
+    assert torch.equal(state.field, field) and torch.equal(state.action, ACTION.in_torch(field))
 
 
 def test_every_part_sees_every_replica_that_lives_here(rng):
@@ -61,7 +61,7 @@ def test_every_part_sees_every_replica_that_lives_here(rng):
     state = kernel.init(fields)
     for r, action in enumerate(LADDER):
         assert each[r].seen[0] is fields[r]
-        assert torch.equal(state.replica(r).action, action(fields[r]))
+        assert torch.equal(state.replica(r).action, action.in_torch(fields[r]))
     assert one.seen[0] is fields[1]
     assert len(state.replica(0).log_q) == 1 and len(state.replica(1).log_q) == 2
     # Replica 0 is on another rank.

@@ -102,7 +102,7 @@ def test_the_step_of_objects_is_that_of_files(tmp_path, start):
         assert torch.equal(second.field, written) and torch.equal(start, before)
         assert second.infos["hmc"].is_accepted.shape == (1, 2)
         assert second.acceptance["hmc"] in (0.0, 0.5, 1.0)
-        assert torch.equal(second.state.action, ACTION(written))
+        assert torch.equal(second.state.action, ACTION.in_torch(written))
     other = chains.step(start, hmc, seed=11, number=1001, block=1)
     assert not torch.equal(other.field, chains.step(start, hmc, seed=11, number=1001).field)
 
