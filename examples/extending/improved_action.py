@@ -7,11 +7,10 @@ with all plaquettes P and planar 2x1 rectangles R, each once.  :math:`c_1 = -1/1
 improved action of M. Luescher and P. Weisz (Commun. Math. Phys. 97 (1985) 59), -0.331 that of
 Y. Iwasaki (UTHEP-118, 1983).  ``flowmc run examples/extending/improved_action.toml`` samples it.
 
-The words of the loops say all: the force comes by autograd, in plain torch.
+The words of the loops say all: the force comes by autograd, and all of it runs in plain torch.
 """
 
 from flowmc.actions import Wilson
-from flowmc.actions.base import Action
 from flowmc.actions.loops import SHAPES, images, loop_trace
 from flowmc.lattice import sum_over_sites
 
@@ -46,6 +45,3 @@ class Improved(Wilson):
             total = total + weight * sum_over_sites(trace)
         # U(1) has N = 1, and loop_trace gives its cosines.
         return -self.beta / getattr(self.group, "n", 1) * total
-
-    # That of Wilson knows plaquettes only; the one of all actions differentiates what is above.
-    force = Action.force

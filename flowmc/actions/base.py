@@ -3,7 +3,7 @@ r"""The contract of an action: the target density is :math:`p(\phi) = e^{-S(\phi
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -20,7 +20,8 @@ __all__ = ["Action", "ScaledAction", "SumAction", "at_couplings", "check_force"]
 
 
 # What computes an action: a class that overrides one of these has changed it.
-_FORMULAS = ("__call__", "force", "in_torch", "force_in_torch")
+_DENSITY = ("__call__", "in_torch")
+_FORMULAS = (*_DENSITY, "force", "force_in_torch")
 # Fourth-order differences by steps of the coupling: central, and one-sided at its bounds.
 _DIFFERENCES = (
     {-2: 1.0, -1: -8.0, 1: 8.0, 2: -1.0},
@@ -103,14 +104,17 @@ class Action(Identified):
         They are not if a subclass of the class that declares them, or the object itself, has
         another ``__call__`` or force.
         """
-        lineage = type(self).__mro__
-        for kind in lineage:
+        return self._terms_without_own(_FORMULAS)
+
+    def _terms_without_own(self, formulas: Collection[str]) -> tuple[Term, ...] | None:
+        """Return the terms unless one of the formulas is defined below their declaration."""
+        for kind in type(self).__mro__:
             own = vars(kind)
             if "as_data" in own:
                 break
-            if not own.keys().isdisjoint(_FORMULAS):
+            if not own.keys().isdisjoint(formulas):
                 return None
-        return None if not vars(self).keys().isdisjoint(_FORMULAS) else self.as_data()
+        return self.as_data() if vars(self).keys().isdisjoint(formulas) else None
 
     def in_torch(self, field: Tensor) -> Tensor:
         """Return S by torch operations, through which gradients pass: the sum of the terms."""
@@ -120,8 +124,9 @@ class Action(Identified):
         return functools.reduce(torch.add, [term.value(field) for term in terms])
 
     def force_in_torch(self, field: Tensor) -> Tensor:
-        """Return the force by torch operations."""
-        terms = self.as_data()
+        """Return the force by torch operations: of the terms, else by autograd."""
+        # Those of an inherited declaration are not what a density of one's own derives to.
+        terms = self._terms_without_own(_DENSITY)
         if terms is None:
             return self.force_by_autograd(field)
         return functools.reduce(torch.add, [term.force(field) for term in terms])

@@ -24,13 +24,14 @@ from torch import Tensor
 
 from flowmc.chains.storage.checkpoint import check_state, settled
 from flowmc.flows.cards.files import FlowFileError, atomic_save, read_tensors
-from flowmc.kernels import State
+from flowmc.kernels import Carried, State
 from flowmc.nonequilibrium import MarkovStart
 from flowmc.registry import ConfigError
 
 __all__ = ["Paused", "Progress", "Row"]
 
 LAYOUT = 1
+_CARRIED = {False: "carried", True: "stays"}
 # What one row has measured, by name: each with the samples or chains in front.
 Row = Mapping[str, Tensor]
 
@@ -242,6 +243,7 @@ class Progress:
 
 def _tensors_of(here: _Chains) -> dict[str, Tensor]:
     caches = {f"log_q/{key}": value for key, value in here.state.log_q.items()}
+    caches |= {f"{_CARRIED[c.stays]}/{key}": c.value for key, c in here.state.carried.items()}
     action = {} if here.state.action is None else {"action": here.state.action}
     return {"field": here.state.field, "random": here.random, **action, **caches}
 
@@ -249,8 +251,16 @@ def _tensors_of(here: _Chains) -> dict[str, Tensor]:
 def _chains_of(name: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> _Chains:
     prefix = f"chains/{name}/"
     own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
-    caches = {key.removeprefix("log_q/"): t for key, t in own.items() if key.startswith("log_q/")}
-    state = State(own["field"], own.get("action"), caches)
+
+    def below(folder: str) -> dict[str, Tensor]:
+        return {k.removeprefix(folder): t for k, t in own.items() if k.startswith(folder)}
+
+    carried = {
+        key: Carried(value, stays)
+        for stays, folder in _CARRIED.items()
+        for key, value in below(f"{folder}/").items()
+    }
+    state = State(own["field"], own.get("action"), below("log_q/"), carried)
     return _Chains(entry["updates"], state, own["random"], entry["tuning"])
 
 

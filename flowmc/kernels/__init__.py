@@ -2,7 +2,7 @@
 for blocks of it, exchange, a symmetry, and compositions of these.
 """
 
-from flowmc.kernels.base import Info, Kernel, NonFiniteStateError, State
+from flowmc.kernels.base import Carried, Info, Kernel, NonFiniteStateError, State
 from flowmc.kernels.composition import Cycle, Mixture, Repeat
 from flowmc.kernels.exchange import EachReplica, Exchange, LadderState, OnReplica
 from flowmc.kernels.hmc import HMC
@@ -15,6 +15,7 @@ from flowmc.splitting import INTEGRATORS, Integrator
 __all__ = [
     "HMC",
     "INTEGRATORS",
+    "Carried",
     "Cycle",
     "EachReplica",
     "Exchange",

@@ -8,6 +8,7 @@ hold no tuning parameters.  ``info`` holds the diagnostics of one step.
 from __future__ import annotations
 
 import dataclasses
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from flowmc.random import Randomness, own_stream
 from flowmc.registry import ConfigError
 
 __all__ = [
+    "Carried",
     "Info",
     "Kernel",
     "NonFiniteStateError",
@@ -37,6 +39,23 @@ __all__ = [
 
 
 @dataclass(frozen=True)
+class Carried:
+    """What a kernel owns of every chain beside its field: noise, an auxiliary field, a counter.
+
+    It is in checkpoints, whatever the number of ranks that go on from them, and belongs to a chain
+    and a replica: an exchange of configurations does not carry it along.
+
+    Attributes:
+        value: ``(chains, ...)``, any dtype that numpy has.
+        stays: whether it stays when another kernel moves the field.  What is a function of the
+            field, as an estimate of its determinant, does not.
+    """
+
+    value: Tensor
+    stays: bool = False
+
+
+@dataclass(frozen=True)
 class State:
     """A batch of chains.
 
@@ -45,11 +64,13 @@ class State:
         action: S of these fields, ``(chains,)`` float64, or None if not known.
         log_q: log-densities of these fields under flow models, by
             :meth:`~flowmc.flows.models.FlowModel.fingerprint`; each ``(chains,)`` float64.
+        carried: what kernels own of these chains, by name.
     """
 
     field: Tensor
     action: Tensor | None = None
     log_q: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    carried: Mapping[str, Carried] = dataclasses.field(default_factory=dict)
 
     @property
     def chains(self) -> int:
@@ -57,12 +78,36 @@ class State:
         return self.field.shape[0]
 
     def moved(self, field: Tensor, action: Tensor | None = None) -> State:
-        """Return the state at another field, without the caches of the old one."""
-        return State(field, action)
+        """Return the state at another field, without the caches of the old one.
+
+        Of what is carried, that is kept which stays.
+        """
+        kept = {name: one for name, one in self.carried.items() if one.stays}
+        return State(field, action, carried=kept)
 
     def with_log_q(self, key: str, value: Tensor) -> State:
         """Return this state with one more cached log-density."""
         return replace(self, log_q={**self.log_q, key: value})
+
+    def with_carried(self, name: str, value: Tensor, *, stays: bool = False) -> State:
+        """Return this state with a tensor that a kernel owns, new or in the place of an old one.
+
+        Args:
+            name: letters, digits, ``_``, ``-`` and ``.``; begin it with the name of the kernel.
+            value: ``(chains, ...)``.
+            stays: see :class:`Carried`.
+
+        Raises:
+            ValueError: for another name, or a tensor that is not one entry per chain.
+        """
+        if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+            raise ValueError(f"a state cannot carry {name!r}: use letters, digits, _, - and .")
+        if value.dim() == 0 or value.shape[0] != self.chains:
+            raise ValueError(
+                f"what a state carries has one entry per chain, ({self.chains}, ...), but {name} "
+                f"has the shape {tuple(value.shape)}"
+            )
+        return replace(self, carried={**self.carried, name: Carried(value, stays)})
 
     def united(self, other: State) -> State:
         """Return this state with what another kernel's state of the same fields knows besides.
@@ -81,7 +126,12 @@ class State:
                     "kernels that are applied in turn need the same action, but for one S = "
                     f"{float(action[chain]):.9g}, for another {float(other.action[chain]):.9g}"
                 )
-        return State(self.field, action, {**other.log_q, **self.log_q})
+        return State(
+            self.field,
+            action,
+            {**other.log_q, **self.log_q},
+            {**other.carried, **self.carried},
+        )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@ r"""Independence Metropolis with a flow: proposals that do not depend on the cur
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -179,7 +179,7 @@ class Independence(Kernel):
             # Other flows' densities of a chain that stayed are still right, but a state caches all
             # chains or none.
             kept = state.moved(state.field.index_copy(0, moved, fields), new_action)
-        kept = State(kept.field, new_action, kept.log_q).with_log_q(self._key, new_log_q)
+        kept = replace(kept, action=new_action).with_log_q(self._key, new_log_q)
         return kept, Info(
             is_accepted,
             {

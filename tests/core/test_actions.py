@@ -243,3 +243,15 @@ def test_dtype_of_a_cold_start_is_that_of_components_or_of_the_field():
         angles.cold(1, torch.complex128)
     with pytest.raises(ValueError, match="complex components"):
         links.cold(1, torch.int64)
+
+
+class Tilted(Phi4):
+    """Another density, and no word of its force."""
+
+    def __call__(self, field):
+        return super().__call__(field) + 0.3 * field.flatten(1).sum(1).double()
+
+
+def test_the_force_of_another_density_is_its_own(rng):
+    action = Tilted([4, 4], m2=-1.0, lam=0.5)
+    assert check_force(action, action.hot(2, rng), rng) < 1e-7

@@ -14,6 +14,7 @@ from tests.mpi import launch, launch_fresh, needs_mpi
 from tests.run.small_runs import config, digests, save_untrained_flow, write
 
 PROGRAM = Path(__file__).with_name("run_all.py")
+TALLY = Path(__file__).parents[1] / "run" / "tally.py"
 
 HMC = {"kernel": "hmc", "steps": 3, "target_acceptance": 0.8}
 PROPOSALS = {"kernel": "independence", "flow": "f.safetensors", "proposals": 5, "batch_size": 3}
@@ -82,6 +83,12 @@ MODES = {
             {"kernel": "hidden_sampler:Twice", "flow": "f.safetensors"},
         ],
     ),
+    "carried": config(
+        chains={"count": 3, "block": 1},
+        update=[HMC, {"kernel": "carrying_tally:Tally"}, {"kernel": "exchange"}],
+        ladder={"m2": [-1.0, -0.5]},
+        run={"checkpoint_every": 4},
+    ),
     "everything": config(
         chains={"count": 2, "block": 1},
         update=[HMC, PROPOSALS, {"kernel": "exchange"}],
@@ -146,6 +153,7 @@ def configs(tmp_path_factory):
     for name in ("a.3.npy", "b.8.npy"):
         np.save(folder / name, torch.randn(4, 4, dtype=torch.float64).numpy())
     (folder / "hidden_sampler.py").write_text(HIDDEN)
+    (folder / "carrying_tally.py").write_bytes(TALLY.read_bytes())
     (folder / "parts").mkdir()
     for path in folder.glob("*.*"):
         if path.is_file():

@@ -10,6 +10,8 @@ up to here, see :class:`~flowmc.chains.storage.measurements.MeasurementFile`), t
 blocks/NNNN/replicas/R/field              ``(chains of the block, ...)``
 blocks/NNNN/replicas/R/action             cached action, if known
 blocks/NNNN/replicas/R/log_q/KEY          cached log-densities by flow
+blocks/NNNN/replicas/R/carried/NAME       what a kernel owns, dropped when the field moves
+blocks/NNNN/replicas/R/stays/NAME         what a kernel owns, and keeps then
 blocks/NNNN/replicas/R/random             state of the replica's random stream, uint8
 blocks/NNNN/replicas/R/walker             ladders only: which walker sits here, ``(chains,)``
 blocks/NNNN/sweep                          ladders only: number of exchange steps done, ``(1,)``
@@ -35,7 +37,7 @@ from torch import Tensor
 from flowmc.actions.base import Action
 from flowmc.jobs.own_files import opened
 from flowmc.jobs.raw_hdf5 import CheckedArrays, write_shared
-from flowmc.kernels import LadderState, State
+from flowmc.kernels import Carried, LadderState, State
 from flowmc.parallel import Communicator
 from flowmc.registry import ConfigError
 
@@ -52,6 +54,7 @@ __all__ = [
 LAYOUT = 3
 # Without checksums, seed, configuration and rows.
 _UNCHECKED_LAYOUT = 2
+_CARRIED = {False: "carried", True: "stays"}
 _REMEDY = "restore it from a copy, or start again with another --output"
 # Differences of one action computed twice, per degree of freedom: far above rounding, far below
 # what another theory makes.
@@ -116,7 +119,12 @@ def _settled(state: State) -> State:
         return tensor.detach().resolve_conj().resolve_neg().contiguous()
 
     action = None if state.action is None else plain(state.action)
-    return State(plain(state.field), action, {k: plain(v) for k, v in state.log_q.items()})
+    return State(
+        plain(state.field),
+        action,
+        {k: plain(v) for k, v in state.log_q.items()},
+        {k: Carried(plain(one.value), one.stays) for k, one in state.carried.items()},
+    )
 
 
 def check_state(action: Action, state: State, chains: int, dtype: torch.dtype) -> None:
@@ -183,6 +191,8 @@ def _arrays(checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
                 yield f"{where}/action", _host(replica.action)
             for key, value in replica.log_q.items():
                 yield f"{where}/log_q/{key}", _host(value)
+            for key, one in replica.carried.items():
+                yield f"{where}/{_CARRIED[one.stays]}/{key}", _host(one.value)
             yield f"{where}/random", _host(checkpoint.streams[block, r])
             if isinstance(state, LadderState):
                 yield f"{where}/walker", _host(state.walkers[:, r])
@@ -272,6 +282,11 @@ def _read_block(
             tensor(f"{where}field"),
             tensor(f"{where}action") if "action" in stored else None,
             {key: tensor(f"{where}log_q/{key}") for key in arrays.below(f"{where}log_q/")},
+            {
+                key: Carried(tensor(f"{where}{folder}/{key}"), stays)
+                for stays, folder in _CARRIED.items()
+                for key in arrays.below(f"{where}{folder}/")
+            },
         )
         if replicas == 1:
             return state
