@@ -25,6 +25,8 @@ from flowmc.observables.scalar import action_density
 
 # What the interpreter and the libraries look at while they are loaded.
 LOADED_WITH = ("PYTHON", "OMP_", "MKL_", "NUMBA_", "LD_", "TORCH")
+# What torch writes there itself, for compiled graphs, of which there are none here.
+OF_TORCH = ("TORCHINDUCTOR_",)
 
 
 def serve(listener):
@@ -72,7 +74,8 @@ def take_over(request, streams):
     """Make this process what the client would have been."""
     os.chdir(request["folder"])
     other = request["environment"].items() ^ os.environ.items()
-    late = sorted({name for name, _ in other if name.startswith(LOADED_WITH)})
+    names = {name for name, _ in other if not name.startswith(OF_TORCH)}
+    late = sorted(name for name in names if name.startswith(LOADED_WITH))
     os.environ.clear()
     os.environ.update(request["environment"])
     for number, stream in zip((0, 1, 2, *request["launcher"]), streams, strict=True):

@@ -15,8 +15,7 @@ import torch
 
 from flowmc import arguments
 from flowmc.actions import FreeScalar, Phi4
-from flowmc.commands import train, zoo
-from flowmc.evaluation import flows as evaluate
+from flowmc.commands import evaluate, train, zoo
 from flowmc.evaluation.density import DensityError
 from flowmc.evaluation.flows import evaluate_exchange, evaluate_sampler
 from flowmc.flows import AffineCouplingFlow, Flow, FlowModel, FreeFieldPrior, Identity
