@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["memory_here"]
+__all__ = ["lacks_memory", "memory_here"]
 
 
 def memory_here() -> int:
@@ -13,3 +13,12 @@ def memory_here() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return 2**62
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had, on the CPU or on a device."""
+    words = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(text in words for text in ("can't allocate memory", "out of memory"))
+    )

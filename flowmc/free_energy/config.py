@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ __all__ = [
     "read_free_energy_config",
 ]
 
+# Of a protocol: each has an action of its own, and an update of every process.
+MOST_STEPS = 100_000
 _TABLES = (
     "theory",
     "free_energy",
@@ -296,6 +299,8 @@ def _protocol(
     steps, start = couplings.pop("steps", None), couplings.pop("start", None)
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise ConfigError(f"{where}: steps = {steps!r}: should be an integer, at least 1")
+    if steps is not None and steps > MOST_STEPS:
+        raise ConfigError(f"{where}: steps = {steps}: should be at most {MOST_STEPS}")
     if start not in (None, "exact", "chains"):
         raise ConfigError(f'{where}: start = {start!r}: should be "exact" or "chains"')
     for key, values in couplings.items():
@@ -343,8 +348,10 @@ def _protocol(
 
 
 def _check_number(value: Any, key: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(f"[protocol]: {key}: {value!r} should be a number")
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    # Integers may be too large for a float, which NaN and infinity are not.
+    if not is_number or not abs(value) <= sys.float_info.max:
+        raise ConfigError(f"[protocol]: {key}: {str(value)[:40]} should be a finite number")
 
 
 def _check_flow_file(flow: Mapping[str, Any]) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from flowmc_adapters import FormatError
 
+from flowmc.actions.theory import build_action
 from flowmc.chains.assembly import assemble
 from flowmc.chains.config import read_config
 from flowmc.cli import main
 from flowmc.correlate.combine_config import read_combine_config
 from flowmc.correlate.config import read_correlate_config
+from flowmc.flows.cards.building import build_flow
 from flowmc.free_energy.config import read_free_energy_config
 from flowmc.registry import ConfigError
 from flowmc.training.plan import make_plan
@@ -150,6 +152,36 @@ def test_flows_that_no_memory_holds_are_refused(theory, flow, what, monkeypatch)
     }
     with time_limit(SECONDS), pytest.raises(ConfigError, match=rf"\[flow\]: {what} need at least"):
         make_plan(tables)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "said"),
+    [
+        ({"m2": [1.0, -1.0], "steps": 2**31}, "steps = 2147483648: should be at most"),
+        ({"m2": [10**400, -1.0]}, "should be a finite number"),
+        ({"m2": [float("nan"), -1.0]}, "should be a finite number"),
+    ],
+    ids=["steps", "integer", "nan"],
+)
+def test_unusable_protocols_are_refused(protocol, said):
+    tables = {
+        "theory": config()["theory"],
+        "free_energy": {"method": "chain", "seed": 1},
+        "protocol": protocol,
+        "update": [{"kernel": "hmc"}],
+        "chains": {"count": 2, "measurements": 1},
+    }
+    with time_limit(SECONDS), pytest.raises(ConfigError, match=said):
+        read_free_energy_config(tables, Path())
+
+
+def test_memory_that_cannot_be_had_is_one_sentence(monkeypatch):
+    def greedy(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 21 TB.\nmore")
+
+    monkeypatch.setattr("flowmc.flows.cards.building.build", greedy)
+    with pytest.raises(ConfigError, match=r"\[flow\]: affine_coupling needs more memory.*21 TB\.$"):
+        build_flow({"name": "affine_coupling"}, build_action(config()["theory"]))
 
 
 @pytest.mark.parametrize("what", UNUSABLE)

@@ -13,7 +13,7 @@ from flowmc.flows.local.blocks import Block
 from flowmc.flows.local.models import ConditionalFlow, ConditionalPrior, LocalFlowModel
 from flowmc.flows.mixture import SignMixture, check_even_action
 from flowmc.flows.models import FlowModel, Prior
-from flowmc.memory import memory_here
+from flowmc.memory import lacks_memory, memory_here
 from flowmc.registry import ConfigError, build, nearest, parameters, resolve
 
 __all__ = ["build_flow", "build_local_model", "build_model", "build_prior"]
@@ -174,8 +174,15 @@ def _build(
         raise ConfigError(
             message if message.startswith(where) else f"{where}: {message}"
         ) from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise ConfigError(f"{where}: {error}") from error
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        raise ConfigError(
+            f"{where}: {name} needs more memory for this lattice than there is: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
     if not isinstance(built, contract):
         hint = ""
         if more:

@@ -65,9 +65,9 @@ class Block:
                 "reaches: set its attribute interaction_range (1 for nearest neighbours) if it is "
                 "the same everywhere on the lattice"
             )
-        block = cls(extents, action.interaction_range)
-        block.check_lattice(action.lattice)
-        return block
+        # Before tables are made of what is in the block.
+        _check_fits(extents, action.interaction_range, action.lattice)
+        return cls(extents, action.interaction_range)
 
     @property
     def sites(self) -> int:
@@ -76,18 +76,7 @@ class Block:
 
     def check_lattice(self, lattice: Sequence[int]) -> None:
         """Raise ``ConfigError`` unless the block leaves a frozen site between it and itself."""
-        size, own = ("x".join(map(str, e)) for e in (lattice, self.extents))
-        if len(lattice) != len(self.extents):
-            raise ConfigError(
-                f"a block of {own} is of {len(self.extents)} dimensions, the lattice {size} of "
-                f"{len(lattice)}"
-            )
-        for extent, mine in zip(lattice, self.extents, strict=True):
-            if extent < mine + self.reach:
-                raise ConfigError(
-                    f"a block of {own} with {self.reach} frozen site(s) beside it does not fit on "
-                    f"a {size} lattice: use a smaller block"
-                )
+        _check_fits(self.extents, self.reach, lattice)
 
     def take(self, patch: Tensor) -> Tensor:
         """Return the block ``(n, *extents)`` of patches ``(n, *patch)``."""
@@ -166,3 +155,18 @@ class Tiling:
             torch.randint(length, size, generator=rng, device=rng.device) for length in self.lattice
         ]
         return torch.stack(draws, -1)
+
+
+def _check_fits(extents: Sequence[int], reach: int, lattice: Sequence[int]) -> None:
+    size, own = ("x".join(map(str, e)) for e in (lattice, extents))
+    if len(lattice) != len(extents):
+        raise ConfigError(
+            f"a block of {own} is of {len(extents)} dimensions, the lattice {size} of "
+            f"{len(lattice)}"
+        )
+    for extent, mine in zip(lattice, extents, strict=True):
+        if extent < mine + reach:
+            raise ConfigError(
+                f"a block of {own} with {reach} frozen site(s) beside it does not fit on a {size} "
+                "lattice: use a smaller block"
+            )
