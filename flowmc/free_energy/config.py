@@ -351,7 +351,7 @@ def _check_number(value: Any, key: str) -> None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     # Integers may be too large for a float, which NaN and infinity are not.
     if not is_number or not abs(value) <= sys.float_info.max:
-        raise ConfigError(f"[protocol]: {key}: {str(value)[:40]} should be a finite number")
+        raise ConfigError(f"[protocol]: {key}: {repr(value)[:40]} should be a finite number")
 
 
 def _check_flow_file(flow: Mapping[str, Any]) -> None:
