@@ -31,7 +31,7 @@ from flowmc.flows.models import Model, as_model
 from flowmc.flows.verification import unverified
 from flowmc.parallel import Communicator
 from flowmc.random import stream
-from flowmc.registry import ConfigError, nearest
+from flowmc.registry import ConfigError, nearest, validate
 from flowmc.training.ensemble import ENSEMBLE_KEYS, Ensemble
 
 __all__ = ["evaluate", "evaluate_exchange", "evaluate_sampler", "weight_warnings"]
@@ -89,7 +89,7 @@ def evaluate(
             device=device,
             dtype=torch.float64 if local.card.get("precision", 64) == 64 else torch.float32,
             purpose=_PURPOSE,
-            **{key: chains[key] for key in ENSEMBLE_KEYS if key in chains},
+            **_ensemble_keys(chains, "[chains]"),
         )
         return {**head, "action": repr(target), **result}, warnings
     loaded = load_flow(source, lattice=None if action is None else action.lattice, device=device)
@@ -116,7 +116,7 @@ def evaluate(
         device=device,
         dtype=torch.float64 if loaded.card.get("precision", 64) == 64 else torch.float32,
         purpose=_PURPOSE,
-        **{key: options[key] for key in ENSEMBLE_KEYS if key in options},
+        **_ensemble_keys(options, "[exchange]"),
     )
     warnings += filter(None, [unverified(flow, first)])
     return {**head, "action": f"{first!r} -> {second!r}", **result}, warnings
@@ -259,6 +259,11 @@ def evaluate_exchange(
             lambda: check_density(flow, x_a[:DENSITY_SAMPLES], -forward)
         )
     return result, warnings
+
+
+def _ensemble_keys(written: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return what a card or a table says about chains, with types checked."""
+    return validate(Ensemble, {key: written[key] for key in ENSEMBLE_KEYS if key in written}, where)
 
 
 def _section(table: Mapping[str, Any], name: str, path: str | None) -> dict[str, Any]:

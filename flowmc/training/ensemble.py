@@ -12,6 +12,7 @@ from flowmc.kernels import HMC, Info
 from flowmc.parallel import Communicator
 from flowmc.parallel.distribution import shares
 from flowmc.random import stream
+from flowmc.registry import ConfigError
 
 __all__ = ["ENSEMBLE_KEYS", "Ensemble"]
 
@@ -63,12 +64,12 @@ class Ensemble:
         device: torch.device | str = "cpu",
     ) -> None:
         if chains < 1 or thermalization < 0 or refresh_every < 1:
-            raise ValueError(
+            raise ConfigError(
                 "an ensemble needs chains >= 1, thermalization >= 0 and refresh_every >= 1, got "
                 f"{chains}, {thermalization} and {refresh_every}"
             )
         if start not in ("hot", "cold"):
-            raise ValueError(f"start = {start!r}: an ensemble starts 'hot' or 'cold'")
+            raise ConfigError(f"start = {start!r}: an ensemble starts 'hot' or 'cold'")
         self.action = action
         self.purpose, self.seed = f"ensemble {purpose}", seed
         self.chains, self.thermalization = chains, thermalization
