@@ -11,6 +11,7 @@ from .changes import Reunitarize, StripSigns, chain
 from .checks import require_group
 from .configuration import Header, PathLike, number_of
 from .fields.files import is_field, read_field, write_field
+from .formats import Format
 from .layout_format import LayoutFormat, save, scan, verdict_of
 from .links import LinkSource
 from .observables import measure_links, summarize
@@ -108,40 +109,83 @@ def convert(
     reader, writer = detect(source, layout), format_named(format)
     if not writer.writable:
         raise writer.read_only(destination)
-    if not isinstance(reader, LayoutFormat) or not isinstance(writer, LayoutFormat):
-        configuration = read(
-            source,
-            check_checksum=check_checksum,
-            dims=dims,
-            layout=layout,
-            strip_signs=strip_signs,
-            reunitarize=reunitarize,
+    wish = _Wish(
+        precision=precision,
+        check_checksum=check_checksum,
+        check_group=check_group,
+        dims=dims,
+        layout=layout,
+        strip_signs=strip_signs,
+        reunitarize=reunitarize,
+        open_boundaries=open_boundaries,
+        metadata=dict(metadata or {}),
+        options=dict(options or {}),
+    )
+    if isinstance(reader, LayoutFormat) and isinstance(writer, LayoutFormat):
+        return _by_slabs(source, reader, destination, writer, wish, progress)
+    return _in_memory(source, destination, writer, wish)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wish:
+    """What is asked of a conversion of links, see `convert`."""
+
+    precision: int | None
+    check_checksum: bool
+    check_group: bool
+    dims: tuple[int, ...] | None
+    layout: str | None
+    strip_signs: bool
+    reunitarize: bool
+    open_boundaries: bool
+    metadata: dict[str, str]
+    options: dict[str, str]
+
+
+def _in_memory(source: PathLike, destination: PathLike, writer: Format, wish: _Wish) -> Conversion:
+    configuration = read(
+        source,
+        check_checksum=wish.check_checksum,
+        dims=wish.dims,
+        layout=wish.layout,
+        strip_signs=wish.strip_signs,
+        reunitarize=wish.reunitarize,
+    )
+    configuration.metadata |= wish.metadata
+    if wish.check_group:
+        group = measure_links(configuration.links).group
+        require_group(source, configuration.dims, configuration.nc, group)
+    if has_open_end(configuration.links):
+        configuration.warnings += require_open_end_allowed(
+            destination, writer, asked=wish.open_boundaries
         )
-        configuration.metadata |= metadata or {}
-        if check_group:
-            group = measure_links(configuration.links).group
-            require_group(source, configuration.dims, configuration.nc, group)
-        if has_open_end(configuration.links):
-            configuration.warnings += require_open_end_allowed(
-                destination, writer, asked=open_boundaries
-            )
-        lost = writer.write(destination, configuration, precision=precision, **(options or {}))
-        return Conversion(
-            configuration.format,
-            format,
-            configuration.precision,
-            precision or configuration.precision,
-            configuration.number,
-            [*configuration.warnings, *lost],
-        )
-    header = reader.read_header(source, dims=dims, layout=layout)
-    require_dims(source, header.dims, dims)
-    carried = header.metadata | dict(metadata or {})
+    lost = writer.write(destination, configuration, precision=wish.precision, **wish.options)
+    return Conversion(
+        configuration.format,
+        writer.name,
+        configuration.precision,
+        wish.precision or configuration.precision,
+        configuration.number,
+        [*configuration.warnings, *lost],
+    )
+
+
+def _by_slabs(
+    source: PathLike,
+    reader: LayoutFormat,
+    destination: PathLike,
+    writer: LayoutFormat,
+    wish: _Wish,
+    progress: Progress | None,
+) -> Conversion:
+    header = reader.read_header(source, dims=wish.dims, layout=wish.layout)
+    require_dims(source, header.dims, wish.dims)
+    carried = header.metadata | wish.metadata
     warnings: list[str] = []
     with reader.open(source, header) as links:
-        frame, rounding = writer.plan(destination, links, carried, precision, dict(options or {}))
-        signs = _signs(links, header, warnings) if strip_signs else None
-        projection = Reunitarize() if reunitarize else None
+        frame, rounding = writer.plan(destination, links, carried, wish.precision, wish.options)
+        signs = _signs(links, header, warnings) if wish.strip_signs else None
+        projection = Reunitarize() if wish.reunitarize else None
         if frame.layout.precision > header.precision:
             change = chain(signs, rounding, projection)
         else:
@@ -150,15 +194,15 @@ def convert(
 
         def accept(sums: Sums) -> None:
             verdict = verdict_of(links, header, checksum, sums)
-            warnings.extend(require_sound(source, verdict, check_checksum))
-            if verdict.measurements.group.open_boundary:
+            group = verdict.measurements.group
+            warnings.extend(require_sound(source, verdict, wish.check_checksum))
+            if group.open_boundary:
                 warnings.extend(
-                    require_open_end_allowed(destination, writer, asked=open_boundaries)
+                    require_open_end_allowed(destination, writer, asked=wish.open_boundaries)
                 )
-            if reunitarize:
-                group = verdict.measurements.group
-                warnings.append(require_projectable(source, group, stripped=strip_signs))
-            if check_group:
+            if wish.reunitarize:
+                warnings.append(require_projectable(source, group, stripped=wish.strip_signs))
+            if wish.check_group:
                 written = summarize(links.dims, links.nc, sums.sink)
                 require_group(source, links.dims, links.nc, written.group)
 
@@ -173,7 +217,7 @@ def convert(
         )
     return Conversion(
         source_format=reader.name,
-        format=format,
+        format=writer.name,
         source_precision=header.precision,
         precision=frame.layout.precision,
         number=number_of(carried),
