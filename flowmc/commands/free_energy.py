@@ -28,7 +28,8 @@ from flowmc.config.toml_text import toml_text
 from flowmc.durations import seconds_of
 from flowmc.evaluation.density import DensityError
 from flowmc.free_energy.config import FreeEnergyConfig, load_free_energy_config
-from flowmc.free_energy.measure import TRAINING_CHECKPOINT, Outcome, measure
+from flowmc.free_energy.measure import TRAINING_CHECKPOINT, measure
+from flowmc.free_energy.outcome import Outcome
 from flowmc.free_energy.progress import Paused, Progress
 from flowmc.jobs.interrupts import Interrupts
 from flowmc.jobs.stopping import OUT_OF_TIME, Deadline

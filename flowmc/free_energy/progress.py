@@ -1,10 +1,5 @@
 """How far the measurement of a free energy is, in one file that is replaced atomically.
 
-What is measured comes in rows: the works of a batch of processes, the log-weights of a batch of
-draws, what one configuration of all chains says.  Every row follows from the configuration file and
-from where the chains stand, so that a measurement that is stopped between two rows, or between two
-updates of its chains, and resumed gives the same numbers as one that was not.
-
 ``checkpoint.safetensors`` holds all rows (those of one name and key one after the other), the state
 of the chains that are on their way, and in the JSON of its header the lengths of the rows, what the
 kernels have tuned, the digest of the configuration and that of the tensors.
@@ -14,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,18 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowmc.chains.storage.checkpoint import check_state, settled
 from flowmc.flows.cards.files import FlowFileError, atomic_save, read_tensors
+from flowmc.free_energy.rows import ChainsOnTheirWay, Row, Rows
 from flowmc.kernels import Carried, State
-from flowmc.nonequilibrium import MarkovStart
 from flowmc.registry import ConfigError
 
-__all__ = ["Paused", "Progress", "Row"]
+__all__ = ["Paused", "Progress"]
 
 LAYOUT = 1
 _CARRIED = {False: "carried", True: "stays"}
-# What one row has measured, by name: each with the samples or chains in front.
-Row = Mapping[str, Tensor]
 
 
 class Paused(Exception):
@@ -49,25 +41,8 @@ class Paused(Exception):
 
 
 @dataclass
-class _Chains:
-    """Chains on their way.
-
-    Attributes:
-        updates: done.
-        state: after them.
-        random: state of the random stream, uint8.
-        tuning: of each kernel.
-    """
-
-    updates: int
-    state: State
-    random: Tensor
-    tuning: list[dict[str, float]]
-
-
-@dataclass
-class Progress:
-    """Rows measured so far.
+class Progress(Rows):
+    """Rows measured so far, and when to save them and to stop.
 
     Args:
         path: the checkpoint; None keeps everything in memory.
@@ -78,7 +53,6 @@ class Progress:
     Attributes:
         identity: digests of what must not change before a resume, by what it is.
         resumes: whether an earlier process may have begun.
-        seconds_before: seconds of work before the resume.
     """
 
     path: Path | None = None
@@ -88,15 +62,12 @@ class Progress:
     resumes: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        self._rows: dict[str, list[Row]] = {}
-        self._chains: dict[str, _Chains] = {}
-        self.seconds_before = 0.0
-        self._begin = self._saved = time.monotonic()
+        super().__init__()
+        self._saved = time.monotonic()
 
     @property
-    def seconds(self) -> float:
-        """Seconds of work, those before a resume included."""
-        return self.seconds_before + time.monotonic() - self._begin
+    def _where(self) -> str:  # type: ignore[override]
+        return f"{self.path}: "
 
     def identify(self, what: str, digest: str) -> None:
         """Say what is measured.
@@ -109,19 +80,6 @@ class Progress:
                 f"{self.path} was measured with another {what}: restore it to resume, or choose "
                 "another --output"
             )
-
-    def rows(self, name: str) -> list[Row]:
-        """Return the rows of a name, in their order."""
-        return self._rows.setdefault(name, [])
-
-    def add(self, name: str, row: Row) -> None:
-        """Append a row, and stop here if that is wanted.
-
-        Raises:
-            Paused: it is.
-        """
-        self.rows(name).append({key: value.detach() for key, value in row.items()})
-        self.look()
 
     def look(self) -> None:
         """Save if it is time to, and stop if that is wanted.
@@ -139,46 +97,6 @@ class Progress:
         """Save and raise ``Paused``."""
         self.save()
         raise Paused(reason)
-
-    def configurations(
-        self, name: str, chains: MarkovStart, count: int, rng: torch.Generator
-    ) -> Iterator[Tensor]:
-        """Yield the configurations that the rows of a name do not have yet, ``(chains, ...)``.
-
-        Whoever takes one adds its row before the next.
-
-        Raises:
-            ConfigError: a kernel refuses the theory or the fields, those of a checkpoint as those
-                of a start, or what is stored is of another theory.
-        """
-        rows = self.rows(name)
-        here = self._chains.get(name)
-        if here is None:
-            # Chains that have all their rows are not kept.
-            if len(rows) < count:
-                here = _Chains(0, chains.begin(rng), rng.get_state(), [])
-        else:
-            self._check(name, chains, here.state)
-            rng.set_state(here.random)
-            for kernel, values in zip(chains.kernels, here.tuning, strict=True):
-                kernel.set_tuning(values)
-        while here is not None and len(rows) < count:
-            while here.updates < chains.updates_before(len(rows)):
-                state = settled(chains.advance(here.state, here.updates, rng))
-                assert isinstance(state, State)
-                tuning = [dict(kernel.tuning()) for kernel in chains.kernels]
-                here = _Chains(here.updates + 1, state, rng.get_state(), tuning)
-                self._chains[name] = here
-                self.look()
-            yield here.state.field
-        self._chains.pop(name, None)
-
-    def _check(self, name: str, chains: MarkovStart, stored: State) -> None:
-        try:
-            check_state(chains.action, stored, chains.chains, stored.field.real.dtype)
-        except (ConfigError, ValueError, TypeError) as error:
-            raise ConfigError(f"{self.path}: chains of {name!r}: {error}") from error
-        chains.begin_again(stored)
 
     def save(self) -> None:
         """Write the checkpoint, if there is a path for one.
@@ -241,14 +159,16 @@ class Progress:
             ) from error
 
 
-def _tensors_of(here: _Chains) -> dict[str, Tensor]:
+def _tensors_of(here: ChainsOnTheirWay) -> dict[str, Tensor]:
     caches = {f"log_q/{key}": value for key, value in here.state.log_q.items()}
     caches |= {f"{_CARRIED[c.stays]}/{key}": c.value for key, c in here.state.carried.items()}
     action = {} if here.state.action is None else {"action": here.state.action}
     return {"field": here.state.field, "random": here.random, **action, **caches}
 
 
-def _chains_of(name: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> _Chains:
+def _chains_of(
+    name: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> ChainsOnTheirWay:
     prefix = f"chains/{name}/"
     own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
 
@@ -261,7 +181,7 @@ def _chains_of(name: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor
         for key, value in below(f"{folder}/").items()
     }
     state = State(own["field"], own.get("action"), below("log_q/"), carried)
-    return _Chains(entry["updates"], state, own["random"], entry["tuning"])
+    return ChainsOnTheirWay(entry["updates"], state, own["random"], entry["tuning"])
 
 
 def _split(name: str, lengths: Mapping[str, list[int]], tensors: Mapping[str, Tensor]) -> list[Row]:

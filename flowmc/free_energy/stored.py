@@ -5,35 +5,63 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from flowmc.ensembles.stored import StoredEnsemble, selection_text
-from flowmc.free_energy.config import FreeEnergyConfig
+from flowmc.actions.base import Action
+from flowmc.ensembles.stored import EnsembleTable, StoredEnsemble, selection_text
 from flowmc.free_energy.progress import Progress
 from flowmc.registry import ConfigError
 
-__all__ = ["stored_configurations"]
+__all__ = ["StoredConfigurations"]
 
 
-def stored_configurations(
-    config: FreeEnergyConfig, say: Callable[[str], None], progress: Progress, name: str
-) -> Iterator[Tensor]:
-    """Yield the n-th configuration of every replica, ``(replicas, ...)``, for n = 0, 1, ...
+class StoredConfigurations:
+    """Configurations on disk: the n-th of every replica, ``(replicas, ...)``, for n = 0, 1, ...
 
-    Those that already have a row of that name are left out.
-
-    Raises:
-        ConfigError: replicas of different length, or numbers that are not equidistant: neither
-            makes a series whose autocorrelation can be taken.
-        FormatError, OSError: a file cannot be read.
+    Args:
+        table: ``[ensemble]``.
+        base: directory of the configuration file.
+        action: the theory.
+        say: shows a sentence to the user.
+        progress: is told which files these are.
     """
-    table = config.ensemble
-    assert table is not None
-    ensemble = table.open(config.base)
-    progress.identify("[ensemble] of files", _digest(ensemble))
-    say(f"{selection_text(ensemble)} of {ensemble.name}")
+
+    def __init__(
+        self,
+        table: EnsembleTable,
+        base: Path,
+        action: Action,
+        say: Callable[[str], None],
+        progress: Progress,
+    ) -> None:
+        self.table, self.base, self.action = table, base, action
+        self.say, self.progress = say, progress
+
+    def after(self, count: int) -> Iterator[Tensor]:
+        """Yield the configurations without the first ``count`` of every replica.
+
+        Raises:
+            ConfigError: replicas of different length, or numbers that are not equidistant: neither
+                makes a series whose autocorrelation can be taken.
+            FormatError, OSError: a file cannot be read.
+        """
+        ensemble = self.table.open(self.base)
+        self.progress.identify("[ensemble] of files", _digest(ensemble))
+        self.say(f"{selection_text(ensemble)} of {ensemble.name}")
+        _check_series(ensemble)
+        replicas = len(ensemble.history.numbers)
+        length, members = len(ensemble) // replicas, ensemble.members
+        for place in range(count, length):
+            row = StoredEnsemble(ensemble.name, members[place::length])
+            for batch in row.batches(self.action, len(row)):
+                yield batch.field
+
+
+def _check_series(ensemble: StoredEnsemble) -> None:
+    """Raise ConfigError unless all replicas are series of one length with equal steps."""
     numbers = ensemble.history.numbers
     lengths = {name: len(of_replica) for name, of_replica in numbers.items()}
     if len(set(lengths.values())) > 1:
@@ -50,11 +78,6 @@ def stored_configurations(
                 f"[ensemble]: the numbers of replica {name} are not equidistant (before {hole}): "
                 "their autocorrelation is not defined; choose first, last or every"
             )
-    length, members = next(iter(lengths.values())), ensemble.members
-    for place in range(len(progress.rows(name)), length):
-        row = StoredEnsemble(ensemble.name, members[place::length])
-        for batch in row.batches(config.action, len(row)):
-            yield batch.field
 
 
 def _digest(ensemble: StoredEnsemble) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmc.flows.base import Chain, Flow
-from flowmc.flows.models import Model, Prior
+from flowmc.flows.models import Model
 from flowmc.nonequilibrium.process import Evolution, Process
 
 __all__ = ["StochasticFlow"]
@@ -28,7 +28,7 @@ class StochasticFlow(Model, nn.Module):
         process: from there to the target.
     """
 
-    def __init__(self, prior: Prior, process: Process) -> None:
+    def __init__(self, prior: Model, process: Process) -> None:
         super().__init__()
         self.prior, self.process = prior, process
 

@@ -13,7 +13,7 @@ from flowmc.config.toml_text import toml_text
 from flowmc.estimators.autocorrelation import format_value
 from flowmc.estimators.free_energy import FreeEnergy
 from flowmc.free_energy.config import FreeEnergyConfig
-from flowmc.free_energy.measure import Outcome
+from flowmc.free_energy.outcome import Outcome
 from flowmc.reports.analysis.free_energy_payoff import payoff_of_outcome
 from flowmc.reports.as_html import document_html, html_table, image, payoff_html, theory_text
 from flowmc.reports.as_text import duration

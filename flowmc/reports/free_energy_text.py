@@ -17,7 +17,7 @@ from flowmc.actions.theory import describe_theory
 from flowmc.estimators.free_energy import FreeEnergy
 from flowmc.estimators.history import History, Result, result_of
 from flowmc.free_energy.config import FreeEnergyConfig
-from flowmc.free_energy.measure import Named, Outcome
+from flowmc.free_energy.outcome import Named, Outcome
 from flowmc.reports.analysis.free_energy_payoff import payoff_of_outcome
 from flowmc.reports.as_text import table
 from flowmc.reports.exports import write_csv, write_pyerrors

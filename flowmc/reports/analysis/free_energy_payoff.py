@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from flowmc.free_energy.config import FreeEnergyConfig
-from flowmc.free_energy.measure import Outcome
+from flowmc.free_energy.outcome import Outcome
 from flowmc.reports.as_text import duration
 
 __all__ = ["payoff_of_outcome"]

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from flowmc.free_energy.measure import Outcome, ProcessSummary
+from flowmc.free_energy.outcome import Outcome, ProcessSummary
 from flowmc.reports.plots.style import (
     BLUE,
     GREEN,
