@@ -58,15 +58,19 @@ def look_after(client):
         return request
     for stream in (0, 1, 2, *streams):
         os.close(stream)
-    client.sendall(f"{child}\n".encode())
 
     def end_with_client():
-        client.recv(1)
+        # A client that was killed before it read what it was told resets the connection.
+        with contextlib.suppress(OSError):
+            client.recv(1)
         os.kill(child, signal.SIGKILL)
 
     threading.Thread(target=end_with_client, daemon=True).start()
+    with contextlib.suppress(OSError):
+        client.sendall(f"{child}\n".encode())
     _, status = os.waitpid(child, 0)
-    client.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    with contextlib.suppress(OSError):
+        client.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
     os._exit(0)
 
 
