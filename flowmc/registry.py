@@ -15,24 +15,39 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import importlib
 import inspect
 import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from flowmc.docstrings import descriptions
+
+if TYPE_CHECKING:
+    # Imported where it is used: what is misspelt is said within a fraction of a second.
+    from pydantic import BaseModel
 
 __all__ = [
     "BUILTIN",
     "ConfigError",
+    "as_arguments",
     "build",
+    "check_known",
+    "defaults",
     "named_by",
     "nearest",
     "parameters",
+    "positional_of",
     "resolve",
+    "resolved",
+    "split_name",
+    "table_model",
     "trust",
     "validate",
+    "written",
     "written_key",
 ]
 
@@ -115,8 +130,9 @@ _LARGEST = sys.float_info.max
 # Characters of a value in a message.
 _LONGEST = 120
 
-# Words of the configuration file that are Python keywords.
-_ALIASES = {"lambda": "lam"}
+# Keys of a configuration that are words of Python, and the parameters that they stand for.
+_PARAMETER_OF = {"lambda": "lam"}
+_KEY_OF = {parameter: key for key, parameter in _PARAMETER_OF.items()}
 
 
 class ConfigError(ValueError):
@@ -132,8 +148,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(known)}" if known else ""
 
 
-def resolve(kind: str, name: str) -> Callable[..., Any]:
+def resolve(kind: str, name: str, where: str = "") -> Callable[..., Any]:
     """Return the component ``name`` of a kind ("actions", "kernels", "flows", ...).
+
+    Args:
+        kind: a key of :data:`BUILTIN`.
+        name: built in, of an entry point, or ``"package.module:Name"``.
+        where: how to name the place that names it in messages, e.g. ``"[theory]"``.
 
     Raises:
         ConfigError: for an unknown name (with the nearest known one) or a failing import.
@@ -143,28 +164,30 @@ def resolve(kind: str, name: str) -> Callable[..., Any]:
 
     table = BUILTIN[kind]
     target = table.get(name)
-    what = f"cannot load {kind.removesuffix('s')} {name!r}"
+    place = f"{where}: " if where else ""
+    what = f"{place}cannot load {kind.removesuffix('s')} {name!r}"
     if target is None and ":" in name:
         if not all(part.isidentifier() for part in name.replace(":", ".", 1).split(".")):
             raise ConfigError(f"{what}: should be 'package.module:Name'")
-        _check_trusted(name)
+        _check_trusted(name, place)
         target = name
     if target is None:
         plugins = {entry.name: entry.value for entry in entry_points(group=f"flowmc.{kind}")}
         target = plugins.get(name)
         if target is None:
             raise ConfigError(
-                f"unknown {kind.removesuffix('s')} {name!r}{nearest(name, {*table, *plugins})} "
+                f"{place}unknown {kind.removesuffix('s')} {name!r}"
+                f"{nearest(name, {*table, *plugins})} "
                 "(your own are named 'package.module:Name')"
             )
     module, _, attribute = target.partition(":")
     try:
         component = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        where = ""
+        hint = ""
         if isinstance(error, ModuleNotFoundError):
-            where = "; its folder is that of the configuration file, or is named in PYTHONPATH"
-        raise ConfigError(f"{what}: {error}{where}") from error
+            hint = "; its folder is that of the configuration file, or is named in PYTHONPATH"
+        raise ConfigError(f"{what}: {error}{hint}") from error
     except Exception as error:
         # The module is not ours: what is wrong in it is named, and its traceback is kept.
         raise ConfigError(f"{what}: {type(error).__name__}: {error}") from error
@@ -194,7 +217,7 @@ def named_by(what: str) -> Iterator[None]:
         _FILE.reset(token)
 
 
-def _check_trusted(name: str) -> None:
+def _check_trusted(name: str, place: str) -> None:
     """Raise unless a component ``"package.module:Name"`` may be imported."""
     module, file = name.partition(":")[0], _FILE.get()
     if file is None:
@@ -202,8 +225,8 @@ def _check_trusted(name: str) -> None:
         _TRUSTED.add(module)
     elif not any(module == one or module.startswith(f"{one}.") for one in _TRUSTED):
         raise ConfigError(
-            f"{file} names {name!r}, which is no part of flowmc, and importing it would run the "
-            f"code of {module!r}: if you trust that, give --trust {module} (in Python: "
+            f"{place}{file} names {name!r}, which is no part of flowmc, and importing it would run "
+            f"the code of {module!r}: if you trust that, give --trust {module} (in Python: "
             "flowmc.registry.trust), or name it in your own configuration"
         )
 
@@ -215,6 +238,72 @@ def parameters(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         for key, parameter in inspect.signature(component).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
+
+
+def positional_of(component: Callable[..., Any]) -> dict[str, Any]:
+    """Return the positional parameters of a component with their defaults.
+
+    They are what a component asks for by name: ``action``, ``lattice``, ``group``, ``model``, ...;
+    one without a default has ``inspect.Parameter.empty``.
+    """
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(component).parameters.items()
+        if parameter.kind in kinds
+    }
+
+
+def written_key(parameter: str) -> str:
+    """Return the configuration key of a parameter: itself, but for Python's keywords."""
+    return _KEY_OF.get(parameter, parameter)
+
+
+def written(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments by the keys that a configuration has for them."""
+    return {written_key(name): value for name, value in arguments.items()}
+
+
+def as_arguments(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table by the names that parameters have for its keys: undoes :func:`written`."""
+    return {_PARAMETER_OF.get(key, key): value for key, value in table.items()}
+
+
+def defaults(component: Callable[..., Any]) -> dict[str, Any]:
+    """Return the defaults of a component by key, as far as a configuration can hold them."""
+    return {
+        written_key(name): parameter.default
+        for name, parameter in parameters(component).items()
+        if isinstance(parameter.default, (bool, int, float, str, list, tuple))
+    }
+
+
+def resolved(component: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the table of validated arguments, with all defaults that a configuration can hold."""
+    table = {**defaults(component), **written(arguments)}
+    return {key: _as_lists(value) for key, value in table.items()}
+
+
+def split_name(entry: Any, where: str, example: str) -> tuple[str, dict[str, Any]]:
+    """Return name and keys of an entry that is a name, or a table ``{name = "NAME", ...}``.
+
+    Args:
+        entry: as written.
+        where: how to name the place in messages.
+        example: of a table, for messages.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    keys = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
+    name = keys.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: {entry!r}: should be a name, or {example}")
+    return name, keys
+
+
+def _as_lists(value: Any) -> Any:
+    return [_as_lists(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def build(
@@ -234,34 +323,72 @@ def build(
     return component(*positional, **validate(component, table, where))
 
 
+def check_known(table: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raise ``ConfigError`` for the first key of a table that is not known."""
+    known = set(known)
+    for key in table:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, known)}")
+
+
+@functools.cache
+def table_model(component: Callable[..., Any]) -> type[BaseModel]:
+    """Return the model of a component's table: its keys with types, defaults and descriptions.
+
+    A key is the alias of the field ``key_PARAMETER``: a parameter may have any name, also one that
+    models need for themselves.
+    """
+    from pydantic import ConfigDict, Field, PydanticUserError, create_model
+
+    function = component.__init__ if inspect.isclass(component) else component
+    hints = typing.get_type_hints(function, include_extras=True)
+    said, holdable = descriptions(component), defaults(component)
+
+    def fields(hints: Mapping[str, Any]) -> dict[str, Any]:
+        found = {}
+        for name, declared in parameters(component).items():
+            key = written_key(name)
+            is_required = declared.default is inspect.Parameter.empty
+            default = ... if is_required else holdable.get(key)
+            found[f"key_{name}"] = (
+                hints.get(name, Any),
+                Field(default, alias=key, title=key, description=said.get(name)),
+            )
+        return found
+
+    name = getattr(component, "__name__", type(component).__name__)
+    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    try:
+        return create_model(name, __config__=config, **fields(hints))
+    except PydanticUserError:
+        # A user's annotation that says nothing here; such a component checks its values itself.
+        return create_model(name, __config__=config, **fields({}))
+
+
 def validate(component: Callable[..., Any], table: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return ``table`` as keyword arguments of ``component``, types checked; see :func:`build`."""
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
-    known = parameters(component)
-    written = {written_key(key): key for key in known}
-    function = component.__init__ if inspect.isclass(component) else component
-    hints = typing.get_type_hints(function)
-    arguments: dict[str, Any] = {}
+    names = {written_key(name): name for name in parameters(component)}
+    checked: dict[str, Any] = {}
+    reasons: dict[Any, str] = {}
+    try:
+        model = table_model(component).model_validate(dict(table))
+        checked = {key: getattr(model, f"key_{name}") for key, name in names.items()}
+    except ValidationError as error:
+        for one in error.errors(include_url=False):
+            reasons.setdefault(one["loc"][0], one["msg"])
     for key, value in table.items():
-        if key not in written:
-            raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, written)}")
+        check_known([key], names, where)
         _require_usable(value, value, f"{where}: {key}")
-        name = written[key]
-        try:
-            adapter = TypeAdapter(
-                hints.get(name, Any), config=ConfigDict(arbitrary_types_allowed=True)
-            )
-            arguments[name] = adapter.validate_python(value, strict=False)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise ConfigError(f"{where}: {key} = {_shown(value)}: {reason}") from error
+        if key in reasons:
+            raise ConfigError(f"{where}: {key} = {_shown(value)}: {reasons[key]}")
         # The text "inf" is a number only now.
-        _require_usable(arguments[name], value, f"{where}: {key}")
-    for name, parameter in known.items():
-        if parameter.default is inspect.Parameter.empty and name not in arguments:
-            raise ConfigError(f"{where}: missing key {written_key(name)!r}")
-    return arguments
+        _require_usable(checked.get(key), value, f"{where}: {key}")
+    for key in names:
+        if key in reasons:
+            raise ConfigError(f"{where}: missing key {key!r}")
+    return {names[key]: checked[key] for key in table}
 
 
 def _require_usable(value: Any, written: Any, where: str) -> None:
@@ -284,8 +411,3 @@ def _shown(value: Any) -> str:
     """Return a value for a message, which is one sentence however long the value is."""
     text = repr(value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
-
-
-def written_key(parameter: str) -> str:
-    """Return the configuration key of a parameter: itself, but for Python's keywords."""
-    return {name: alias for alias, name in _ALIASES.items()}.get(parameter, parameter)

@@ -14,6 +14,7 @@ from flowmc import native
 from flowmc.groups import Group, Real
 from flowmc.identity import Identified
 from flowmc.lattice import sum_over_sites
+from flowmc.registry import as_arguments
 from flowmc.terms import Term, added
 
 __all__ = ["Action", "ScaledAction", "SumAction", "at_couplings", "check_force"]
@@ -204,8 +205,7 @@ class Action(Identified):
             ValueError: for extents that the action refuses, and for a class that cannot be called
                 like this.
         """
-        # In a configuration file ``lambda``, which is a word of Python.
-        named = {"lam" if key == "lambda" else key: v for key, v in self.parameters.items()}
+        named = as_arguments(self.parameters)
         constructor: Any = type(self)
         positional = (self.group, tuple(lattice)) if self.is_gauge else (tuple(lattice),)
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flowmc.actions.scalar import HoppingAction
+from flowmc.registry import as_arguments, written
 
 __all__ = ["DoubleWell"]
 
@@ -66,12 +67,9 @@ class DoubleWell(HoppingAction):
         self.k = self.m0 / (2 * self.spacing)
         self.a = self.m0 / self.spacing + self.spacing * self.m0 * self.mu2 / 2
         self.quartic = self.spacing * self.lam / 4
-        self.parameters = {
-            "m0": self.m0,
-            "mu2": self.mu2,
-            "lambda": self.lam,
-            "spacing": self.spacing,
-        }
+        self.parameters = written(
+            {"m0": self.m0, "mu2": self.mu2, "lam": self.lam, "spacing": self.spacing}
+        )
 
     def at(self, **couplings: float) -> DoubleWell:
         merged = {**self.parameters, **couplings}
@@ -80,5 +78,4 @@ class DoubleWell(HoppingAction):
             raise ValueError(
                 f"double_well has the couplings {list(self.parameters)}, not {sorted(unknown)}"
             )
-        lam = merged.pop("lambda")
-        return DoubleWell(self.lattice, lam=lam, **merged)
+        return DoubleWell(self.lattice, **as_arguments(merged))

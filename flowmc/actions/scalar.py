@@ -20,6 +20,7 @@ from torch import Tensor
 from flowmc.actions.base import Action
 from flowmc.groups import Real
 from flowmc.lattice import lattice_momenta_squared
+from flowmc.registry import as_arguments, written
 from flowmc.terms import Hopping, Term
 
 __all__ = ["FreeScalar", "HoppingAction", "Phi4"]
@@ -124,11 +125,11 @@ class Phi4(HoppingAction):
         self.quartic = float(lam)
         if m2 is not None:
             self.k, self.a = 1.0, 2 * len(self.lattice) + float(m2)
-            self.parameters = {"m2": float(m2), "lambda": float(lam)}
+            self.parameters = written({"m2": float(m2), "lam": float(lam)})
         else:
             assert kappa is not None
             self.k, self.a = float(kappa), 1 - 2 * float(lam)
-            self.parameters = {"kappa": float(kappa), "lambda": float(lam)}
+            self.parameters = written({"kappa": float(kappa), "lam": float(lam)})
         if lam == 0 and self.a - 2 * abs(self.k) * len(self.lattice) <= 0:
             raise ValueError("without a quartic term this action is unbounded: raise m2")
 
@@ -139,8 +140,7 @@ class Phi4(HoppingAction):
             raise ValueError(
                 f"phi4 has the couplings {list(self.parameters)}, not {sorted(unknown)}"
             )
-        lam = merged.pop("lambda")
-        return Phi4(self.lattice, lam=lam, **merged)
+        return Phi4(self.lattice, **as_arguments(merged))
 
 
 class FreeScalar(HoppingAction):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import sys
 from collections.abc import Mapping
@@ -11,7 +10,16 @@ from typing import Any
 from flowmc.actions.base import Action, at_couplings
 from flowmc.groups import parse_group
 from flowmc.memory import memory_here
-from flowmc.registry import ConfigError, build, nearest, parameters, resolve
+from flowmc.registry import (
+    ConfigError,
+    build,
+    check_known,
+    nearest,
+    parameters,
+    positional_of,
+    resolve,
+    written,
+)
 
 __all__ = ["build_action", "check_couplings", "describe_theory"]
 
@@ -39,14 +47,11 @@ def build_action(table: Mapping[str, Any], where: str = "[theory]") -> Action:
         raise ConfigError(f"{where}: missing key 'action', e.g. action = \"phi4\"")
     if not isinstance(name, str):
         raise ConfigError(f"{where}: action = {name!r}: should be a name in quotes")
-    try:
-        component = resolve("actions", name)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
+    component = resolve("actions", name, where)
     lattice = _lattice(couplings.pop("lattice", None), where)
     group = couplings.pop("group", None)
     positional: list[Any] = [lattice]
-    if "group" in _positional_names(component):
+    if "group" in positional_of(component):
         if group is None:
             raise ConfigError(
                 f"{where}: the {name} action is a gauge theory: give its group, e.g. "
@@ -61,12 +66,8 @@ def build_action(table: Mapping[str, Any], where: str = "[theory]") -> Action:
             f"{where}: group = {group!r} does not apply to the {name} action, whose field is real; "
             "remove the key or choose a gauge action such as 'wilson'"
         )
-    unknown = [key for key in couplings if key not in _written_parameters(component)]
-    if unknown:
-        known = {"action", "lattice", *_written_parameters(component)}
-        if len(positional) == 2:
-            known.add("group")
-        raise ConfigError(f"{where}: unknown key {unknown[0]!r}{nearest(unknown[0], known)}")
+    beside = ("action", "lattice", "group")[: len(positional) + 1]
+    check_known(couplings, [*beside, *written(parameters(component))], where)
     try:
         action = build(component, couplings, where, *positional)
     except ConfigError:
@@ -141,15 +142,3 @@ def _lattice(value: Any, where: str) -> tuple[int, ...]:
             f"the {bytes_here // _BYTES_PER_SITE:,} sites that this machine has the memory for"
         )
     return tuple(extents)
-
-
-def _positional_names(component: Any) -> list[str]:
-    return [
-        name
-        for name, parameter in inspect.signature(component).parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ]
-
-
-def _written_parameters(component: Any) -> set[str]:
-    return {"lambda" if name == "lam" else name for name in parameters(component)}

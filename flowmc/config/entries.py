@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from flowmc.actions.base import Action
 from flowmc.groups import SUN
-from flowmc.registry import BUILTIN, ConfigError, nearest, parameters, resolve, validate
+from flowmc.registry import (
+    BUILTIN,
+    ConfigError,
+    check_known,
+    parameters,
+    positional_of,
+    resolve,
+    resolved,
+    split_name,
+    validate,
+    written,
+)
 
 __all__ = [
     "ObservableEntry",
@@ -38,17 +48,17 @@ class UpdateEntry:
     @property
     def takes_flow(self) -> bool:
         """Whether the kernel's second positional parameter is a flow model of any kind."""
-        return "model" in _positional(self.component) or self.takes_local_flow
+        return "model" in positional_of(self.component) or self.takes_local_flow
 
     @property
     def takes_local_flow(self) -> bool:
         """Whether that is a local flow model: of a block, given what surrounds it."""
-        return "local_model" in _positional(self.component)
+        return "local_model" in positional_of(self.component)
 
     @property
     def takes_ladder(self) -> bool:
         """Whether the kernel acts on the ladder as a whole: (actions, flows, ...)."""
-        return "actions" in _positional(self.component)
+        return "actions" in positional_of(self.component)
 
 
 @dataclass(frozen=True)
@@ -84,10 +94,7 @@ def read_update(table: Any, number: int) -> UpdateEntry:
     name = keys.pop("kernel", None)
     if not isinstance(name, str):
         raise ConfigError(f"{where}: missing key 'kernel', e.g. kernel = \"hmc\"")
-    try:
-        component = resolve("kernels", name)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
+    component = resolve("kernels", name, where)
     where = f"{where} ({name})"
     repeat, weight, flow = keys.pop("repeat", 1), keys.pop("weight", 1.0), keys.pop("flow", None)
     if isinstance(repeat, bool) or not isinstance(repeat, int) or repeat < 1:
@@ -96,12 +103,8 @@ def read_update(table: Any, number: int) -> UpdateEntry:
         raise ConfigError(f"{where}: weight = {weight!r}: should be a finite number above 0")
     if flow is not None and not isinstance(flow, str):
         raise ConfigError(f'{where}: flow = {flow!r}: should be a path or "zoo:NAME"')
-    own = parameters(component)
-    for key in keys:
-        written = {"lambda" if name == "lam" else name for name in own}
-        if key not in written:
-            known = written | {"kernel", "repeat", "weight", "flow"}
-            raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, known)}")
+    beside = ("kernel", "repeat", "weight", "flow")
+    check_known(keys, [*beside, *written(parameters(component))], where)
     entry = UpdateEntry(
         name, component, where, repeat, float(weight), flow, validate(component, keys, where)
     )
@@ -117,19 +120,12 @@ def read_update(table: Any, number: int) -> UpdateEntry:
 
 def resolved_update(entry: UpdateEntry) -> dict[str, Any]:
     """Return an ``[[update]]`` with the defaults filled in."""
-    # Defaults of a user's kernel that TOML cannot hold are left to the kernel.
-    defaults = {
-        name: parameter.default
-        for name, parameter in parameters(entry.component).items()
-        if isinstance(parameter.default, (bool, int, float, str, list, tuple))
-    }
-    own = {**defaults, **entry.keys}
     return {
         "kernel": entry.kernel,
         "repeat": entry.repeat,
         "weight": entry.weight,
         "flow": entry.flow,
-        **{"lambda" if key == "lam" else key: _plain(value) for key, value in own.items()},
+        **resolved(entry.component, entry.keys),
     }
 
 
@@ -139,34 +135,25 @@ def read_observables(table: Mapping[str, Any], action: Action) -> list[Observabl
     Raises:
         ConfigError: naming the observable or key that is unusable.
     """
-    for key in table:
-        if key != "observables":
-            raise ConfigError(f"[measure]: unknown key {key!r}{nearest(key, ['observables'])}")
+    check_known(table, ["observables"], "[measure]")
     default = ["action", "plaquette"] if action.is_gauge else ["action", "magnetization", "phi2"]
     listed = table.get("observables", default)
     if not isinstance(listed, list):
         raise ConfigError("[measure]: observables should be a list of names")
     entries: list[ObservableEntry] = []
     labels: set[str] = set()
-    for written in listed:
-        keys = dict(written) if isinstance(written, Mapping) else {"name": written}
-        name = keys.pop("name", None)
-        if not isinstance(name, str):
-            raise ConfigError(
-                f'[measure]: {written!r}: should be a name, or {{name = "wilson_loop", ...}}'
-            )
-        try:
-            function = resolve("observables", name)
-        except ConfigError as error:
-            raise ConfigError(f"[measure]: {error}") from error
+    for one in listed:
+        name, keys = split_name(one, "[measure]", '{name = "wilson_loop", ...}')
+        function = resolve("observables", name, "[measure]")
         arguments = validate(function, keys, f"[measure] {name}")
-        label = name.rpartition(":")[2].rpartition(".")[2] if name not in _builtin() else name
+        is_own = name not in BUILTIN["observables"]
+        label = name.rpartition(":")[2].rpartition(".")[2] if is_own else name
         if keys:
             label += "(" + ",".join(f"{k}={_in_label(v)}" for k, v in keys.items()) + ")"
         if label in labels:
             raise ConfigError(f"[measure]: {label} is listed twice")
         labels.add(label)
-        entries.append(ObservableEntry(label, function, arguments, written))
+        entries.append(ObservableEntry(label, function, arguments, one))
     return entries
 
 
@@ -207,27 +194,10 @@ def check_format(
             raise ConfigError(f"{where}: {error.reason}") from error
 
 
-def _positional(component: Callable[..., Any]) -> list[str]:
-    return [
-        name
-        for name, parameter in inspect.signature(component).parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ]
-
-
-def _builtin() -> Mapping[str, str]:
-    return BUILTIN["observables"]
-
-
 def _in_label(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "x".join(map(str, value))
     return str(value).replace("/", "|")  # a slash would open a group in the HDF5 file
-
-
-def _plain(value: Any) -> Any:
-    """Return a validated value in a form that TOML can hold."""
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def _flatten(table: Any, prefix: str = "") -> dict[str, Any]:

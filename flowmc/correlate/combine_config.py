@@ -29,7 +29,7 @@ from flowmc.correlate.config import (
 )
 from flowmc.ensembles.stored import run_theory
 from flowmc.random import stream
-from flowmc.registry import ConfigError, nearest, parameters, validate
+from flowmc.registry import ConfigError, check_known, parameters, validate
 
 __all__ = ["CombineConfig", "EnsembleEntry", "equal_seeds", "read_combine_config"]
 
@@ -216,10 +216,7 @@ def _ensemble(
     """Return the theory and the source of one ``[[ensemble]]``."""
     if not isinstance(table, Mapping):
         raise ConfigError(f"{where}: should be a table, written [[ensemble]]")
-    known = {*parameters(Source), *action.parameters}
-    for key in table:
-        if key not in known:
-            raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, known)}")
+    check_known(table, [*parameters(Source), *action.parameters], where)
     couplings = {key: value for key, value in table.items() if key in action.parameters}
     keys = {key: value for key, value in table.items() if key not in action.parameters}
     try:

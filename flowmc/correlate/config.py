@@ -10,12 +10,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
+from flowmc import registry
 from flowmc.actions.base import Action
 from flowmc.actions.theory import build_action, check_couplings
 from flowmc.chains.config import RunConfig, read_config
 from flowmc.config.entries import ObservableEntry, check_format, read_observables
 from flowmc.ensembles.stored import run_theory
-from flowmc.registry import ConfigError, nearest, parameters, resolve, validate
+from flowmc.registry import ConfigError, check_known, nearest, resolve, validate
 
 __all__ = [
     "LIVE",
@@ -211,7 +212,11 @@ def read_correlate_config(table: Mapping[str, Any], base: Path) -> CorrelateConf
         "measure": {"observables": [entry.written for entry in observables]},
         "target": as_list(table.get("target", [])),
         "derivative": [
-            {"method": entry.method, "label": entry.label, **_with_defaults(entry)}
+            {
+                "method": entry.method,
+                "label": entry.label,
+                **registry.resolved(entry.component, entry.keys),
+            }
             for entry in derivatives
         ],
         "analysis": dataclasses.asdict(analysis),
@@ -343,10 +348,7 @@ def read_targets(tables: Sequence[Any], action: Action) -> list[TargetEntry]:
             raise ConfigError(f"{where}: should be a table, written [[target]]")
         couplings = dict(table)
         own = {key: couplings.pop(key, None) for key in ("flow", "save", "precision", "label")}
-        known = {*action.parameters, *own}
-        for key in couplings:
-            if key not in action.parameters:
-                raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, known)}")
+        check_known(couplings, [*action.parameters, *own], where)
         for key in ("flow", "save", "label"):
             if own[key] is not None and not isinstance(own[key], str):
                 raise ConfigError(f"{where}: {key} = {own[key]!r}: should be text")
@@ -392,24 +394,12 @@ def _derivatives(tables: Sequence[Any]) -> list[DerivativeEntry]:
             raise ConfigError(f"{where}: missing key 'method', e.g. method = \"difference\"")
         if label is not None and not isinstance(label, str):
             raise ConfigError(f"{where}: label = {label!r}: should be text")
-        try:
-            component = resolve("derivatives", method)
-        except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from error
+        component = resolve("derivatives", method, where)
         arguments = validate(component, keys, f"{where} ({method})")
         if label is None:
             label = f"d_{keys.get('coupling', number)} ({method})"
         entries.append(DerivativeEntry(label, method, component, arguments))
     return entries
-
-
-def _with_defaults(entry: DerivativeEntry) -> dict[str, Any]:
-    defaults = {
-        name: parameter.default
-        for name, parameter in parameters(entry.component).items()
-        if isinstance(parameter.default, (bool, int, float, str, list, tuple))
-    }
-    return {**defaults, **entry.keys}
 
 
 def check_labels(entries: Sequence[TargetEntry | DerivativeEntry]) -> None:

@@ -14,8 +14,7 @@ fitted to it, and the second pass needs derivatives along a single field.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +44,7 @@ from flowmc.estimators.linear_response import (
     linear_derivative,
 )
 from flowmc.random import stream
-from flowmc.registry import ConfigError, build, resolve
+from flowmc.registry import ConfigError, build, positional_of, resolve, split_name
 from flowmc.vector_fields import VectorFields
 
 __all__ = ["Linear"]
@@ -102,18 +101,10 @@ class Linear(Measurement):
         self._explicit: list[ObservableEntry] | None = None
 
     def _family(self, entry: Any, where: str) -> VectorFields:
-        keys = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
-        name = keys.pop("name", None)
-        if not isinstance(name, str):
-            raise ConfigError(
-                f'{where}: fields: {entry!r}: should be a name, or {{name = "loops"}}'
-            )
-        try:
-            component = resolve("vector_fields", name)
-        except ConfigError as error:
-            raise ConfigError(f"{where}: fields: {error}") from error
+        name, keys = split_name(entry, f"{where}: fields", '{name = "loops"}')
+        component = resolve("vector_fields", name, f"{where}: fields")
         positional: list[Any] = [self.context.action]
-        if "coupling" in inspect.signature(component).parameters:
+        if "coupling" in positional_of(component):
             positional.append(self.coupling)
         try:
             family = build(component, keys, f"{where}: fields: {name}", *positional)

@@ -57,8 +57,12 @@ def wilson_loop(field: Tensor, action: Action, *, extents: tuple[int, int] = (1,
 def polyakov_loop(field: Tensor, action: Action, *, axis: int = -1) -> Tensor:
     r"""Return :math:`\frac1N \mathrm{tr} \prod_t U_t`, averaged over the transverse sites.
 
-    ``(chains, 2)``: real and imaginary part.  ``axis`` is the direction of the loop, time (the
-    last) by default.
+    ``(chains, 2)``: real and imaginary part.
+
+    Args:
+        field: links.
+        action: the theory.
+        axis: direction of the loop, time (the last) by default.
     """
     _links(action, "polyakov_loop")
     if not -action.dimensions <= axis < action.dimensions:

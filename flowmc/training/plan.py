@@ -20,7 +20,7 @@ from flowmc.flows.local.models import LocalFlowModel
 from flowmc.flows.models import FlowModel
 from flowmc.flows.verification import verify
 from flowmc.random import stream
-from flowmc.registry import ConfigError, build, nearest
+from flowmc.registry import ConfigError, build, nearest, positional_of
 from flowmc.training.ensemble import Ensemble
 from flowmc.training.loop import Settings
 from flowmc.training.objectives import (
@@ -40,7 +40,6 @@ from flowmc.training.tables import (
     TrainingChains,
     check_ensemble,
     kind_of,
-    positional_of,
     read_exchange,
     read_stored,
     read_training,

@@ -15,7 +15,16 @@ from flowmc.actions.theory import check_couplings
 from flowmc.config.tables import MOST_CHAINS
 from flowmc.durations import seconds_of
 from flowmc.ensembles.stored import EnsembleTable, StoredEnsemble
-from flowmc.registry import ConfigError, build, nearest, parameters, resolve, validate
+from flowmc.registry import (
+    ConfigError,
+    build,
+    check_known,
+    parameters,
+    positional_of,
+    resolve,
+    validate,
+    written,
+)
 from flowmc.training.ensemble import ENSEMBLE_KEYS, Ensemble
 from flowmc.training.loop import Settings
 from flowmc.training.objectives import Objective
@@ -28,7 +37,6 @@ __all__ = [
     "TrainingChains",
     "check_ensemble",
     "kind_of",
-    "positional_of",
     "read_exchange",
     "read_stored",
     "read_training",
@@ -162,10 +170,7 @@ def read_exchange(
     first, second = ends
     if first.parameters == second.parameters:
         raise ConfigError("[exchange]: from and to are the same theory: nothing to train")
-    known = {"from", "to", *parameters(_Exchange)}
-    for key in options:
-        if key not in known:
-            raise ConfigError(f"[exchange]: unknown key {key!r}{nearest(key, known)}")
+    check_known(options, ["from", "to", *parameters(_Exchange)], "[exchange]")
     ensemble = asdict(build(_Exchange, options, "[exchange]"))
     assert set(ENSEMBLE_KEYS) <= set(ensemble)
     check_ensemble(ensemble, first, "[exchange]")
@@ -196,11 +201,8 @@ def read_training(
     where = "[training]"
     name = table.get("objective", _OBJECTIVES[kind])
     objective = _find_objective(name, kind, configurations=configurations)
-    own, common = parameters(objective), parameters(Keys)
-    known = {"objective", *own, *common, *parameters(Settings)}
-    for key in table:
-        if key not in known:
-            raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, known)}")
+    own, common = written(parameters(objective)), parameters(Keys)
+    check_known(table, ["objective", *own, *common, *parameters(Settings)], where)
 
     def those(names: Any) -> dict[str, Any]:
         return {key: table[key] for key in table if key in names}
@@ -221,10 +223,7 @@ def _find_objective(
     if not isinstance(name, str):
         raise ConfigError(f"[training]: objective = {name!r}: should be a name")
     where = f"[training]: objective = {name!r}"
-    try:
-        objective = resolve("objectives", name)
-    except ConfigError as error:
-        raise ConfigError(f"[training]: {error}") from error
+    objective = resolve("objectives", name, "[training]")
     asked = positional_of(objective)
     offered = _KINDS[kind]
     foreign = [one for one in asked if one not in offered]
@@ -249,13 +248,3 @@ def _find_objective(
             "count = 256, or [ensemble] with files"
         )
     return objective
-
-
-def positional_of(component: Callable[..., Any]) -> dict[str, Any]:
-    """Return the positional parameters of a component with their defaults."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return {
-        name: parameter.default
-        for name, parameter in inspect.signature(component).parameters.items()
-        if parameter.kind in kinds
-    }

@@ -14,7 +14,15 @@ from flowmc.flows.local.models import ConditionalFlow, ConditionalPrior, LocalFl
 from flowmc.flows.mixture import SignMixture, check_even_action
 from flowmc.flows.models import FlowModel, Prior
 from flowmc.memory import lacks_memory, memory_here
-from flowmc.registry import ConfigError, build, nearest, parameters, resolve
+from flowmc.registry import (
+    ConfigError,
+    build,
+    check_known,
+    parameters,
+    positional_of,
+    resolve,
+    written,
+)
 
 __all__ = ["build_flow", "build_local_model", "build_model", "build_prior"]
 
@@ -138,35 +146,28 @@ def _build(
     name = arguments.pop("name", None)
     if not isinstance(name, str):
         raise ConfigError(f"{where}: missing key 'name'")
-    try:
-        component = resolve(kind, name)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
+    component = resolve(kind, name, where)
     # A component asks for what it needs of the theory by the name of its positional parameters.
     offered = {"action": action, "lattice": action.lattice, "group": action.group, **(more or {})}
     positional = []
-    for parameter in inspect.signature(component).parameters.values():
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-            if parameter.name in offered:
-                positional.append(offered[parameter.name])
-            elif parameter.default is parameter.empty and parameter.name == "block":
-                raise ConfigError(
-                    f"{where}: {name} is of local updates: add a table [block] with its extents, "
-                    "or choose another one"
-                )
-            elif parameter.default is parameter.empty:
-                raise ConfigError(
-                    f"{where}: {name} takes {parameter.name!r} by position, but a configuration "
-                    "can only supply action, lattice and group; make it keyword-only"
-                )
-            else:
-                break
+    for asked, default in positional_of(component).items():
+        if asked in offered:
+            positional.append(offered[asked])
+        elif default is not inspect.Parameter.empty:
+            break
+        elif asked == "block":
+            raise ConfigError(
+                f"{where}: {name} is of local updates: add a table [block] with its extents, or "
+                "choose another one"
+            )
+        else:
+            raise ConfigError(
+                f"{where}: {name} takes {asked!r} by position, but a configuration can only "
+                "supply action, lattice and group; make it keyword-only"
+            )
     _check_sizes(arguments, where)
     _check_memory(arguments, action, where)
-    known = {"lambda" if key == "lam" else key for key in parameters(component)}
-    for key in arguments:
-        if key not in known:
-            raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, {'name', *known})}")
+    check_known(arguments, ["name", *written(parameters(component))], where)
     try:
         built = build(component, arguments, where, *positional)
     except ConfigError as error:

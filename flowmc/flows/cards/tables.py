@@ -7,7 +7,7 @@ from typing import Any
 
 from flowmc.actions.base import Action
 from flowmc.actions.theory import build_action
-from flowmc.registry import ConfigError, parameters, resolve
+from flowmc.registry import ConfigError, defaults, resolve
 
 __all__ = ["FlowFileError", "card_action", "check_parts", "flat", "resolved"]
 
@@ -111,9 +111,4 @@ def resolved(kind: str, table: Mapping[str, Any]) -> dict[str, Any]:
         table: ``{name, ...its parameters}``.
     """
     name, given = table["name"], {key: value for key, value in table.items() if key != "name"}
-    defaults = {
-        "lambda" if key == "lam" else key: parameter.default
-        for key, parameter in parameters(resolve(kind, name)).items()
-        if isinstance(parameter.default, (bool, int, float, str, list, tuple))
-    }
-    return {"name": name, "parameters": {**defaults, **given}}
+    return {"name": name, "parameters": {**defaults(resolve(kind, name)), **given}}
