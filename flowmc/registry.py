@@ -131,7 +131,7 @@ _LARGEST = sys.float_info.max
 _LONGEST = 120
 
 # Keys of a configuration that are words of Python, and the parameters that they stand for.
-_PARAMETER_OF = {"lambda": "lam"}
+_PARAMETER_OF = {"lambda": "lam", "from": "from_"}
 _KEY_OF = {parameter: key for key, parameter in _PARAMETER_OF.items()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from flowmc.actions.base import Action, at_couplings
@@ -27,6 +28,21 @@ __all__ = ["build_action", "check_couplings", "describe_theory"]
 # double precision, neighbours, and complex modes with their momenta.
 _BYTES_PER_SITE = 256
 _MOST_DIMENSIONS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class TheoryTable:
+    """``[theory]``: the action and its field; the couplings stand beside.
+
+    Attributes:
+        action: its name, or "package.module:Name".
+        lattice: extents, x first and time last.
+        group: of a gauge theory: "U(1)", "SU(2)", "SU(3)", ...
+    """
+
+    action: str
+    lattice: int | list[int]
+    group: str | None = None
 
 
 def build_action(table: Mapping[str, Any], where: str = "[theory]") -> Action:
@@ -66,7 +82,7 @@ def build_action(table: Mapping[str, Any], where: str = "[theory]") -> Action:
             f"{where}: group = {group!r} does not apply to the {name} action, whose field is real; "
             "remove the key or choose a gauge action such as 'wilson'"
         )
-    beside = ("action", "lattice", "group")[: len(positional) + 1]
+    beside = [key for key in parameters(TheoryTable) if key != "group" or len(positional) == 2]
     check_known(couplings, [*beside, *written(parameters(component))], where)
     try:
         action = build(component, couplings, where, *positional)

@@ -23,14 +23,10 @@ from flowmc.config.entries import (
     read_update,
     resolved_update,
 )
-from flowmc.config.keys import TABLES
-from flowmc.config.tables import Chains, EnsembleTable, Parallel, RunTable, read_tables
+from flowmc.config.kinds import check_tables
+from flowmc.config.tables import Chains, EnsembleTable, LadderTable, Parallel, RunTable, read_tables
 from flowmc.flows.base import Identity
-from flowmc.registry import (
-    ConfigError,
-    nearest,
-    validate,
-)
+from flowmc.registry import ConfigError, check_known, parameters, validate
 
 __all__ = ["Ladder", "RunConfig", "load_config", "read_config"]
 
@@ -103,19 +99,7 @@ def load_config(path: str | Path, *, for_step: bool = False) -> RunConfig:
 
 def read_config(table: Mapping[str, Any], base: Path, *, for_step: bool = False) -> RunConfig:
     """Validate the tables of a configuration; see :func:`load_config`."""
-    for name, value in table.items():
-        if name not in TABLES:
-            raise ConfigError(f"unknown table [{name}]{nearest(name, TABLES)}")
-        wanted = list if name == "update" else Mapping
-        if not isinstance(value, wanted):
-            brackets = "[[update]]" if name == "update" else f"[{name}]"
-            raise ConfigError(f"{name} should be a table, written {brackets}")
-    for name in ("theory", "chains", "update", "run"):
-        is_missing = name not in table or table[name] == []
-        if is_missing and not (for_step and name == "run"):
-            brackets = "[[update]]" if name == "update" else f"[{name}]"
-            raise ConfigError(f"missing table {brackets}")
-
+    check_tables("run", table, optional=("run",) if for_step else ())
     action = build_action(table["theory"])
     chains = _table(Chains, table["chains"], "[chains]")
     run = _table(RunTable, table.get("run", {"updates": 1}), "[run]")
@@ -190,11 +174,10 @@ def _try_out(entry: UpdateEntry, action: Action, ladder: Ladder | None) -> None:
 
 def _ladder(table: Mapping[str, Any], action: Action) -> Ladder:
     where = "[ladder]"
-    couplings = {key: value for key, value in table.items() if key not in ("flows", "tune")}
+    own = parameters(LadderTable)
+    couplings = {key: value for key, value in table.items() if key not in own}
+    check_known(couplings, [*action.parameters, *own], where)
     for key, values in couplings.items():
-        if key not in action.parameters:
-            known = {*action.parameters, "flows", "tune"}
-            raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, known)}")
         if not isinstance(values, list) or len(values) < 2:
             raise ConfigError(f"{where}: {key} = {values!r}: should list one value per replica")
     if not couplings:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowmc.actions.base import Action
+from flowmc.config.tables import MeasureTable, UpdateTable
 from flowmc.groups import SUN
 from flowmc.registry import (
     BUILTIN,
@@ -91,22 +92,27 @@ def read_update(table: Any, number: int) -> UpdateEntry:
     if not isinstance(table, Mapping):
         raise ConfigError(f"{where}: should be a table, written [[update]]")
     keys = dict(table)
-    name = keys.pop("kernel", None)
+    beside = {key: keys.pop(key) for key in parameters(UpdateTable) if key in keys}
+    name = beside.get("kernel")
     if not isinstance(name, str):
         raise ConfigError(f"{where}: missing key 'kernel', e.g. kernel = \"hmc\"")
     component = resolve("kernels", name, where)
     where = f"{where} ({name})"
-    repeat, weight, flow = keys.pop("repeat", 1), keys.pop("weight", 1.0), keys.pop("flow", None)
-    if isinstance(repeat, bool) or not isinstance(repeat, int) or repeat < 1:
-        raise ConfigError(f"{where}: repeat = {repeat!r}: should be an integer, at least 1")
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < 1e100:
-        raise ConfigError(f"{where}: weight = {weight!r}: should be a finite number above 0")
-    if flow is not None and not isinstance(flow, str):
-        raise ConfigError(f'{where}: flow = {flow!r}: should be a path or "zoo:NAME"')
-    beside = ("kernel", "repeat", "weight", "flow")
-    check_known(keys, [*beside, *written(parameters(component))], where)
+    try:
+        common = UpdateTable(**beside)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    known = [*parameters(UpdateTable), *written(parameters(component))]
+    check_known(keys, known, where)
+    flow = common.flow
     entry = UpdateEntry(
-        name, component, where, repeat, float(weight), flow, validate(component, keys, where)
+        name,
+        component,
+        where,
+        common.repeat,
+        float(common.weight),
+        flow,
+        validate(component, keys, where),
     )
     if entry.takes_flow and flow is None:
         raise ConfigError(
@@ -135,7 +141,7 @@ def read_observables(table: Mapping[str, Any], action: Action) -> list[Observabl
     Raises:
         ConfigError: naming the observable or key that is unusable.
     """
-    check_known(table, ["observables"], "[measure]")
+    check_known(table, parameters(MeasureTable), "[measure]")
     default = ["action", "plaquette"] if action.is_gauge else ["action", "magnetization", "phi2"]
     listed = table.get("observables", default)
     if not isinstance(listed, list):

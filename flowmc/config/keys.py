@@ -11,24 +11,25 @@ from __future__ import annotations
 import ast
 import functools
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import flowmc
-from flowmc.registry import BUILTIN, ConfigError, nearest, written_key
+from flowmc.config.kinds import KINDS, Table
+from flowmc.registry import BUILTIN, ConfigError, check_known, nearest, written_key
 
-__all__ = ["TABLES", "check_keys", "written_parameters"]
+__all__ = ["check_keys", "kind_for", "written_parameters"]
 
 _PACKAGE = Path(flowmc.__file__).parent
-# Tables of `flowmc run` and `flowmc step` whose keys are the fields of a dataclass.
-_PLAIN = {
-    "chains": "Chains",
-    "run": "RunTable",
-    "ensemble": "EnsembleTable",
-    "parallel": "Parallel",
-}
-TABLES = ("theory", "chains", "update", "ladder", "run", "measure", "ensemble", "parallel")
+
+
+def kind_for(command: str, tables: Mapping[str, Any]) -> str | None:
+    """Return the kind of configuration that a command takes these tables for; None for another."""
+    if command == "correlate":
+        return "combine" if isinstance(tables.get("ensemble"), list) else "correlate"
+    command = {"step": "run"}.get(command, command)
+    return command if command in KINDS else None
 
 
 def check_keys(command: str, path: str) -> None:
@@ -46,37 +47,39 @@ def check_keys(command: str, path: str) -> None:
             tables = tomllib.load(file)
     except (OSError, ValueError, RecursionError):
         return
-    if command in ("run", "step"):
-        for name, table in tables.items():
-            if name not in TABLES:
-                raise ConfigError(f"unknown table [{name}]{nearest(name, TABLES)}")
-            if name in _PLAIN:
-                _check(table, f"[{name}]", f"flowmc.config.tables:{_PLAIN[name]}", ())
-    theory = tables.get("theory")
-    _check_component("actions", "action", theory, "[theory]", ("lattice", "group"))
-    updates = tables.get("update")
-    for number, table in enumerate(updates if isinstance(updates, list) else (), start=1):
-        _check_component(
-            "kernels", "kernel", table, f"[[update]] {number}", ("repeat", "weight", "flow")
-        )
-
-
-def _check_component(kind: str, key: str, table: Any, where: str, more: Collection[str]) -> None:
-    """Check a table whose ``key`` names a component of a kind."""
-    name = table.get(key) if isinstance(table, Mapping) else None
-    if isinstance(name, str) and name in BUILTIN[kind]:
-        where = where if kind == "actions" else f"{where} ({name})"
-        _check(table, where, BUILTIN[kind][name], (key, *more))
-
-
-def _check(table: Any, where: str, target: str, more: Collection[str]) -> None:
-    known = written_parameters(target)
-    if known is None or not isinstance(table, Mapping):
+    kind = kind_for(command, tables)
+    if kind is None:
         return
-    known = known | set(more)
-    for key in table:
-        if key not in known:
-            raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, known)}")
+    known = {one.name: one for one in KINDS[kind]}
+    for name, value in tables.items():
+        if name not in known:
+            # What a combination does not have may be said in other words.
+            if kind != "combine":
+                raise ConfigError(f"unknown table [{name}]{nearest(name, known)}")
+            continue
+        table = known[name]
+        entries = value if isinstance(value, list) else [value]
+        for number, entry in enumerate(entries, start=1):
+            if isinstance(entry, Mapping):
+                _check(table, entry, f"{table.header} {number}" if table.several else table.header)
+
+
+def _check(table: Table, entry: Mapping[str, Any], where: str) -> None:
+    """Check one table against all that is known of its keys."""
+    if table.couplings is not None:
+        # Which couplings there are is known when the action is.
+        return
+    targets = list(table.declared)
+    if table.component is not None and table.key is not None:
+        name = entry.get(table.key)
+        if not isinstance(name, str) or name not in BUILTIN[table.component]:
+            return
+        targets.append(BUILTIN[table.component][name])
+        if table.several:
+            where = f"{where} ({name})"
+    found = [written_parameters(target) for target in targets]
+    if all(one is not None for one in found):
+        check_known(entry, [key for one in found if one is not None for key in one], where)
 
 
 def written_parameters(target: str) -> frozenset[str] | None:
@@ -99,12 +102,15 @@ def written_parameters(target: str) -> frozenset[str] | None:
     for statement in node.body:
         if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
             return _keyword_only(statement)
+    base = node.bases[0] if node.bases else None
+    inherited = written_parameters(f"{home}:{base.id}") if isinstance(base, ast.Name) else None
     if any("dataclass" in ast.dump(decorator) for decorator in node.decorator_list):
         fields = (line.target for line in node.body if isinstance(line, ast.AnnAssign))
-        own = frozenset(field.id for field in fields if isinstance(field, ast.Name))
-        return None if node.bases else own
-    base = node.bases[0] if node.bases else None
-    return written_parameters(f"{home}:{base.id}") if isinstance(base, ast.Name) else None
+        own = frozenset(written_key(field.id) for field in fields if isinstance(field, ast.Name))
+        if base is None:
+            return own
+        return None if inherited is None else own | inherited
+    return inherited
 
 
 def _keyword_only(function: ast.FunctionDef) -> frozenset[str] | None:

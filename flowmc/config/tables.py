@@ -19,8 +19,11 @@ __all__ = [
     "MOST_CHAINS",
     "Chains",
     "EnsembleTable",
+    "LadderTable",
+    "MeasureTable",
     "Parallel",
     "RunTable",
+    "UpdateTable",
     "read_tables",
     "read_toml",
     "seconds_of",
@@ -86,6 +89,61 @@ class Chains:
         """First and one-past-last chain of every block."""
         size = self.block or self.count
         return [(i, min(i + size, self.count)) for i in range(0, self.count, size)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateTable:
+    """``[[update]]``: which kernel, and how often; its own keys stand beside.
+
+    Attributes:
+        kernel: its name, or "package.module:Name".
+        repeat: how often it is applied in a row.
+        weight: with ``schedule = "mixture"``, how often it is drawn against the others.
+        flow: of kernels that take one: the path of a flow file, or "zoo:NAME".
+    """
+
+    kernel: str
+    repeat: int = 1
+    weight: float = 1.0
+    flow: str | None = None
+
+    def __post_init__(self) -> None:
+        repeat, weight, flow = self.repeat, self.weight, self.flow
+        if isinstance(repeat, bool) or not isinstance(repeat, int) or repeat < 1:
+            raise ConfigError(f"repeat = {repeat!r}: should be an integer, at least 1")
+        is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not is_number or not 0 < weight < 1e100:
+            raise ConfigError(f"weight = {weight!r}: should be a finite number above 0")
+        if flow is not None and not isinstance(flow, str):
+            raise ConfigError(f'flow = {flow!r}: should be a path or "zoo:NAME"')
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderTable:
+    """``[ladder]``: replicas at other couplings; the values of the couplings stand beside.
+
+    Attributes:
+        flows: one for every pair of neighbouring replicas: the path of an exchange flow, or
+            "zoo:NAME"; "identity", the default, is plain exchange.
+        tune: whether the couplings between the ends move during thermalization, to equal swap
+            rates.
+    """
+
+    flows: list[str] | None = None
+    tune: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureTable:
+    """``[measure]``.
+
+    Attributes:
+        observables: names, "package.module:Name", or tables ``{name = NAME, ...}`` with their keys;
+            by default the action density and the plaquette of gauge fields, or the action density,
+            magnetization and phi2 of scalar fields.
+    """
+
+    observables: list[str | dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from flowmc.actions.base import Action
 from flowmc.actions.theory import build_action, check_couplings, describe_theory
 from flowmc.chains.config import RunConfig
 from flowmc.config.entries import ObservableEntry, read_observables
+from flowmc.config.kinds import check_tables
 from flowmc.correlate.config import (
     LIVE,
     AnalysisTable,
@@ -23,7 +24,6 @@ from flowmc.correlate.config import (
     check_labels,
     check_live,
     check_masses,
-    check_tables,
     read_live,
     read_targets,
 )
@@ -92,12 +92,14 @@ def read_combine_config(table: Mapping[str, Any], base: Path) -> CombineConfig:
     Raises:
         ConfigError: naming the table and key that is unusable, and what to do.
     """
-    check_tables(table, ("ensemble", "target", "derivative", "update"))
     if "derivative" in table:
         raise ConfigError(
             "[[derivative]]: derivatives are taken from one ensemble: write a single [ensemble], "
             "or remove the table"
         )
+    if table.get("ensemble") == []:
+        raise ConfigError("ensemble = []: name at least one ensemble in a table [[ensemble]]")
+    check_tables("combine", table)
     live_tables = [name for name in LIVE if name in table]
     check_live(live_tables)
     theory = _theory(table, base)
@@ -142,8 +144,6 @@ def _ensembles(
         _ensemble(one, f"[[ensemble]] {number}", theory, action, base)
         for number, one in enumerate(table["ensemble"], start=1)
     ]
-    if not found:
-        raise ConfigError("ensemble = []: name at least one ensemble in a table [[ensemble]]")
     has_chain = "chains" in table
     actions = [one for one, _ in found]
     varying = [

@@ -15,8 +15,9 @@ from flowmc.actions.base import Action
 from flowmc.actions.theory import build_action, check_couplings
 from flowmc.chains.config import RunConfig, read_config
 from flowmc.config.entries import ObservableEntry, check_format, read_observables
+from flowmc.config.kinds import check_tables
 from flowmc.ensembles.stored import run_theory
-from flowmc.registry import ConfigError, check_known, nearest, resolve, validate
+from flowmc.registry import ConfigError, check_known, nearest, parameters, resolve, validate
 
 __all__ = [
     "LIVE",
@@ -30,13 +31,11 @@ __all__ = [
     "check_labels",
     "check_live",
     "check_masses",
-    "check_tables",
     "read_correlate_config",
     "read_live",
     "read_targets",
 ]
 
-_TABLES = ("theory", "ensemble", "target", "measure", "derivative", "analysis")
 LIVE = ("chains", "update", "run")
 
 
@@ -80,6 +79,39 @@ class Source:
             raise ConfigError(
                 f"[ensemble]: name = {self.name!r}: should be a word without '|' and '/'"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetTable:
+    """``[[target]]``: a theory to carry the ensemble to; its couplings stand beside.
+
+    A list of values of a coupling makes a target of each.
+
+    Attributes:
+        flow: the path of an exchange flow, or "zoo:NAME"; "identity", the default, is plain
+            reweighting.
+        save: the format of correlated configurations; by default none are saved.
+        precision: of these files, 32 or 64.
+        label: of the target in results, by default its couplings, such as "beta=6.05".
+    """
+
+    flow: str | None = None
+    save: str | None = None
+    precision: Literal[32, 64] | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DerivativeTable:
+    """``[[derivative]]``: derivatives of all observables; the keys of the method stand beside.
+
+    Attributes:
+        method: "difference", "linear", or "package.module:Name".
+        label: of the derivative in results, by default coupling and method.
+    """
+
+    method: str
+    label: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +225,7 @@ def read_correlate_config(table: Mapping[str, Any], base: Path) -> CorrelateConf
     Raises:
         ConfigError: naming the table and key that is unusable, and what to do.
     """
-    check_tables(table, ("target", "derivative", "update"))
+    check_tables("correlate", table)
     source = Source(**validate(Source, table.get("ensemble", {}), "[ensemble]"))
     live_tables = [name for name in LIVE if name in table]
     _check_source(source, live_tables)
@@ -253,25 +285,6 @@ def check_masses(analysis: AnalysisTable, observables: Sequence[ObservableEntry]
                 f"[analysis]: effective_masses: {label!r} is not among the observables of "
                 f"[measure]{nearest(label, known)}"
             )
-
-
-def check_tables(table: Mapping[str, Any], lists: Sequence[str]) -> None:
-    """Refuse tables that no configuration of ``flowmc correlate`` has.
-
-    Args:
-        table: the whole configuration.
-        lists: names of the tables that may be there several times.
-
-    Raises:
-        ConfigError: naming the nearest known table.
-    """
-    for name, value in table.items():
-        if name not in (*_TABLES, *LIVE):
-            raise ConfigError(f"unknown table [{name}]{nearest(name, (*_TABLES, *LIVE))}")
-        wanted = list if name in lists else Mapping
-        if not isinstance(value, wanted) and not (name in lists and isinstance(value, Mapping)):
-            brackets = f"[[{name}]]" if name in lists else f"[{name}]"
-            raise ConfigError(f"{name} should be a table, written {brackets}")
 
 
 def _check_source(source: Source, live_tables: Sequence[str]) -> None:
@@ -347,7 +360,7 @@ def read_targets(tables: Sequence[Any], action: Action) -> list[TargetEntry]:
         if not isinstance(table, Mapping):
             raise ConfigError(f"{where}: should be a table, written [[target]]")
         couplings = dict(table)
-        own = {key: couplings.pop(key, None) for key in ("flow", "save", "precision", "label")}
+        own = {key: couplings.pop(key, None) for key in parameters(TargetTable)}
         check_known(couplings, [*action.parameters, *own], where)
         for key in ("flow", "save", "label"):
             if own[key] is not None and not isinstance(own[key], str):

@@ -12,13 +12,14 @@ from typing import Any, Literal
 from flowmc.actions.base import Action
 from flowmc.actions.theory import build_action
 from flowmc.config.entries import UpdateEntry, read_update, resolved_update
+from flowmc.config.kinds import check_tables
 from flowmc.config.tables import MOST_CHAINS, read_tables
 from flowmc.durations import seconds_of
 from flowmc.ensembles.stored import EnsembleTable
 from flowmc.flows.cards.building import build_flow, build_prior
 from flowmc.nonequilibrium import line_of_actions
 from flowmc.nonequilibrium.starts import can_be_drawn
-from flowmc.registry import ConfigError, nearest, validate
+from flowmc.registry import ConfigError, check_known, parameters, validate
 from flowmc.training.loop import Settings
 
 __all__ = [
@@ -31,17 +32,6 @@ __all__ = [
 
 # Of a protocol: each has an action of its own, and an update of every process.
 MOST_STEPS = 100_000
-_TABLES = (
-    "theory",
-    "free_energy",
-    "flow",
-    "prior",
-    "protocol",
-    "update",
-    "chains",
-    "ensemble",
-    "training",
-)
 # method: tables it needs, tables it takes beyond them ([theory] and [free_energy] always).
 _METHODS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "q": (("flow",), ()),
@@ -119,6 +109,33 @@ class EquilibriumTable:
             raise ConfigError(f"[chains]: count = {self.count}: should be at most {MOST_CHAINS}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class FlowTable:
+    """``[flow]``: of a file, or, with ``method = "snf"``, the layers between the updates.
+
+    Attributes:
+        file: the path of a flow file, or "zoo:NAME".
+        name: of the flow, or "package.module:Name"; its own keys stand beside.
+    """
+
+    file: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolTable:
+    """``[protocol]``: the way to the target; the values of couplings stand beside.
+
+    Attributes:
+        steps: between the values, at equal distances in the couplings; by default the values alone.
+        start: "exact" draws of the first theory, or Markov "chains"; by default exact where it is
+            known how.
+    """
+
+    steps: int | None = None
+    start: Literal["exact", "chains"] | None = None
+
+
 @dataclass(frozen=True)
 class FreeEnergyConfig:
     """A validated configuration.
@@ -172,15 +189,7 @@ def load_free_energy_config(path: str | Path) -> FreeEnergyConfig:
 
 def read_free_energy_config(tables: Mapping[str, Any], base: Path) -> FreeEnergyConfig:
     """Validate the tables of a configuration; see :func:`load_free_energy_config`."""
-    for name, value in tables.items():
-        if name not in _TABLES:
-            raise ConfigError(f"unknown table [{name}]{nearest(name, _TABLES)}")
-        if not isinstance(value, list if name == "update" else Mapping):
-            brackets = "[[update]]" if name == "update" else f"[{name}]"
-            raise ConfigError(f"{name} should be a table, written {brackets}")
-    for name in ("theory", "free_energy"):
-        if name not in tables:
-            raise ConfigError(f"missing table [{name}]")
+    check_tables("free-energy", tables)
     action = build_action(tables["theory"])
     table = FreeEnergyTable(**validate(FreeEnergyTable, tables["free_energy"], "[free_energy]"))
     _check_tables(table.method, tables)
@@ -303,10 +312,8 @@ def _protocol(
         raise ConfigError(f"{where}: steps = {steps}: should be at most {MOST_STEPS}")
     if start not in (None, "exact", "chains"):
         raise ConfigError(f'{where}: start = {start!r}: should be "exact" or "chains"')
+    check_known(couplings, [*action.parameters, *parameters(ProtocolTable)], where)
     for key, values in couplings.items():
-        if key not in action.parameters:
-            known = {*action.parameters, "steps", "start"}
-            raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, known)}")
         if not isinstance(values, list) or len(values) < 2:
             raise ConfigError(
                 f"{where}: {key} = {values!r}: should list the values to pass through, at least two"
@@ -355,9 +362,7 @@ def _check_number(value: Any, key: str) -> None:
 
 
 def _check_flow_file(flow: Mapping[str, Any]) -> None:
-    for key in flow:
-        if key != "file":
-            raise ConfigError(f"[flow]: unknown key {key!r}{nearest(key, ['file'])}")
+    check_known(flow, ["file"], "[flow]")
     if not isinstance(flow.get("file"), str):
         raise ConfigError("[flow]: missing key 'file', e.g. file = \"zoo:NAME\" or a path")
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.actions.theory import build_action, check_couplings
+from flowmc.config.kinds import check_tables
 from flowmc.config.tables import read_toml
 from flowmc.ensembles.stored import StoredEnsemble
 from flowmc.flows.base import Flow
@@ -20,7 +21,7 @@ from flowmc.flows.local.models import LocalFlowModel
 from flowmc.flows.models import FlowModel
 from flowmc.flows.verification import verify
 from flowmc.random import stream
-from flowmc.registry import ConfigError, build, nearest, positional_of
+from flowmc.registry import ConfigError, build, positional_of
 from flowmc.training.ensemble import Ensemble
 from flowmc.training.loop import Settings
 from flowmc.training.objectives import (
@@ -47,11 +48,6 @@ from flowmc.training.tables import (
 from flowmc.training.transfer import start_from
 
 __all__ = ["TrainingPlan", "make_plan", "read_plan"]
-
-_TABLES = (
-    *("theory", "size", "annealing", "flow", "prior", "block", "mixture", "chains", "ensemble"),
-    *("exchange", "training"),
-)
 
 
 @dataclass(frozen=True)
@@ -282,17 +278,7 @@ def make_plan(tables: dict[str, Any], base: Path = Path()) -> TrainingPlan:
 
     ``base`` is the directory that the paths of configurations refer to.
     """
-    for name, table in tables.items():
-        if name not in _TABLES:
-            raise ConfigError(f"unknown table [{name}]{nearest(name, _TABLES)}")
-        if name == "size":
-            if not (isinstance(table, list) and all(isinstance(one, dict) for one in table)):
-                raise ConfigError("size: should be tables [[size]], in double brackets")
-        elif not isinstance(table, dict):
-            raise ConfigError(f"{name} = {table!r}: should be a table [{name}]")
-    for name in ("theory", "flow", "training"):
-        if name not in tables:
-            raise ConfigError(f"the configuration has no [{name}] table")
+    check_tables("train", tables)
     if ("prior" in tables) == ("exchange" in tables):
         raise ConfigError(
             "the configuration needs either [prior] (a sampler) or [exchange] (a flow between two "

@@ -55,6 +55,8 @@ class Keys:
     """Keys of [training] beside those of the loop and of the objective.
 
     Attributes:
+        objective: its name, or "package.module:Name"; by default "reverse_kl" for samplers,
+            "exchange_kl" for exchange flows and "local_kl" for local flows.
         precision: 64 or 32, of weights and fields.
         evaluate_samples: of the measurement that goes into the card.
         start_from: flow file that the weights start from.
@@ -64,6 +66,7 @@ class Keys:
             checkpoint.
     """
 
+    objective: str | None = None
     precision: Literal[32, 64] = 64
     evaluate_samples: int = 4096
     start_from: str | None = None
@@ -82,7 +85,17 @@ class Keys:
 
 @dataclass(frozen=True, kw_only=True)
 class _Hmc:
-    """The HMC chains that configurations come from, as arguments of :class:`Ensemble`."""
+    """The HMC chains that configurations come from, as arguments of :class:`Ensemble`.
+
+    Attributes:
+        thermalization: trajectories before the first configurations, in which the step size adapts.
+        refresh_every: steps of the training between two trajectories of a chain.
+        trajectory: length of a trajectory.
+        steps: integrator steps of a trajectory, adapted in the thermalization.
+        integrator: "leapfrog", "omelyan2" or "omelyan4".
+        target_acceptance: that the step size is adapted to.
+        start: "hot" or "cold".
+    """
 
     thermalization: int = 200
     refresh_every: int = 1
@@ -95,21 +108,34 @@ class _Hmc:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingChains(_Hmc):
-    """[chains]: chains of the target."""
+    """[chains]: chains of the target.
+
+    Attributes:
+        count: number of chains.
+    """
 
     count: int = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureTable:
-    """[mixture]: the symmetry that a sampler is averaged over."""
+    """[mixture]: the symmetry that a sampler is averaged over.
+
+    Attributes:
+        symmetry: "sign_flip", phi -> -phi.
+    """
 
     symmetry: Literal["sign_flip"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Annealing:
-    """[annealing]: couplings that the target begins at, and when it has arrived."""
+    """[annealing]: couplings that the target begins at, and when it has arrived.
+
+    Attributes:
+        start: couplings at the beginning.
+        steps: of the training until the target is that of [theory].
+    """
 
     start: dict[str, float]
     steps: int
@@ -122,10 +148,31 @@ class Annealing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Exchange(_Hmc):
-    """[exchange], beside from and to: chains of either end."""
+class ExchangeTable(_Hmc):
+    """[exchange]: the two theories that a flow joins, and HMC chains of either.
 
+    Attributes:
+        from_: couplings of the theory that the flow begins at; all others are those of [theory].
+        to: couplings of the theory that it leads to.
+        chains: number of chains of either theory.
+    """
+
+    from_: dict[str, float]
+    to: dict[str, float]
     chains: int = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeTable:
+    """[[size]]: a further theory for a flow of lattices of any size.
+
+    It has the keys of [theory] that differ, couplings among them.
+
+    Attributes:
+        lattice: extents, x first and time last.
+    """
+
+    lattice: list[int] | None = None
 
 
 def read_stored(tables: dict[str, Any], base: Path) -> StoredEnsemble | None:
@@ -159,7 +206,7 @@ def read_exchange(
     options = dict(table)
     ends = []
     for key in ("from", "to"):
-        couplings = options.pop(key, None)
+        couplings = options.get(key)
         if not isinstance(couplings, dict) or not couplings:
             example = next(iter(action.parameters), "beta")
             raise ConfigError(
@@ -170,8 +217,8 @@ def read_exchange(
     first, second = ends
     if first.parameters == second.parameters:
         raise ConfigError("[exchange]: from and to are the same theory: nothing to train")
-    check_known(options, ["from", "to", *parameters(_Exchange)], "[exchange]")
-    ensemble = asdict(build(_Exchange, options, "[exchange]"))
+    ensemble = asdict(build(ExchangeTable, options, "[exchange]"))
+    del ensemble["from_"], ensemble["to"]
     assert set(ENSEMBLE_KEYS) <= set(ensemble)
     check_ensemble(ensemble, first, "[exchange]")
     return (first, second), ensemble
@@ -202,7 +249,7 @@ def read_training(
     name = table.get("objective", _OBJECTIVES[kind])
     objective = _find_objective(name, kind, configurations=configurations)
     own, common = written(parameters(objective)), parameters(Keys)
-    check_known(table, ["objective", *own, *common, *parameters(Settings)], where)
+    check_known(table, [*own, *common, *parameters(Settings)], where)
 
     def those(names: Any) -> dict[str, Any]:
         return {key: table[key] for key in table if key in names}

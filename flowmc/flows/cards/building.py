@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from flowmc.actions.base import Action
@@ -30,6 +31,28 @@ __all__ = ["build_flow", "build_local_model", "build_model", "build_prior"]
 _LARGEST_COUNT = 65536
 # The least that a flow or prior keeps of a site: masks or momenta, and a field on its way.
 _BYTES_PER_SITE = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartTable:
+    """``[flow]`` or ``[prior]``: which one; its own keys stand beside.
+
+    Attributes:
+        name: of the flow or prior, or "package.module:Name".
+    """
+
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockTable:
+    """``[block]``: what a local flow updates.
+
+    Attributes:
+        extents: of the block of sites, x first.
+    """
+
+    extents: list[int]
 
 
 def build_flow(table: Mapping[str, Any], action: Action, where: str = "[flow]") -> Flow:
@@ -83,9 +106,9 @@ def build_local_model(tables: Mapping[str, Any], action: Action, where: str = ""
     Raises:
         ConfigError: naming the table and key that is missing, unknown or unusable.
     """
-    extents = build(_block_keys, tables["block"], f"{where}[block]")
+    table = build(BlockTable, tables["block"], f"{where}[block]")
     try:
-        block = Block.of(action, extents)
+        block = Block.of(action, table.extents)
     except ConfigError as error:
         raise ConfigError(f"{where}[block]: {error}") from error
     offered = {"block": block}
@@ -130,10 +153,6 @@ def _counts(value: Any) -> Iterator[int]:
         yield value
 
 
-def _block_keys(*, extents: list[int]) -> list[int]:
-    return extents
-
-
 def _build(
     kind: str,
     table: Mapping[str, Any],
@@ -167,7 +186,7 @@ def _build(
             )
     _check_sizes(arguments, where)
     _check_memory(arguments, action, where)
-    check_known(arguments, ["name", *written(parameters(component))], where)
+    check_known(arguments, [*parameters(PartTable), *written(parameters(component))], where)
     try:
         built = build(component, arguments, where, *positional)
     except ConfigError as error:
