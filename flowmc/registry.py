@@ -35,6 +35,7 @@ __all__ = [
     "ConfigError",
     "as_arguments",
     "build",
+    "built_in_title",
     "check_known",
     "defaults",
     "named_by",
@@ -45,6 +46,7 @@ __all__ = [
     "resolved",
     "split_name",
     "table_model",
+    "title_of",
     "trust",
     "validate",
     "written",
@@ -196,6 +198,19 @@ def resolve(kind: str, name: str, where: str = "") -> Callable[..., Any]:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{what}: should be a class or a function written in Python") from error
     return component
+
+
+def title_of(component: Any) -> str:
+    """Return how a class or a function is called in texts: its own ``title``; empty without one.
+
+    A title is not inherited: what is derived from another class is something else.
+    """
+    return str(getattr(component, "__dict__", {}).get("title", ""))
+
+
+def built_in_title(kind: str, name: str) -> str:
+    """Return the title of a built-in component; empty for any other name."""
+    return title_of(resolve(kind, name)) if name in BUILTIN[kind] else ""
 
 
 def trust(module: str) -> None:

@@ -36,6 +36,7 @@ class AnisotropicWilson(Wilson):
     """
 
     name = "wilson_anisotropic"
+    title = "anisotropic Wilson action"
 
     def __init__(
         self, group: str | Group, lattice: Sequence[int], *, beta: float, anisotropy: float

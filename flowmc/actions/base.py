@@ -43,6 +43,7 @@ class Action(Identified):
 
     Attributes:
         name: as in configuration files.
+        title: how reports call the action; a class that is derived from this one has its own.
         group: where the degrees of freedom live.
         lattice: extents ``(L_0, ..., L_{d-1})``, x first.
         parameters: the couplings, as given; :meth:`at` returns a copy with some replaced.
@@ -54,6 +55,7 @@ class Action(Identified):
     """
 
     name: str = ""
+    title: str = ""
     group: Group = Real()
     lattice: tuple[int, ...]
     parameters: dict[str, float]

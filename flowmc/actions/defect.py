@@ -51,6 +51,7 @@ class DefectWilson(Wilson):
     """
 
     name = "wilson_defect"
+    title = "Wilson action with a defect"
 
     def __init__(
         self,

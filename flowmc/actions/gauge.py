@@ -33,6 +33,7 @@ class Wilson(Action):
     """
 
     name = "wilson"
+    title = "Wilson action"
 
     def __init__(self, group: str | Group, lattice: Sequence[int], *, beta: float) -> None:
         self.group = parse_group(group) if isinstance(group, str) else group

@@ -38,6 +38,7 @@ class DoubleWell(HoppingAction):
     """
 
     name = "double_well"
+    title = "double well, path of a particle"
 
     def __init__(
         self,

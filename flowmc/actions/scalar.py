@@ -108,6 +108,7 @@ class Phi4(HoppingAction):
     """
 
     name = "phi4"
+    title = "φ⁴ theory"
 
     def __init__(
         self,
@@ -156,6 +157,7 @@ class FreeScalar(HoppingAction):
     """
 
     name = "free"
+    title = "free scalar field"
 
     def __init__(self, lattice: Sequence[int], *, m2: float) -> None:
         self._set_lattice(lattice)

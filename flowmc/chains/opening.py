@@ -235,7 +235,7 @@ def _resume(
             attributes_of(config, assembly),
             attributes,
             couplings_of(assembly),
-            declarations_of(assembly.reports()),
+            declarations_of(assembly.reports(), config.observables),
         )
         if MeasurementFile.rows_in(directory.measurements) != dict(layout.rows):
             MeasurementFile.extend(directory.measurements, layout).close()

@@ -19,6 +19,7 @@ from flowmc.registry import (
     resolve,
     resolved,
     split_name,
+    title_of,
     validate,
     written,
 )
@@ -70,6 +71,11 @@ class ObservableEntry:
     function: Callable[..., Any]
     keys: Mapping[str, Any]
     written: Any
+
+    @property
+    def title(self) -> str:
+        """How the observable is called in texts; empty if its function does not say."""
+        return title_of(self.function)
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -4,6 +4,7 @@ An observable is a function ``observable(field, action, **parameters) -> (chains
 tells it the theory (group, lattice), keyword-only parameters are its configuration keys.
 """
 
+from flowmc.observables.declared import observable
 from flowmc.observables.flowed import energy_density, gradient_flow, wilson_flow
 from flowmc.observables.gauge import (
     plaquette,
@@ -28,6 +29,7 @@ __all__ = [
     "energy_density",
     "gradient_flow",
     "magnetization",
+    "observable",
     "phi2",
     "plaquette",
     "plaquette_correlator",

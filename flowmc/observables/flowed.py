@@ -30,6 +30,7 @@ from flowmc.actions import Wilson
 from flowmc.actions.base import Action
 from flowmc.groups import SUN
 from flowmc.native import find_gradient_flow
+from flowmc.observables.declared import observable
 from flowmc.observables.field_strength import (
     charge,
     clover_energy,
@@ -65,6 +66,7 @@ def wilson_flow(field: Tensor, action: Action, flow_time: float, step: float = S
     return flowed
 
 
+@observable(title="Energy density E")
 def energy_density(
     field: Tensor,
     action: Action,
@@ -89,6 +91,7 @@ def energy_density(
     return table[:, 0, ("clover", "plaquette").index(definition)]
 
 
+@observable(title="Gradient flow")
 def gradient_flow(
     field: Tensor,
     action: Action,

@@ -9,6 +9,7 @@ from flowmc.actions.base import Action
 from flowmc.actions.gauge import Wilson
 from flowmc.groups import SUN
 from flowmc.lattice import shift, sum_over_sites
+from flowmc.observables.declared import observable
 from flowmc.observables.field_strength import charge, has_charge
 from flowmc.observables.flowed import STEP, flow_table
 from flowmc.plaquettes import planes as all_planes
@@ -17,6 +18,7 @@ from flowmc.registry import ConfigError
 __all__ = ["plaquette", "polyakov_loop", "topological_charge", "wilson_loop"]
 
 
+@observable(title="Plaquette")
 def plaquette(field: Tensor, action: Action) -> Tensor:
     r"""Return :math:`\frac{1}{N} \mathrm{Re\,tr} P` averaged over planes and sites, ``(chains,)``.
 
@@ -28,6 +30,7 @@ def plaquette(field: Tensor, action: Action) -> Tensor:
     return total / (len(list(all_planes(action.dimensions))) * action.volume)
 
 
+@observable(title="Wilson loop")
 def wilson_loop(field: Tensor, action: Action, *, extents: tuple[int, int] = (1, 1)) -> Tensor:
     r"""Return :math:`\frac{1}{N}\mathrm{Re\,tr}\,W(R \times T)` averaged over planes and sites.
 
@@ -54,6 +57,7 @@ def wilson_loop(field: Tensor, action: Action, *, extents: tuple[int, int] = (1,
     return total / (len(pairs) * action.volume)
 
 
+@observable(title="Polyakov loop")
 def polyakov_loop(field: Tensor, action: Action, *, axis: int = -1) -> Tensor:
     r"""Return :math:`\frac1N \mathrm{tr} \prod_t U_t`, averaged over the transverse sites.
 
@@ -83,6 +87,7 @@ def polyakov_loop(field: Tensor, action: Action, *, axis: int = -1) -> Tensor:
     return torch.stack([mean.real, mean.imag], 1)
 
 
+@observable(title="Topological charge Q")
 def topological_charge(
     field: Tensor, action: Action, *, flow_time: float = 0.0, step: float = STEP
 ) -> Tensor:

@@ -17,12 +17,14 @@ from torch import Tensor
 from flowmc.actions.base import Action
 from flowmc.groups import SUN, traceless_antihermitian
 from flowmc.lattice import shift, sum_over_sites
+from flowmc.observables.declared import observable
 from flowmc.plaquettes import planes, plaquette_angles, plaquettes, staples
 from flowmc.registry import ConfigError
 
 __all__ = ["plaquette_correlator", "smear"]
 
 
+@observable(title="Correlator of spatial plaquettes", has_vacuum_column=True)
 def plaquette_correlator(
     field: Tensor,
     action: Action,
@@ -74,7 +76,6 @@ def plaquette_correlator(
 
 
 # What makes connected correlators and masses of it, see flowmc.correlate.
-plaquette_correlator.has_vacuum_column = True  # type: ignore[attr-defined]
 
 
 def smear(field: Tensor, action: Action, directions: list[int], weight: float) -> Tensor:

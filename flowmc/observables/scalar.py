@@ -7,6 +7,7 @@ from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.lattice import sum_over_sites
+from flowmc.observables.declared import observable
 from flowmc.registry import ConfigError
 
 __all__ = [
@@ -19,26 +20,31 @@ __all__ = [
 ]
 
 
+@observable(title="Action density S/V")
 def action_density(field: Tensor, action: Action) -> Tensor:
     """Return S / V, ``(chains,)``."""
     return action(field) / action.volume
 
 
+@observable(title="Magnetisation m")
 def magnetization(field: Tensor, action: Action) -> Tensor:
     r"""Return :math:`m = \frac1V \sum_x \phi_x`, ``(chains,)``."""
     return sum_over_sites(_sites(field, action, "magnetization")) / action.volume
 
 
+@observable(title="Magnetisation |m|")
 def abs_magnetization(field: Tensor, action: Action) -> Tensor:
     r"""Return :math:`|m|`, ``(chains,)``: the order parameter of a finite lattice."""
     return (sum_over_sites(_sites(field, action, "abs_magnetization")) / action.volume).abs()
 
 
+@observable(title="⟨φ²⟩")
 def phi2(field: Tensor, action: Action) -> Tensor:
     r"""Return :math:`\frac1V \sum_x \phi_x^2`, ``(chains,)``."""
     return sum_over_sites(_sites(field, action, "phi2").square()) / action.volume
 
 
+@observable(title="Susceptibility V m²")
 def susceptibility(field: Tensor, action: Action) -> Tensor:
     r"""Return the two-point susceptibility :math:`\chi_2 = V m^2`, ``(chains,)``.
 
@@ -47,6 +53,7 @@ def susceptibility(field: Tensor, action: Action) -> Tensor:
     return sum_over_sites(_sites(field, action, "susceptibility")).square() / action.volume
 
 
+@observable(title="Correlator C(t)")
 def correlator(field: Tensor, action: Action, *, axis: int = -1) -> Tensor:
     r"""Return the zero-momentum correlator along one axis, ``(chains, L_axis // 2 + 1)``.
 

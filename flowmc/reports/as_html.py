@@ -10,8 +10,10 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+from flowmc.chains.storage.declarations import observable_title
 from flowmc.chains.storage.recorded import RecordedRun
 from flowmc.estimators.autocorrelation import Estimate, format_value
+from flowmc.registry import built_in_title
 from flowmc.reports.plots.style import Drawing
 
 __all__ = [
@@ -29,28 +31,6 @@ __all__ = [
     "title_of",
     "verdict_html",
 ]
-
-ACTIONS = {
-    "wilson": "Wilson action",
-    "wilson_defect": "Wilson action with a defect",
-    "phi4": "φ⁴ theory",
-    "free": "free scalar field",
-    "double_well": "double well, path of a particle",
-}
-NAMES = {
-    "action": "Action density S/V",
-    "plaquette": "Plaquette",
-    "plaquette_correlator": "Correlator of spatial plaquettes",
-    "topological_charge": "Topological charge Q",
-    "energy_density": "Energy density E",
-    "polyakov_loop": "Polyakov loop",
-    "wilson_loop": "Wilson loop",
-    "magnetization": "Magnetisation m",
-    "abs_magnetization": "Magnetisation |m|",
-    "phi2": "⟨φ²⟩",
-    "susceptibility": "Susceptibility V m²",
-    "correlator": "Correlator C(t)",
-}
 
 
 def document_html(
@@ -123,14 +103,19 @@ def code_html(text: str) -> str:
     return f"{escape(before)}<code>{escape(command + words.rstrip('.'))}</code>"
 
 
-def theory_text(table: Mapping[str, Any]) -> str:
-    """Return a ``[theory]`` table in words."""
+def theory_text(table: Mapping[str, Any], title: str = "") -> str:
+    """Return a ``[theory]`` table in words.
+
+    Args:
+        table: as in a configuration.
+        title: of the action, if it is not built in.
+    """
     words = []
     action = str(table.get("action", ""))
     if "group" in table:
         words.append(str(table["group"]))
     if action:
-        words.append(ACTIONS.get(action, action))
+        words.append(title or built_in_title("actions", action) or action)
     if isinstance(table.get("lattice"), list):
         words.append("on " + " × ".join(str(extent) for extent in table["lattice"]))
     rest = [
@@ -203,9 +188,7 @@ def independent_html(estimate: Estimate) -> str:
 
 def title_of(name: str) -> str:
     """Return how an observable is called in headings."""
-    stem, bracket, keys = name.partition("(")
-    title = NAMES.get(stem, stem.replace("_", " "))
-    return f"{title} {bracket}{keys}" if bracket else title
+    return observable_title(name, {})
 
 
 def replica_titles(run: RecordedRun) -> list[str]:

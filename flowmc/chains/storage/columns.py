@@ -8,6 +8,7 @@ from flowmc.chains.assembly import Assembly
 from flowmc.chains.config import RunConfig
 from flowmc.chains.storage.declarations import declarations_of
 from flowmc.chains.storage.measurements import MeasurementLayout
+from flowmc.registry import title_of
 
 __all__ = ["attributes_of", "couplings_of", "layout_of", "rows_of"]
 
@@ -23,6 +24,7 @@ def rows_of(config: RunConfig) -> dict[str, int]:
 
 def attributes_of(config: RunConfig, assembly: Assembly) -> dict[str, Any]:
     """Return the attributes of the file."""
+    title = title_of(type(config.action))
     return {
         "layout": 1,
         "chains": config.chains.count,
@@ -30,6 +32,7 @@ def attributes_of(config: RunConfig, assembly: Assembly) -> dict[str, Any]:
         "measure_every": config.run.measure_every,
         "thermalization": config.run.thermalization,
         "updates": config.run.updates,
+        **({"theory_title": title} if title else {}),
     }
 
 
@@ -67,7 +70,7 @@ def layout_of(
         attributes_of(config, assembly),
         parameters,
         couplings_of(assembly),
-        declarations_of(reports),
+        declarations_of(reports, config.observables),
     )
 
 

@@ -1,31 +1,43 @@
-"""What the columns of kernels in a measurement file hold: attributes beside them, and back.
+"""What the columns of a measurement file hold: attributes beside them, and back.
 
-Every group ``kernels/NAME`` says of which kernel it is, every column below it has title, unit and
-reduction.  Files of versions that did not write these are read by the names that kernels and values
-had then.
+An observable has its title.  Every group ``kernels/NAME`` says of which kernel it is, every column
+below it has title, unit and reduction.  Files of versions that did not write these are read by the
+names that kernels and values had then.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from flowmc.config.entries import ObservableEntry
 from flowmc.kernels import KernelReport, Reported
-from flowmc.registry import ConfigError
+from flowmc.registry import ConfigError, built_in_title
 
-__all__ = ["check_declarations", "declarations_in", "declarations_of", "reports_in"]
+__all__ = [
+    "check_declarations",
+    "declarations_in",
+    "declarations_of",
+    "observable_title",
+    "reports_in",
+    "titles_in",
+]
 
 Columns = Mapping[str, tuple[tuple[int, ...], str]]  # shape and type of rows, by path
 
 
-def declarations_of(reports: Mapping[str, KernelReport]) -> dict[str, dict[str, Any]]:
+def declarations_of(
+    reports: Mapping[str, KernelReport], observables: Sequence[ObservableEntry]
+) -> dict[str, dict[str, Any]]:
     """Return the attributes of groups and columns by path below a phase."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = {
+        f"observables/{entry.label}": {"title": entry.title} for entry in observables if entry.title
+    }
     for name, report in reports.items():
         found[f"kernels/{name}"] = report.attributes()
         for value in report.values:
@@ -43,6 +55,30 @@ def declarations_in(phase: h5py.Group) -> dict[str, dict[str, Any]]:
 
     phase.visititems(visit)
     return found
+
+
+def titles_in(phase: h5py.Group) -> dict[str, str]:
+    """Return the titles of observables by label, of those that have one."""
+    found: dict[str, str] = {}
+
+    def visit(name: str, item: Any) -> None:
+        if name.startswith("observables/") and "title" in item.attrs:
+            found[name.removeprefix("observables/")] = str(_plain(item.attrs["title"]))
+
+    phase.visititems(visit)
+    return found
+
+
+def observable_title(label: str, titles: Mapping[str, str]) -> str:
+    """Return how an observable is called in headings, such as ``"Wilson loop (extents=2x2)"``.
+
+    Args:
+        label: in files.
+        titles: by label, of those that have one; built-in observables are known by name.
+    """
+    stem, bracket, keys = label.partition("(")
+    title = titles.get(label) or built_in_title("observables", stem) or stem.replace("_", " ")
+    return f"{title} {bracket}{keys}" if bracket else title
 
 
 def reports_in(

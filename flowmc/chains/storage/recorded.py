@@ -22,12 +22,17 @@ from numpy.typing import NDArray
 from flowmc import zoo
 from flowmc.chains.measured import Measured, Phase
 from flowmc.chains.storage.checkpoint import Head, read_head
-from flowmc.chains.storage.declarations import declarations_in, reports_in
+from flowmc.chains.storage.declarations import (
+    declarations_in,
+    observable_title,
+    reports_in,
+    titles_in,
+)
 from flowmc.chains.storage.directory import identity_of
 from flowmc.chains.storage.measurements import check_rows
 from flowmc.jobs.own_files import datasets_in, opened, read_text
 from flowmc.kernels import KernelReport
-from flowmc.registry import ConfigError
+from flowmc.registry import ConfigError, built_in_title
 
 __all__ = ["RecordedRun", "read_run"]
 
@@ -47,6 +52,7 @@ class RecordedRun(Measured):
         head: what the checkpoint says about itself; None without one.
         discarded: updates of production that were moved to the thermalisation.
         reports: what the kernels report, by their names in the file.
+        titles: of observables, by label; files of earlier versions have none.
     """
 
     path: Path
@@ -57,6 +63,7 @@ class RecordedRun(Measured):
     head: Head | None = None
     discarded: int = 0
     reports: Mapping[str, KernelReport] = field(default_factory=dict)
+    titles: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: str | Path) -> RecordedRun:
@@ -90,6 +97,7 @@ class RecordedRun(Measured):
             production = _phase(datasets, "production")
             couplings = _tuned(_couplings(handle), production)
             reports = _reports(handle, datasets)
+            titles = titles_in(handle["production"]) if "production" in handle else {}
         if head is not None:
             check_rows(file, head.update, head.rows)
         if production.rows == 0:
@@ -97,7 +105,16 @@ class RecordedRun(Measured):
                 f"{path} holds no production measurement yet ({thermalization.rows} rows of "
                 "thermalisation are written): let the run go on, then report again"
             )
-        run = cls(path, attributes, couplings, thermalization, production, head, reports=reports)
+        run = cls(
+            path,
+            attributes,
+            couplings,
+            thermalization,
+            production,
+            head,
+            reports=reports,
+            titles=titles,
+        )
         run.check()
         return run
 
@@ -172,6 +189,16 @@ class RecordedRun(Measured):
             )
         ]
         return " ".join(f"{key}={own[key]:g}" for key in varying or own)
+
+    def title(self, observable: str) -> str:
+        """Return how an observable is called in headings, the values of its keys behind it."""
+        return observable_title(observable, self.titles)
+
+    @property
+    def theory_title(self) -> str:
+        """How the action is called in texts; empty if it does not say."""
+        title = str(self.attributes.get("theory_title", ""))
+        return title or built_in_title("actions", str(self.config.get("theory", {}).get("action")))
 
     @property
     def measure_every(self) -> int:
