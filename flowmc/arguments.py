@@ -15,6 +15,7 @@ __all__ = [
     "free_energy",
     "report",
     "run",
+    "schema",
     "status",
     "step",
     "train",
@@ -152,6 +153,20 @@ def example(parser: ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", nargs="?", help="copy this one; all are listed")
     parser.add_argument(
         "--directory", metavar="DIR", default=".", help="where examples/ is made (default: here)"
+    )
+
+
+def schema(parser: ArgumentParser) -> None:
+    """Declare the arguments of ``flowmc schema``."""
+    parser.add_argument(
+        "kind",
+        metavar="KIND",
+        nargs="?",
+        help="run, train, correlate, combine (correlate with several ensembles) or free-energy: "
+        "print its JSON schema, with the parts of installed packages; all are listed",
+    )
+    parser.add_argument(
+        "--reference", action="store_true", help="print the reference of all keys, as Markdown"
     )
 
 

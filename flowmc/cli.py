@@ -45,6 +45,7 @@ _COMMANDS = {
     "inspect": ("flowmc_adapters.cli", "what a configuration file holds, and whether it is sound"),
     "convert": ("flowmc_adapters.cli", "write a configuration file in another format"),
     "zoo": ("flowmc.commands.zoo", "the trained flows that come with flowmc"),
+    "schema": ("flowmc.commands.schema", "what may stand in a configuration, for editors"),
     "example": ("flowmc.commands.example", "the examples that come with flowmc, copied here"),
 }
 

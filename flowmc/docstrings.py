@@ -59,5 +59,5 @@ def _entries(component: Callable[..., Any]) -> dict[str, str]:
 
 def _plain(text: str) -> str:
     """Return a text without the marks of reStructuredText."""
-    text = re.sub(r":(?:class|func|meth|mod|attr):`~?([^`]+)`", r"``\1``", text)
+    text = re.sub(r":(?:class|func|meth|mod|attr):`~?([^`]+)`", r"``\1``", " ".join(text.split()))
     return re.sub(r":math:`([^`]+)`", r"$\1$", text).replace("``", "`")

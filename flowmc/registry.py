@@ -367,7 +367,7 @@ def table_model(component: Callable[..., Any]) -> type[BaseModel]:
             default = ... if is_required else holdable.get(key)
             found[f"key_{name}"] = (
                 hints.get(name, Any),
-                Field(default, alias=key, title=key, description=said.get(name)),
+                Field(default, alias=key, description=said.get(name)),
             )
         return found
 

@@ -26,9 +26,10 @@ class Table:
         declared: classes whose keyword-only parameters are its keys, as ``"module:Name"``.
         component: the kind of a component whose keys stand beside, such as "kernels".
         key: that names the component.
-        by_default: components that are meant without that key.
+        by_default: components that are meant without that key; "" for none.
         couplings: what is said of a coupling of the theory by its name: its value, the values that
             it takes one after the other, or either; None without such keys.
+        without: declared keys that are those of another table here.
         several: whether there may be several, written ``[[name]]``.
         alone: whether the only one of these may be written ``[name]``.
         required: whether a configuration without it is refused.
@@ -40,6 +41,7 @@ class Table:
     key: str | None = None
     by_default: tuple[str, ...] = ()
     couplings: Literal["value", "values", "either"] | None = None
+    without: tuple[str, ...] = ()
     several: bool = False
     alone: bool = False
     required: bool = False
@@ -174,13 +176,15 @@ KINDS: Mapping[str, tuple[Table, ...]] = {
             declared=(f"{_FREE_ENERGY}:FlowTable",),
             component="flows",
             key="name",
+            by_default=("",),
         ),
         _part("prior", "priors"),
         Table(name="protocol", declared=(f"{_FREE_ENERGY}:ProtocolTable",), couplings="values"),
         _update(),
         _plain("chains", f"{_FREE_ENERGY}:EquilibriumTable"),
         _plain("ensemble", _STORED),
-        _plain("training", _SETTINGS),
+        # Its seed is that of [free_energy].
+        Table(name="training", declared=(_SETTINGS,), without=("seed",)),
     ),
 }
 """Tables of each kind of configuration, in the order of the documents."""

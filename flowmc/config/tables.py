@@ -36,7 +36,7 @@ MOST_CHAINS = 10_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Chains:
-    """``[chains]``.
+    """``[chains]``: how many Markov chains, and where they start.
 
     Attributes:
         seed: of all random streams, >= 0.
@@ -135,7 +135,7 @@ class LadderTable:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureTable:
-    """``[measure]``.
+    """``[measure]``: what is measured on every configuration.
 
     Attributes:
         observables: names, "package.module:Name", or tables ``{name = NAME, ...}`` with their keys;
@@ -148,7 +148,7 @@ class MeasureTable:
 
 @dataclass(frozen=True, kw_only=True)
 class RunTable:
-    """``[run]``.
+    """``[run]``: how long, and what is done in between.
 
     Attributes:
         updates: production updates; one update applies the whole cycle of kernels once.

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["toml_text"]
+__all__ = ["toml_text", "toml_value"]
 
 
 def toml_text(table: Mapping[str, Any]) -> str:
@@ -28,10 +28,10 @@ def toml_text(table: Mapping[str, Any]) -> str:
         elif isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
             sections += [(f"[[{_key(key)}]]", entry) for entry in value]
         elif value is not None:
-            lines.append(f"{_key(key)} = {_value(value)}")
+            lines.append(f"{_key(key)} = {toml_value(value)}")
     for header, section in sections:
         lines += ["", header] if lines else [header]
-        lines += [f"{_key(k)} = {_value(v)}" for k, v in section.items() if v is not None]
+        lines += [f"{_key(k)} = {toml_value(v)}" for k, v in section.items() if v is not None]
     return "\n".join(lines) + "\n"
 
 
@@ -40,7 +40,8 @@ def _key(key: str) -> str:
     return key if bare else json.dumps(key)
 
 
-def _value(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """Return a value as TOML; see :func:`toml_text`."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
@@ -51,8 +52,8 @@ def _value(value: Any) -> str:
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_value(v) for v in value) + "]"
+        return "[" + ", ".join(toml_value(v) for v in value) + "]"
     if isinstance(value, Mapping):
-        inner = ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items() if v is not None)
+        inner = ", ".join(f"{_key(k)} = {toml_value(v)}" for k, v in value.items() if v is not None)
         return "{" + inner + "}"
     raise TypeError(f"{type(value).__name__} has no form in TOML")

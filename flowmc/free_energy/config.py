@@ -45,7 +45,7 @@ _METHODS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class FreeEnergyTable:
-    """``[free_energy]``.
+    """``[free_energy]``: by which estimator, and from how many samples.
 
     Attributes:
         method: "q", "p", "both", "chain", "annealing" or "snf".
