@@ -59,9 +59,7 @@ class _Toml(GenerateJsonSchema):
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
 
-    def handle_invalid_for_json_schema(
-        self, schema: Any, error_info: str
-    ) -> JsonSchemaValue:
+    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> JsonSchemaValue:
         # A type that only Python can give.
         return {}
 
