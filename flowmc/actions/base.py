@@ -337,7 +337,7 @@ class ScaledAction(Action):
     def __init__(self, action: Action, factor: float) -> None:
         self.action, self.factor = action, float(factor)
         self.group, self.lattice = action.group, action.lattice
-        self.parameters, self.settings = action.parameters, action.settings
+        self.parameters, self.settings = action.parameters, dict(action.settings)
         self.interaction_range = action.interaction_range
 
     def as_data(self) -> tuple[Term, ...] | None:

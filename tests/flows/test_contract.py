@@ -17,13 +17,14 @@ from flowmc.commands.train import train
 from flowmc.config.toml_text import toml_text
 from flowmc.evaluation.flows import evaluate, evaluate_sampler
 from flowmc.flows import BetweenCouplings, FlowModel, GaussianPrior, Identity, Prior
-from flowmc.flows.base import Flow, check_inverse, check_log_det
+from flowmc.flows.base import Flow
 from flowmc.flows.cards.building import build_flow, build_local_model, build_prior
 from flowmc.flows.cards.files import FlowFileError, load_flow, read_card, save_flow
 from flowmc.flows.cards.matching import orient
 from flowmc.identity import identity
 from flowmc.kernels import Independence
 from flowmc.registry import BUILTIN, ConfigError, resolve
+from flowmc.testing import ContractError, check_flow, check_model
 from flowmc.training.objectives import AlphaTwo, OverCouplings
 from flowmc.training.plan import make_plan
 from tests.run.small_runs import PHI4, write
@@ -65,18 +66,9 @@ def built(build, name):
 @pytest.mark.parametrize("name", sorted(set(BUILTIN["flows"]) - LOCAL))
 def test_registered_flows(name):
     flow, action = built(build_flow, name)
-    x = action.hot(2, torch.Generator().manual_seed(2))
-    exact = flow.log_density_is_exact
-    assert max(check_inverse(flow, x)) < (1e-9 if exact else 1e-4)
-    assert check_log_det(flow, x[:1], action.group) < (1e-9 if exact else 1e-4)
-    error = flow.density_error(x)
-    assert error.shape == (2,) and bool((error >= 0).all()) and not (exact and error.any())
+    check_flow(flow, action)
     assert flow.fingerprint() == identity(built(build_flow, name)[0])
-    assert flow.at(action).forward(x, torch.zeros(2, dtype=torch.float64))[0].shape == x.shape
     assert flow.transfers_to_other_lattices == resolve("flows", name).transfers_to_other_lattices
-    if flow.conditional_on is not None:
-        coupling, low, high = flow.conditional_on
-        assert low < high and coupling in action.parameters
     if flow.fixed_steps is not None:
         flow.fixed_steps = 7
         assert flow.fixed_steps == 7
@@ -89,10 +81,7 @@ def test_registered_flows(name):
 @pytest.mark.parametrize("name", sorted(set(BUILTIN["priors"]) - LOCAL))
 def test_registered_priors(name):
     prior, action = built(build_prior, name)
-    x, log_q = prior.sample(3, torch.Generator().manual_seed(3))
-    action.check_field(x)
-    assert log_q.dtype == torch.float64 and torch.allclose(log_q, prior.log_prob(x), atol=1e-9)
-    assert torch.equal(prior.sample(3, torch.Generator().manual_seed(3))[0], x)
+    check_model(prior, action)
     assert prior.at(action) is prior
     assert not prior.density_error(prior.starts(3, torch.Generator())).any()
     assert prior.fingerprint() == built(build_prior, name)[0].fingerprint()
@@ -141,6 +130,52 @@ class Mine:
 
     def at(self, action):
         return Mine(action, self.scale)
+
+
+class WrongInverse(Plain):
+    def inverse(self, y, log_density):
+        return 1.01 * y, log_density
+
+
+class WrongJacobian(Plain):
+    def forward(self, x, log_density):
+        return 1.01 * x, log_density
+
+    def inverse(self, y, log_density):
+        return y / 1.01, log_density
+
+
+class Coarse(Plain):
+    """Says that it is exact, and by how much it is not."""
+
+    def density_error(self, x):
+        return torch.full((len(x),), 1e-3, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        (WrongInverse, "its inverse is off"),
+        (WrongJacobian, r"forward\(\) is off the full Jacobian"),
+        (Coarse, r"density_error\(\) is not"),
+    ],
+)
+def test_a_broken_flow_is_found(kind, sentence):
+    with pytest.raises(ContractError, match=sentence):
+        check_flow(kind(THEORIES[0]), THEORIES[0])
+
+
+class Unnormalised(Mine):
+    def sample(self, n, rng):
+        x, log_q = super().sample(n, rng)
+        return x, log_q + 0.1
+
+
+def test_a_broken_model_is_found():
+    action = FreeScalar([2, 3], m2=1.0)
+    check_model(Mine(action), action)
+    with pytest.raises(ContractError, match="two densities"):
+        check_model(Unnormalised(action), action)
 
 
 def steps_of(model, action, updates=4):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from exactness import THRESHOLD, p_value_of_change
+from exactness import THRESHOLD
 from scipy.special import i0
 from scipy.stats import vonmises
 
@@ -20,6 +20,7 @@ from flowmc.kernels import Exchange
 from flowmc.lattice import shift
 from flowmc.observables import topological_charge
 from flowmc.plaquettes import plaquette_angles
+from flowmc.testing import p_value_of_change
 
 LATTICES = [(4, 6), (3, 5), (2, 2), (16, 16)]
 GROUP = U1()

@@ -1,8 +1,10 @@
 """Every kernel leaves exact draws of its target distributed as they were.
 
 Each case starts from exact independent draws, applies the kernel, and compares; see
-`exactness.p_value_of_change` for the tests and their false-alarm rate (1e-6 per case).  The
-planted errors below show the power: each must be caught at the same threshold.
+`flowmc.testing.p_value_of_change` for the tests and their false-alarm rate (1e-6 per case).  The
+planted errors below show the power: each must be caught at the same threshold.  Every kernel that
+is registered is tested with its defaults in `tests/testing/test_kernels.py`; here are what keys,
+theories and compositions add.
 """
 
 import math
@@ -10,10 +12,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from exactness import THRESHOLD, p_value_of_change
+from exactness import THRESHOLD
 
 from flowmc.actions import DefectWilson, FreeScalar, Phi4, Wilson
-from flowmc.actions.exact import sample_phi4, sample_wilson_2d
 from flowmc.flows import (
     AffineCouplingFlow,
     Block,
@@ -45,8 +46,9 @@ from flowmc.kernels import (
 )
 from flowmc.kernels.base import begin
 from flowmc.kernels.integrators import trajectory
-from flowmc.observables import phi2, plaquette, polyakov_loop, susceptibility
 from flowmc.registry import ConfigError
+from flowmc.testing import p_value_of_change, statistics_of
+from flowmc.testing.exact import exact_draws
 
 PHI4 = Phi4([2, 2], m2=-4.0, lam=8.0)
 HOPPING = Phi4([4], kappa=0.3, lam=0.4)
@@ -69,21 +71,7 @@ DRAWS = {"R": 3000, "U(1)": 2000, "SU(2)": 1000, "SU(3)": 400}
 
 
 def draw(action, rng, draws=None):
-    draws = draws or DRAWS[action.group.name]
-    if isinstance(action, FreeScalar):
-        return action.sample(draws, rng)
-    sampler = sample_wilson_2d if action.is_gauge else sample_phi4
-    return sampler(action, draws, rng)
-
-
-def statistics(action, field):
-    columns = [action(field)]
-    if action.is_gauge:
-        columns += [plaquette(field, action), *polyakov_loop(field, action).T]
-    else:
-        flat = field.reshape(len(field), -1)
-        columns += [phi2(field, action), susceptibility(field, action), flat[:, 0], flat.sum(1)]
-    return torch.stack([column.to(torch.float64) for column in columns], 1)
+    return exact_draws(action, draws or DRAWS[action.group.name], rng)
 
 
 class Scale(Flow):
@@ -125,7 +113,9 @@ def check(action, kernel, rng, steps=3):
         state, _ = kernel.step(state, rng)
     if state.action is not None:
         assert torch.allclose(state.action, action(state.field), rtol=1e-12)
-    return p_value_of_change(*(statistics(action, field) for field in (before, state.field, fresh)))
+    return p_value_of_change(
+        *(statistics_of(action, field) for field in (before, state.field, fresh))
+    )
 
 
 @pytest.mark.parametrize("integrator", INTEGRATORS)
@@ -275,7 +265,7 @@ def check_ladder(actions, kernel, rng, steps=4):
     for action, start, replica in zip(actions, before, state.replicas, strict=True):
         assert torch.allclose(replica.action, action(replica.field), rtol=1e-12)
         batches = (start, replica.field, draw(action, rng))
-        p_values.append(p_value_of_change(*(statistics(action, batch) for batch in batches)))
+        p_values.append(p_value_of_change(*(statistics_of(action, batch) for batch in batches)))
     assert (state.walkers.sort(1).values == torch.arange(len(actions))).all()
     return len(p_values) * min(p_values)
 
@@ -350,7 +340,7 @@ def test_the_wrong_weight_of_a_defect_is_caught(rng):
     for _ in range(6):
         state, _ = kernel.step(state, rng)
     batches = (before, state.field, fresh)
-    assert p_value_of_change(*(statistics(right, batch) for batch in batches)) < THRESHOLD
+    assert p_value_of_change(*(statistics_of(right, batch) for batch in batches)) < THRESHOLD
 
 
 def test_exchange_with_a_coupling_flow(rng):
@@ -477,4 +467,4 @@ def test_a_stale_action_after_exchange_is_caught(rng):
         state, _ = kernel.step(state, rng)
     action = SCALAR_LADDER[0]
     batches = (before[0], state.replicas[0].field, draw(action, rng))
-    assert p_value_of_change(*(statistics(action, batch) for batch in batches)) < THRESHOLD
+    assert p_value_of_change(*(statistics_of(action, batch) for batch in batches)) < THRESHOLD

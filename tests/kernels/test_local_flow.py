@@ -6,7 +6,7 @@ Statistical tests compare means over independent chains at 5.5 standard errors (
 
 import pytest
 import torch
-from exactness import THRESHOLD, assert_mean, p_value_of_change
+from exactness import THRESHOLD, assert_mean
 
 from flowmc.actions import FreeScalar, Phi4
 from flowmc.actions.base import Action
@@ -18,6 +18,7 @@ from flowmc.flows.local.blocks import Tiling
 from flowmc.kernels import LocalFlow, NonFiniteStateError
 from flowmc.observables import phi2, susceptibility
 from flowmc.registry import ConfigError
+from flowmc.testing import p_value_of_change
 
 SMALL = Phi4([4], kappa=0.3, lam=0.4)
 TUTORIAL = Phi4([8, 8], m2=-4.0, lam=8.0)
