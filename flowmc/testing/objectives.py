@@ -11,7 +11,7 @@ __all__ = ["check_objective"]
 
 
 def check_objective(
-    objective: Objective, *, is_exact: bool = False, batch: int = 16, batches: int = 24
+    objective: Objective, *, is_exact: bool = False, batch: int = 16, batches: int = 16
 ) -> None:
     """Hold an objective to its contract; see :class:`flowmc.training.objectives.Objective`.
 

@@ -11,7 +11,7 @@ from flowmc.vector_fields.base import VectorFields, divergences_by_differences
 __all__ = ["check_vector_fields"]
 
 
-def check_vector_fields(fields: VectorFields, action: Action, *, estimates: int = 300) -> None:
+def check_vector_fields(fields: VectorFields, action: Action, *, estimates: int = 100) -> None:
     """Hold a family to its contract; see :class:`flowmc.vector_fields.VectorFields`.
 
     Velocities are shaped like the field and of each chain alone; divergences are the derivatives of

@@ -79,7 +79,7 @@ def test_registered_kernels(name, theory):
     except ValueError as refusal:
         assert theory == "U(1)" and "scalar" in str(refusal)
         return
-    check_kernel(make, actions, draws=1500)
+    check_kernel(make, actions, draws=1000)
 
 
 class Base(SignFlip):
