@@ -39,6 +39,7 @@ def run(parser: ArgumentParser) -> None:
         help="continue from the last checkpoint; start if there is none",
     )
     parser.add_argument("--force", action="store_true", help=_FORCE)
+    _set(parser)
     _trust(parser)
 
 
@@ -55,6 +56,7 @@ def step(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--force", action="store_true", help=_FORCE)
     parser.add_argument("--json", action="store_true", help=_JSON)
+    _set(parser)
     _trust(parser)
 
 
@@ -68,6 +70,7 @@ def train(parser: ArgumentParser) -> None:
         default="cpu",
         help="cpu, cuda (a GPU for each rank), cuda:N, or auto (default: cpu)",
     )
+    _set(parser)
     _trust(parser)
 
 
@@ -80,6 +83,7 @@ def evaluate(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     parser.add_argument("--json", action="store_true", help=_JSON)
+    _set(parser)
     _trust(parser)
 
 
@@ -93,6 +97,7 @@ def correlate(parser: ArgumentParser) -> None:
         help="measure only what has not been measured yet; start if nothing has",
     )
     parser.add_argument("--json", action="store_true", help=_JSON)
+    _set(parser)
     _trust(parser)
 
 
@@ -107,6 +112,7 @@ def free_energy(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--force", action="store_true", help=_FORCE)
     parser.add_argument("--json", action="store_true", help=_JSON)
+    _set(parser)
     _trust(parser)
 
 
@@ -167,6 +173,18 @@ def schema(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--reference", action="store_true", help="print the reference of all keys, as Markdown"
+    )
+
+
+def _set(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        metavar="TABLE.KEY=VALUE",
+        action="append",
+        default=[],
+        help="replace or add a value of the configuration, as in run.updates=100 or "
+        "update[1].steps=20 (the first [[update]]); may be repeated",
     )
 
 

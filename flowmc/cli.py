@@ -127,7 +127,7 @@ def _function(command: str, args: argparse.Namespace) -> Callable[[argparse.Name
         # Last in the path: a user's module stands beside the configuration, and hides no other.
         sys.path.append(os.path.dirname(os.path.abspath(args.config)))
         if launched_processes() in (None, 1):
-            check_keys(command, args.config)
+            check_keys(command, args.config, getattr(args, "settings", ()))
     return importlib.import_module(_COMMANDS[command][0]).run
 
 

@@ -8,7 +8,7 @@ known without reading a field or a flow is checked here, before anything runs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,20 +81,23 @@ class RunConfig:
         return str(self.base / written)
 
 
-def load_config(path: str | Path, *, for_step: bool = False) -> RunConfig:
+def load_config(
+    path: str | Path, *, for_step: bool = False, settings: Sequence[str] = ()
+) -> RunConfig:
     """Read and validate a configuration file.
 
     Args:
         path: the file.
         for_step: as ``flowmc step`` reads it: ``[run]`` may be missing, and ``[ensemble]`` needs
             no save_every.
+        settings: values set beside the file, see :func:`~flowmc.config.settings.with_settings`.
 
     Raises:
         ConfigError: naming the table and key that is unusable, and what to do.
         OSError: the file cannot be read.
     """
     path = Path(path)
-    return read_config(read_tables(path), path.parent, for_step=for_step)
+    return read_config(read_tables(path, settings), path.parent, for_step=for_step)
 
 
 def read_config(table: Mapping[str, Any], base: Path, *, for_step: bool = False) -> RunConfig:

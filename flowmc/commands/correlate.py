@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         ConfigError, FormatError, OSError: unusable input, or files that cannot be written.
     """
     path = Path(args.config)
-    tables = read_tables(path)
+    tables = read_tables(path, args.settings)
     directory = CorrelateDirectory(Path(args.output) if args.output else Path("runs") / path.stem)
     several = isinstance(tables.get("ensemble"), list)
     try:

@@ -28,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
             samples=args.samples,
             batch=args.batch,
             config=args.config,
+            settings=args.settings,
             seed=args.seed,
             device=check_device(args.device),
         )

@@ -24,6 +24,7 @@ from flowmc_adapters import atomic_write
 
 from flowmc.chains.storage.directory import RunDirectory, environment
 from flowmc.config.entries import changed_keys
+from flowmc.config.settings import as_words
 from flowmc.config.toml_text import toml_text
 from flowmc.durations import seconds_of
 from flowmc.evaluation.density import DensityError
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         ConfigError, OSError: unusable input, or files that cannot be written.
     """
     started = time.monotonic()
-    config = load_free_energy_config(args.config)
+    config = load_free_energy_config(args.config, args.settings)
     directory = RunDirectory(
         Path(args.output) if args.output else Path("runs") / Path(args.config).stem
     )
@@ -119,6 +120,7 @@ def _run(
         command = ["flowmc", "free-energy", args.config]
         command += ["--output", args.output] if args.output else []
         command += ["--json"] if args.json else []
+        command += as_words(args.settings)
         say(
             f"stopped with a checkpoint ({pause.reason}); continue with: "
             f"{shlex.join([*command, '--resume'])}"

@@ -13,6 +13,7 @@ from flowmc.chains.config import load_config
 from flowmc.chains.opening import open_run
 from flowmc.chains.storage.directory import RunDirectory
 from flowmc.config.entries import changed_keys
+from flowmc.config.settings import as_words
 from flowmc.config.tables import seconds_of
 from flowmc.config.toml_text import toml_text
 from flowmc.messages import say
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """Run to the end or to a reason to stop; return the exit status."""
     started = time.monotonic()
     communicator = world()
-    config = communicator.together(lambda: load_config(args.config))
+    config = communicator.together(lambda: load_config(args.config, settings=args.settings))
     own = toml_text(config.resolved)
     of_root = communicator.broadcast(own)
     communicator.together(lambda: _check_same(args.config, own, of_root))
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     command = ["flowmc", "run", args.config]
     command += ["--output", args.output] if args.output else []
+    command += as_words(args.settings)
     _say(
         communicator,
         f"stopped after update {runner.update} of {runner.total} ({reason}); continue "

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         ConfigError, FormatError, OSError: unusable input, or OUT cannot be written.
         NonFiniteStateError: the field became unusable; nothing is written.
     """
-    config = load_config(args.config, for_step=True)
+    config = load_config(args.config, for_step=True, settings=args.settings)
     _check(config)
     choose_threads(Communicator())
     assembly = assemble(config)

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 import time
@@ -24,6 +25,7 @@ import torch
 
 from flowmc import messages, zoo
 from flowmc.actions.theory import describe_theory
+from flowmc.config.settings import as_words
 from flowmc.durations import seconds_of
 from flowmc.evaluation.density import DensityError
 from flowmc.evaluation.flows import evaluate_exchange, evaluate_sampler
@@ -62,9 +64,11 @@ def run(args: argparse.Namespace) -> int:
     """
     started = time.monotonic()
     command = f"flowmc train {args.config} --output {args.output}"
+    if args.settings:
+        command += f" {shlex.join(as_words(args.settings))}"
     ranks = world()
     try:
-        plan = ranks.together(lambda: read_plan(args.config))
+        plan = ranks.together(lambda: read_plan(args.config, args.settings))
         device = ranks.together(lambda: _device_of_rank(args.device, ranks))
         if ranks.size > 1:
             choose_threads(ranks)

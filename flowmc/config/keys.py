@@ -11,12 +11,13 @@ from __future__ import annotations
 import ast
 import functools
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import flowmc
 from flowmc.config.kinds import KINDS, Table
+from flowmc.config.settings import with_settings
 from flowmc.registry import BUILTIN, ConfigError, check_known, nearest, written_key
 
 __all__ = ["check_keys", "kind_for", "written_parameters"]
@@ -32,12 +33,13 @@ def kind_for(command: str, tables: Mapping[str, Any]) -> str | None:
     return command if command in KINDS else None
 
 
-def check_keys(command: str, path: str) -> None:
+def check_keys(command: str, path: str, settings: Sequence[str] = ()) -> None:
     """Refuse a configuration file with a misspelt key; a file that cannot be read passes.
 
     Args:
         command: which ``flowmc`` command it is for.
         path: the file.
+        settings: of the command line, see :func:`~flowmc.config.settings.with_settings`.
 
     Raises:
         ConfigError: naming table and key, and the nearest known one.
@@ -47,6 +49,7 @@ def check_keys(command: str, path: str) -> None:
             tables = tomllib.load(file)
     except (OSError, ValueError, RecursionError):
         return
+    tables = with_settings(tables, settings)
     kind = kind_for(command, tables)
     if kind is None:
         return

@@ -7,11 +7,12 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from flowmc.config.settings import with_settings
 from flowmc.durations import seconds_of
 from flowmc.registry import ConfigError
 
@@ -247,31 +248,42 @@ def _at_least(where: str, instance: Any, **least: int) -> None:
             raise ConfigError(f"{where}: {key} = {value}: should be at least {bound}")
 
 
-def read_tables(path: Path) -> dict[str, Any]:
+def read_tables(path: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
     """Return the tables of a configuration file.
 
+    Args:
+        path: the file.
+        settings: see :func:`~flowmc.config.settings.with_settings`.
+
     Raises:
-        ConfigError: it is no TOML file.
+        ConfigError: it is no TOML file, or a setting cannot be made.
         OSError: it cannot be read.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         # Besides what is no TOML: integers of thousands of digits, tables within tables within ...
         raise ConfigError(f"{path}: not a TOML file: {error}") from error
+    return with_settings(tables, settings)
 
 
-def read_toml(path: str) -> dict[str, Any]:
+def read_toml(path: str, settings: Sequence[str] = ()) -> dict[str, Any]:
     """Return the tables of a TOML file.
 
+    Args:
+        path: the file.
+        settings: see :func:`~flowmc.config.settings.with_settings`.
+
     Raises:
-        ConfigError: if it is missing or not TOML, with line and column.
+        ConfigError: if it is missing or not TOML, with line and column, or a setting cannot be
+            made.
     """
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"there is no configuration file {path}") from error
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    return with_settings(tables, settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,7 @@ def evaluate(
     samples: int,
     batch: int = 1024,
     config: str | None = None,
+    settings: Sequence[str] = (),
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> tuple[dict[str, Any], list[str]]:
@@ -58,6 +59,7 @@ def evaluate(
         batch: draws at a time.
         config: a TOML file whose [theory] replaces that of the card (other couplings, or another
             lattice if the flow allows).  For exchange flows also [exchange] with from and to.
+        settings: values set beside it, see :func:`~flowmc.config.settings.with_settings`.
         seed: of all draws.
         device: where to run.
 
@@ -65,7 +67,9 @@ def evaluate(
         ConfigError: for unusable input.
         DensityError: for a continuous flow whose integrator is too coarse.
     """
-    table = read_toml(config) if config else {}
+    if settings and not config:
+        raise ConfigError("--set changes a configuration: name it with --config")
+    table = read_toml(config, settings) if config else {}
     action = build_action(_section(table, "theory", config)) if config else None
     head: dict[str, Any] = {"flow": str(source)}
     if read_card(flow_path(source)).get("kind") == "local":

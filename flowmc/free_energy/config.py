@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -176,15 +176,19 @@ class FreeEnergyConfig:
         return written if written.startswith("zoo:") else str(self.base / written)
 
 
-def load_free_energy_config(path: str | Path) -> FreeEnergyConfig:
+def load_free_energy_config(path: str | Path, settings: Sequence[str] = ()) -> FreeEnergyConfig:
     """Read and validate a configuration file.
+
+    Args:
+        path: the file.
+        settings: values set beside it, see :func:`~flowmc.config.settings.with_settings`.
 
     Raises:
         ConfigError: naming the table and key that is unusable, and what to do.
         OSError: the file cannot be read.
     """
     path = Path(path)
-    return read_free_energy_config(read_tables(path), path.parent)
+    return read_free_energy_config(read_tables(path, settings), path.parent)
 
 
 def read_free_energy_config(tables: Mapping[str, Any], base: Path) -> FreeEnergyConfig:

@@ -264,13 +264,17 @@ class TrainingPlan:
         )
 
 
-def read_plan(path: str) -> TrainingPlan:
+def read_plan(path: str, settings: Sequence[str] = ()) -> TrainingPlan:
     """Read and validate a training configuration.
+
+    Args:
+        path: the file.
+        settings: values set beside it, see :func:`~flowmc.config.settings.with_settings`.
 
     Raises:
         ConfigError: naming the file, table and key that is missing, unknown or unusable.
     """
-    return make_plan(read_toml(path), Path(path).parent)
+    return make_plan(read_toml(path, settings), Path(path).parent)
 
 
 def make_plan(tables: dict[str, Any], base: Path = Path()) -> TrainingPlan:

@@ -98,6 +98,14 @@ def test_misspelt_keys_are_found_before_torch_is_imported(command, right, wrong,
     assert message in done.stderr
 
 
+def test_misspelt_settings_are_found_before_torch_is_imported(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text(CONFIG)
+    done = python(LIGHT, "run", path, "--set", "run.update=3")
+    assert done.stdout.splitlines()[-1] == "False 2", done.stderr
+    assert "did you mean 'updates'" in done.stderr
+
+
 def test_misspelt_commands_get_a_hint(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["reprot"])
