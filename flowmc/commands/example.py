@@ -79,22 +79,37 @@ def _root() -> Path:
 
 def _needed(root: Path, path: Path) -> list[Path]:
     """Return the other files of an example: those it names, and for a script its whole folder."""
-    found: set[Path] = set()
+    found, new = {path}, {path}
     if path.suffix == ".py" and path.parent != root:
-        # Scripts of a folder share modules, and the trainings of the zoo.
-        found |= {other for other in path.parent.iterdir() if other.is_file()}
-        found |= set((root / "zoo").glob("*.toml"))
-    for word in re.findall(r'"([^"\n]+)"', path.read_text(encoding="utf-8")):
-        other = (path.parent / word).resolve()
-        if other.is_file() and other.is_relative_to(root.resolve()):
-            found.add(root / other.relative_to(root.resolve()))
+        # Scripts of a folder share modules.
+        new |= {other for other in path.parent.iterdir() if other.is_file()}
+    while new:
+        found |= new
+        new = {other for one in new for other in _named(root, one)} - found
     return sorted(found - {path})
+
+
+def _named(root: Path, path: Path) -> set[Path]:
+    """Return the files that a text names: in quotes, as modules, and in its commands."""
+    if path.suffix not in (".toml", ".py", ".sh"):
+        return set()
+    text = path.read_text(encoding="utf-8")
+    words = [path.parent / word for word in re.findall(r'"([^"\n]+)"', text)]
+    words += [path.parent / f"{name}.py" for name in re.findall(r'"(\w+):\w+"', text)]
+    commands = re.findall(r"^[#\s]*flowmc .*$", text, re.M) if path.suffix == ".toml" else []
+    for command in commands:
+        words += [root / word for word in re.findall(r"examples/(\S+\.toml)", command)]
+    if path.suffix == ".py" and path.parent != root and '"zoo"' in text:
+        words += (root / "zoo").glob("*.toml")
+    top = root.resolve()
+    files = {word.resolve() for word in words if word.is_file()}
+    return {root / file.relative_to(top) for file in files if file.is_relative_to(top)}
 
 
 def _title(path: Path) -> str:
     """Return the first sentence of a file's opening remark."""
     text = path.read_text(encoding="utf-8")
-    remark = re.match(r'(?:#!.*\n)?(?:"""(.*?)"""|((?:#.*\n)+))', text, re.DOTALL)
+    remark = re.match(r'(?:#!.*\n)?(?:r?"""(.*?)"""|((?:#.*\n)+))', text, re.DOTALL)
     if remark is None:
         return ""
     words = " ".join((remark[1] or remark[2].replace("#", " ")).split())

@@ -171,7 +171,9 @@ def test_unusable_input_is_one_sentence(tmp_path, capsys):
 
 def test_examples_are_listed_and_copied_with_what_they_need(tmp_path, capsys):
     assert main(["example"]) == 0
-    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert all(len(line) == 2 and not line[1].startswith("flowmc ") for line in lines), lines
+    listed = [line[0] for line in lines]
     there = [p for kind in ("toml", "py", "sh") for p in (ROOT / "examples").rglob(f"*.{kind}")]
     assert sorted(listed) == sorted(p.relative_to(ROOT / "examples").as_posix() for p in there)
     where = ["--directory", str(tmp_path)]
@@ -184,6 +186,12 @@ def test_examples_are_listed_and_copied_with_what_they_need(tmp_path, capsys):
         assert (tmp_path / name).read_bytes() == (ROOT / name).read_bytes()
     assert main(["example", "campaigns/u1_ladders.py", *where]) == 0
     assert (tmp_path / "examples/campaigns/ladder_costs.py").exists()
+    capsys.readouterr()
+    assert main(["example", "extending/smearing.toml", *where]) == 0
+    names = [f"examples/extending/smearing{end}" for end in (".toml", ".py", "_train.toml")]
+    assert capsys.readouterr().out.split() == [str(tmp_path / name) for name in names]
+    assert main(["example", "extending/rescale.py", *where]) == 0
+    assert not (tmp_path / "examples/zoo/phi4_8x8_tutorial.toml").exists()
 
 
 def test_examples_overwrite_nothing(tmp_path, capsys):
