@@ -107,6 +107,7 @@ def load_field(
             periodic (open, Schroedinger functional, G-parity), or links outside the group.
         OSError: the file cannot be opened.
     """
+    _require_a_format(path, action)
     configuration: flowmc_adapters.Configuration | flowmc_adapters.FieldConfiguration
     array: np.ndarray
     if isinstance(action.group, SUN):
@@ -193,6 +194,7 @@ def write_field(
         FormatError: the format cannot hold the field, or the field is not finite.
         OSError: disk full and the like; a file that was there before is untouched.
     """
+    _require_a_format(path, action)
     if chain.dim() == len(action.field_shape(1)):
         (chain,) = chain
     array = field_to_file_order(chain.detach().cpu().resolve_conj().numpy(), action)
@@ -215,6 +217,11 @@ def write_field(
         format,
         precision,
     )
+
+
+def _require_a_format(path: str | os.PathLike[str], action: Action) -> None:
+    if not (action.is_gauge or action.is_scalar):
+        raise FormatError(path, None, f"no file format holds {action.space}")
 
 
 def file_order_to_field(array: np.ndarray, action: Action) -> np.ndarray:

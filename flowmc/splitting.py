@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["INTEGRATORS", "Integrator"]
+__all__ = ["INTEGRATORS", "Integrator", "Operation"]
+
+Operation = tuple[str, float] | tuple[str, float, float]
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Integrator:
 
     name: str
     order: int
-    operations: tuple[tuple[str, float] | tuple[str, float, float], ...]
+    operations: tuple[Operation, ...]
 
     @property
     def forces_per_step(self) -> int:
@@ -29,6 +31,17 @@ class Integrator:
         kicks = [op for op in self.operations if op[0] != "drift"]
         evaluations = sum(2 if op[0] == "kick_gradient" else 1 for op in kicks)
         return evaluations - 1 if self.operations[0][0] == "kick" else evaluations
+
+    def merged(self, steps: int) -> list[Operation]:
+        """Return the operations of so many steps, adjacent kicks, or drifts, as one."""
+        merged: list[Operation] = []
+        for operation in self.operations * steps:
+            # A force-gradient kick has a name of its own, and never merges.
+            if merged and len(operation) == 2 and merged[-1][0] == operation[0]:
+                merged[-1] = (operation[0], merged[-1][1] + operation[1])
+            else:
+                merged.append(operation)
+        return merged
 
 
 def _palindrome(*half: tuple) -> tuple:

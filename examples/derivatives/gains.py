@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from flowmc.actions import Wilson
-from flowmc.actions.loops import SHAPES, images, loop_trace
 from flowmc.estimators.gain import variance_ratio
 from flowmc.estimators.history import History, fluctuations_of, result_of
 from flowmc.estimators.linear_response import (
@@ -35,6 +34,7 @@ from flowmc.estimators.linear_response import (
     linear_derivative,
 )
 from flowmc.kernels import HMC
+from flowmc.loops import SHAPES, images, loop_trace
 from flowmc.observables import wilson_loop
 from flowmc.random import stream
 from flowmc.vector_fields import KrylovFields, LoopFields

@@ -7,12 +7,13 @@ with all plaquettes P and planar 2x1 rectangles R, each once.  :math:`c_1 = -1/1
 improved action of M. Luescher and P. Weisz (Commun. Math. Phys. 97 (1985) 59), -0.331 that of
 Y. Iwasaki (UTHEP-118, 1983).  ``flowmc run examples/extending/improved_action.toml`` samples it.
 
-The words of the loops say all: the force comes by autograd, and all of it runs in plain torch.
+Plaquettes and loops are words of flowmc's vocabulary: from them come value and force, in torch and
+in compiled code.
 """
 
 from flowmc.actions import Wilson
-from flowmc.actions.loops import SHAPES, images, loop_trace
-from flowmc.lattice import sum_over_sites
+from flowmc.loops import SHAPES, images
+from flowmc.terms import Loops, Plaquettes
 
 
 class Improved(Wilson):
@@ -35,13 +36,9 @@ class Improved(Wilson):
     def at(self, **couplings: float) -> "Improved":
         return Improved(self.group, self.lattice, **{**self.parameters, **couplings})
 
-    def on_lattice(self, lattice) -> "Improved":
-        return Improved(self.group, lattice, **self.parameters)
-
-    def __call__(self, field):
-        total = 0.0
-        for shape, weight in (("plaquette", 1 - 8 * self.c1), ("rectangle", self.c1)):
-            trace = loop_trace(field, images(SHAPES[shape], self.dimensions), self.group)
-            total = total + weight * sum_over_sites(trace)
-        # U(1) has N = 1, and loop_trace gives its cosines.
-        return -self.beta / getattr(self.group, "n", 1) * total
+    def as_data(self):
+        rectangles = images(SHAPES["rectangle"], self.dimensions)
+        return (
+            Plaquettes(self.group, self.beta * (1 - 8 * self.c1)),
+            Loops(self.group, rectangles, self.beta * self.c1),
+        )

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from flowmc import native
+from flowmc.fields import FieldSpace, Place
 from flowmc.groups import Group, Real
 from flowmc.identity import Identified
 from flowmc.lattice import sum_over_sites
-from flowmc.registry import as_arguments
+from flowmc.registry import as_arguments, positional_of
 from flowmc.terms import Term, added
 
 __all__ = ["Action", "ScaledAction", "SumAction", "at_couplings", "check_force"]
@@ -34,8 +35,9 @@ _DIFFERENCES = (
 class Action(Identified):
     """A real function of a field, with its derivative in the algebra of the field's group.
 
-    Subclasses set :attr:`group`, :attr:`lattice` and :attr:`parameters`.  Those whose terms are in
-    the vocabulary of :mod:`flowmc.terms` declare them in :meth:`as_data`, and are computed by
+    Subclasses set :attr:`group`, :attr:`lattice` and :attr:`parameters`, and for spins, elements of
+    a group on sites, :attr:`place`.  Those whose terms are in the vocabulary of
+    :mod:`flowmc.terms` declare them in :meth:`as_data`, and are computed by
     compiled code wherever there is some.  All others implement :meth:`__call__` in torch;
     :meth:`force` then has an automatic default.  Actions add and scale::
 
@@ -45,6 +47,7 @@ class Action(Identified):
         name: as in configuration files.
         title: how reports call the action; a class that is derived from this one has its own.
         group: where the degrees of freedom live.
+        place: "sites" or "links"; None: real numbers live on sites, all others on links.
         lattice: extents ``(L_0, ..., L_{d-1})``, x first.
         parameters: the couplings, as given; :meth:`at` returns a copy with some replaced.
         settings: further keys of the constructor that tell theories apart and that no ladder
@@ -57,6 +60,7 @@ class Action(Identified):
     name: str = ""
     title: str = ""
     group: Group = Real()
+    place: Place | None = None
     lattice: tuple[int, ...]
     parameters: dict[str, float]
     settings: Mapping[str, Any] = MappingProxyType({})
@@ -142,6 +146,12 @@ class Action(Identified):
         return self.group.gradient_from_euclidean(field, euclidean)
 
     @property
+    def space(self) -> FieldSpace:
+        """What the fields are."""
+        place = self.place or ("sites" if isinstance(self.group, Real) else "links")
+        return FieldSpace(self.group, self.lattice, place)
+
+    @property
     def dimensions(self) -> int:
         """Number of lattice directions d."""
         return len(self.lattice)
@@ -149,20 +159,21 @@ class Action(Identified):
     @property
     def volume(self) -> int:
         """Number of lattice sites V."""
-        volume = 1
-        for extent in self.lattice:
-            volume *= extent
-        return volume
+        return self.space.volume
 
     @property
     def is_gauge(self) -> bool:
         """Whether the degrees of freedom are links; otherwise sites."""
-        return not isinstance(self.group, Real)
+        return self.space.is_gauge
+
+    @property
+    def is_scalar(self) -> bool:
+        """Whether the degrees of freedom are real numbers on sites."""
+        return self.space.is_scalar
 
     def field_shape(self, chains: int) -> tuple[int, ...]:
-        """Return ``(chains, *L)`` for sites, ``(chains, d, *L, *element)`` for links."""
-        directions = (self.dimensions,) if self.is_gauge else ()
-        return (chains, *directions, *self.lattice, *self.group.element_shape)
+        """Return ``(chains, *L, *element)`` for sites, ``(chains, d, *L, *element)`` for links."""
+        return self.space.shape(chains)
 
     def cold(
         self, chains: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
@@ -171,17 +182,11 @@ class Action(Identified):
 
         ``dtype`` is that of real components, or of the field itself.
         """
-        shape = self.field_shape(chains)
-        shape = shape[: len(shape) - len(self.group.element_shape)]
-        return self.group.identity(shape, self.group.field_dtype(dtype), device)
+        return self.space.cold(chains, dtype, device)
 
     def hot(self, chains: int, rng: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Return a disordered start: Haar for links, unit Gaussians (or better) for sites."""
-        shape = self.field_shape(chains)
-        if not self.is_gauge:
-            return torch.randn(shape, dtype=dtype, device=rng.device, generator=rng)
-        shape = shape[: len(shape) - len(self.group.element_shape)]
-        return self.group.haar(shape, self.group.field_dtype(dtype), rng)
+        """Return a disordered start: Haar for groups, unit Gaussians (or better) for real ones."""
+        return self.space.hot(chains, rng, dtype)
 
     def at(self, **couplings: float) -> Action:
         """Return this action with other couplings: one of the same class.
@@ -197,8 +202,8 @@ class Action(Identified):
     def on_lattice(self, lattice: Sequence[int]) -> Action:
         """Return this action on a lattice of other extents.
 
-        By calling the class with the lattice (and the group, for links), the couplings and the
-        settings, as a configuration file does; classes with another constructor override it.
+        By calling the class with the lattice (and the group, if it takes one), the couplings and
+        the settings, as a configuration file does; classes with another constructor override it.
 
         Args:
             lattice: extents, x first, as many as there are.
@@ -209,7 +214,9 @@ class Action(Identified):
         """
         named = as_arguments(self.parameters)
         constructor: Any = type(self)
-        positional = (self.group, tuple(lattice)) if self.is_gauge else (tuple(lattice),)
+        positional: tuple[Any, ...] = (tuple(lattice),)
+        if "group" in positional_of(constructor):
+            positional = (self.group, *positional)
         try:
             return constructor(*positional, **named, **self.settings)
         except TypeError as error:
@@ -299,13 +306,20 @@ class SumAction(Action):
         self.terms = [t for term in terms for t in getattr(term, "terms", [term])]
         first = self.terms[0]
         for term in self.terms[1:]:
-            if term.group != first.group or term.lattice != first.lattice:
-                raise ValueError(f"cannot add {term!r} to {first!r}: another group or lattice")
+            if term.space != first.space:
+                raise ValueError(
+                    f"cannot add {term!r} to {first!r}: the field of one is {term.space}, of the "
+                    f"other {first.space}"
+                )
         self.group, self.lattice = first.group, first.lattice
         self.parameters: dict[str, float] = {}
         ranges = [term.interaction_range for term in self.terms]
         known = [one for one in ranges if one is not None]
         self.interaction_range = max(known) if len(known) == len(ranges) else None
+
+    @property
+    def space(self) -> FieldSpace:
+        return self.terms[0].space
 
     def as_data(self) -> tuple[Term, ...] | None:
         parts = [term.compilable() for term in self.terms]
@@ -339,6 +353,10 @@ class ScaledAction(Action):
         self.group, self.lattice = action.group, action.lattice
         self.parameters, self.settings = action.parameters, dict(action.settings)
         self.interaction_range = action.interaction_range
+
+    @property
+    def space(self) -> FieldSpace:
+        return self.action.space
 
     def as_data(self) -> tuple[Term, ...] | None:
         terms = self.action.compilable()

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.groups import SUN, U1, Group, parse_group
-from flowmc.terms import Plaquettes, PlaquetteWeights, Term
+from flowmc.terms import LoopWeights, Plaquettes, Term
 
 __all__ = ["Wilson"]
 
 # Not attributes: those that are tables of numbers are part of what tells actions apart.
-_WEIGHTS: WeakKeyDictionary[Wilson, PlaquetteWeights] = WeakKeyDictionary()
+_WEIGHTS: WeakKeyDictionary[Wilson, LoopWeights] = WeakKeyDictionary()
 
 
 class Wilson(Action):
@@ -66,5 +66,5 @@ class Wilson(Action):
             table = self.plaquette_weights()
             if table is None:
                 return (Plaquettes(self.group, self.beta),)
-            _WEIGHTS[self] = PlaquetteWeights(table)
+            _WEIGHTS[self] = LoopWeights(table)
         return (Plaquettes(self.group, self.beta, _WEIGHTS[self]),)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowmc.actions.base import Action, at_couplings
-from flowmc.groups import parse_group
+from flowmc.groups import Group, Real, parse_group
 from flowmc.memory import memory_here
 from flowmc.registry import (
     ConfigError,
@@ -77,10 +77,12 @@ def build_action(table: Mapping[str, Any], where: str = "[theory]") -> Action:
             positional.insert(0, parse_group(str(group)))
         except ValueError as error:
             raise ConfigError(f"{where}: group = {group!r}: {error}") from error
-    elif group is not None and str(group).upper() != "R":
+    elif group is not None and str(group).upper() != _group_of(component).name.upper():
+        own = _group_of(component)
+        kind = "real" if isinstance(own, Real) else f"in {own.name}"
         raise ConfigError(
-            f"{where}: group = {group!r} does not apply to the {name} action, whose field is real; "
-            "remove the key or choose a gauge action such as 'wilson'"
+            f"{where}: group = {group!r} does not apply to the {name} action, whose field is "
+            f"{kind}; remove the key or choose a gauge action such as 'wilson'"
         )
     beside = [key for key in parameters(TheoryTable) if key != "group" or len(positional) == 2]
     check_known(couplings, [*beside, *written(parameters(component))], where)
@@ -158,3 +160,8 @@ def _lattice(value: Any, where: str) -> tuple[int, ...]:
             f"the {bytes_here // _BYTES_PER_SITE:,} sites that this machine has the memory for"
         )
     return tuple(extents)
+
+
+def _group_of(component: Any) -> Group:
+    group = getattr(component, "group", None)
+    return group if isinstance(group, Group) else Real()

@@ -148,7 +148,11 @@ def read_observables(table: Mapping[str, Any], action: Action) -> list[Observabl
         ConfigError: naming the observable or key that is unusable.
     """
     check_known(table, parameters(MeasureTable), "[measure]")
-    default = ["action", "plaquette"] if action.is_gauge else ["action", "magnetization", "phi2"]
+    default = ["action"]
+    if action.is_gauge:
+        default += ["plaquette"]
+    elif action.is_scalar:
+        default += ["magnetization", "phi2"]
     listed = table.get("observables", default)
     if not isinstance(listed, list):
         raise ConfigError("[measure]: observables should be a list of names")
@@ -185,6 +189,11 @@ def check_format(
     from flowmc_adapters.layout_format import LayoutFormat
 
     group = action.group
+    if not (action.is_gauge or action.is_scalar):
+        raise ConfigError(
+            f"{where}: no file format holds {action.space}: leave configurations out; the run "
+            "keeps its chains in its checkpoint, and observables are measured on the way"
+        )
     if not isinstance(group, SUN) and name in FIELD_FORMATS:
         return
     try:

@@ -55,7 +55,7 @@ class SignMixture(FlowModel):
 
 def check_even_action(action: Action) -> None:
     """Raise ``ConfigError`` unless the action is of a scalar field, with S(-phi) = S(phi)."""
-    if action.is_gauge:
+    if not action.is_scalar:
         raise ConfigError(f"a sign_flip mixture is for scalar fields, but the theory is {action!r}")
     field = action.hot(4, stream(0, 0, "check of a symmetry"))
     if not torch.allclose(action(-field), action(field), rtol=1e-9, atol=1e-9):

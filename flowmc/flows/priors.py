@@ -62,10 +62,10 @@ class ScalarPrior(_FieldPrior):
 
     def __init__(self, action: Action) -> None:
         super().__init__(action)
-        if action.is_gauge:
+        if not action.is_scalar:
             raise ValueError(
                 f"{type(self).__name__} is for real scalar fields, but the theory is {action!r}: "
-                "use the Haar prior for links"
+                "use the Haar prior for groups"
             )
 
 
@@ -174,17 +174,17 @@ class HaarPrior(_FieldPrior):
 
     def __init__(self, action: Action) -> None:
         super().__init__(action)
-        if not action.is_gauge:
+        if action.is_scalar:
             raise ValueError(
                 f"the Haar prior is for links, but the theory is {action!r}: use the Gaussian or "
                 "the free-field prior for scalar fields"
             )
-        links = action.dimensions * action.volume
-        self._log_density = -links * math.log(2 * math.pi) if isinstance(self.group, U1) else 0.0
+        angles = math.prod(action.space.elements) if isinstance(self.group, U1) else 0
+        self._log_density = -angles * math.log(2 * math.pi) if angles else 0.0
 
     def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        shape = (n, len(self.lattice), *self.lattice)
-        x = self.group.haar(shape, self.group.field_dtype(torch.float64), rng)
+        elements = self._site_shape[: len(self._site_shape) - len(self.group.element_shape)]
+        x = self.group.haar((n, *elements), self.group.field_dtype(torch.float64), rng)
         x = x.to(self.group.field_dtype(self.dtype))
         return x, self.log_prob(x)
 

@@ -31,12 +31,12 @@ class Tunnelling:
         self.action = action
         self.what: str | None = None
         self._series: list[np.ndarray] = []
-        if not action.is_gauge:
+        if action.is_scalar:
             probe = torch.linspace(-1, 1, action.volume, dtype=torch.float64) + 0.1
             field = probe.reshape(1, *action.lattice)
             is_even = torch.allclose(action(field), action(-field), rtol=1e-9, atol=1e-9)
             self.what = "sign of the mean field" if is_even else None
-        elif isinstance(action.group, U1) and action.dimensions == 2:
+        elif action.is_gauge and isinstance(action.group, U1) and action.dimensions == 2:
             self.what = "topological charge"
 
     def measured(self, field: Tensor) -> dict[str, Tensor]:

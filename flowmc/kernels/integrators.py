@@ -50,24 +50,12 @@ def trajectory(
         return compiled(field, momentum, step_size, steps)
     force = action.force
     step = step_size.to(momentum.real.dtype).reshape(-1, *[1] * (field.dim() - 1))
-    operations = _merged(integrator.operations, steps)
-    for operation in operations:
+    for operation in integrator.merged(steps):
         if operation[0] == "drift":
             field = group.move(field, (operation[1] * step) * momentum)
-        elif operation[0] == "kick":
+        elif len(operation) == 2:
             momentum = momentum - (operation[1] * step) * force(field)
         else:
             displaced = group.move(field, (-operation[2] * step * step) * force(field))
             momentum = momentum - (operation[1] * step) * force(displaced)
     return field, momentum
-
-
-def _merged(operations: tuple, steps: int) -> list[tuple]:
-    """Repeat a step and merge the kicks (or drifts) where one step ends and the next begins."""
-    merged: list[tuple] = []
-    for operation in operations * steps:
-        if merged and len(operation) == 2 and merged[-1][0] == operation[0]:
-            merged[-1] = (operation[0], merged[-1][1] + operation[1])
-        else:
-            merged.append(operation)
-    return merged

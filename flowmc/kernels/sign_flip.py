@@ -30,7 +30,7 @@ class SignFlip(Kernel):
     title = "sign flip"
 
     def __init__(self, action: Action) -> None:
-        if action.is_gauge:
+        if not action.is_scalar:
             raise ConfigError(f"sign_flip is for scalar fields, but the theory is {action!r}")
         self.action = action
 

@@ -1,8 +1,8 @@
 """Native CPU kernels: actions, forces and whole trajectories in compiled code.
 
-Torch stays the general path (any action, GPU, autograd).  For actions that are one term of
-:mod:`flowmc.terms` (phi^4, the free field, the double well, Wilson actions with any weights of the
-plaquettes, their sums and multiples) on a CPU, :func:`find_trajectory`, :func:`find_force`,
+Torch stays the general path (any action, GPU, autograd).  For actions made of the terms of
+:mod:`flowmc.terms` (phi^4, the free field, the double well; plaquettes and loops of any shapes with
+any weights; their sums and multiples) on a CPU, :func:`find_trajectory`, :func:`find_force`,
 :func:`find_action` and :func:`find_projection` return compiled versions that agree with it to
 rounding, are the same bit for bit for any number of threads, and run on
 ``torch.get_num_threads()`` of them.  They return None where there is none, also for actions that
@@ -24,17 +24,21 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from flowmc.actions.base import Action
+    from flowmc.fields import FieldSpace
     from flowmc.groups import Group
+    from flowmc.native.dynamics import Prepare
     from flowmc.splitting import Integrator
+    from flowmc.terms import Term
 
 __all__ = [
     "find_action",
@@ -78,7 +82,7 @@ def find_trajectory(action: Action, field: Tensor, integrator: Integrator) -> Tr
     """Return a compiled molecular-dynamics trajectory, or None if there is none for this case.
 
     Args:
-        action: must be one term, see :meth:`~flowmc.actions.Action.compilable`.
+        action: must have terms, see :meth:`~flowmc.actions.Action.compilable`.
         field: decides device, dtype, shape and number of chains.
         integrator: must consist of plain kicks and drifts (no force-gradient kicks).
 
@@ -93,10 +97,12 @@ def find_trajectory(action: Action, field: Tensor, integrator: Integrator) -> Tr
     """
     if any(len(operation) != 2 for operation in integrator.operations):
         return None
-    module, term = _compiled(action, field)
-    if module is None:
+    prepare = _compiled(action, field)
+    if prepare is None:
         return None
-    run = module.make_trajectory(term, integrator)
+    from flowmc.native.dynamics import make_trajectory
+
+    run = make_trajectory(prepare, integrator)
 
     def checked(
         field: Tensor, momentum: Tensor, step_size: Tensor, steps: int
@@ -116,14 +122,22 @@ def find_trajectory(action: Action, field: Tensor, integrator: Integrator) -> Tr
 
 def find_force(action: Action, field: Tensor) -> Callable[[Tensor], Tensor] | None:
     """Return a compiled ``action.force``, or None if there is none for this case."""
-    module, term = _compiled(action, field)
-    return None if module is None else _checked(action, module.make_force(term))
+    prepare = _compiled(action, field)
+    if prepare is None:
+        return None
+    from flowmc.native.dynamics import make_force
+
+    return _checked(action, make_force(prepare))
 
 
 def find_action(action: Action, field: Tensor) -> Callable[[Tensor], Tensor] | None:
     """Return a compiled ``action(field) -> (chains,)`` float64, or None if there is none."""
-    module, term = _compiled(action, field)
-    return None if module is None else _checked(action, module.make_action(term))
+    prepare = _compiled(action, field)
+    if prepare is None:
+        return None
+    from flowmc.native.dynamics import make_action
+
+    return _checked(action, make_action(prepare))
 
 
 def find_projection(action: Action, field: Tensor) -> Callable[[Tensor], Tensor] | None:
@@ -132,10 +146,11 @@ def find_projection(action: Action, field: Tensor) -> Callable[[Tensor], Tensor]
     It serves fields that have drifted off the group by rounding; one that is farther away than
     that is handed to torch.
     """
-    if action.group.name != "SU(3)":
+    if action.group.name != "SU(3)" or _compiled(action, field) is None:
         return None
-    module, term = _compiled(action, field)
-    return None if module is None else _checked(action, module.make_projection(term))
+    from flowmc.native.link_fields import make_projection
+
+    return _checked(action, make_projection(action.group))
 
 
 def find_gradient_flow(
@@ -157,12 +172,12 @@ def find_gradient_flow(
     Raises:
         ValueError: (the returned function) for fields of another theory or dtype.
     """
-    module, term = _compiled(action, field)
-    if module is None or not action.is_gauge or term.weights is not None:
+    terms = action.compilable() if _compiled(action, field) is not None else None
+    if terms is None or len(terms) != 1 or not _is_plain(terms[0]):
         return None
     from flowmc.native.gradient_flow import make_gradient_flow
 
-    flow = make_gradient_flow(term)
+    flow = make_gradient_flow(action.group)
 
     def checked(field: Tensor, step: float, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
         _check(action, field, field.dtype)
@@ -241,43 +256,62 @@ def why_in_torch(action: Action) -> str | None:
         return "it has formulas of its own beside the terms that it inherits (as_data)"
     if terms is None:
         return "it declares no terms (as_data)"
-    if len(terms) > 1:
-        return "it has terms of several kinds"
     if action.is_gauge and action.group.name not in _GROUPS:
         return f"there are no kernels for {action.group.name}"
+    if _kernels(action.space, terms) is None:
+        kinds = " and ".join(dict.fromkeys(type(term).__name__ for term in terms))
+        return f"there are no kernels for {kinds} of {action.space}"
     return None if action.volume <= _MAXIMAL_SITES else "its lattice is too large"
 
 
-def _compiled(action: Action, field: Tensor) -> tuple[Any, Any]:
-    """Return the module with kernels for this action and field, and the term; or None twice."""
+def _compiled(action: Action, field: Tensor) -> Prepare | None:
+    """Return what prepares the terms of this action for fields like this one, or None."""
     if field.device.type != "cpu" or not is_on():
-        return None, None
+        return None
     # Subclasses of tensors, and tensors with tangents, carry more than numbers.
     if type(field) not in (Tensor, torch.nn.Parameter) or _has_tangent(field):
-        return None, None
+        return None
     if field.layout is not torch.strided or (field.requires_grad and torch.is_grad_enabled()):
-        return None, None
+        return None
     if action.volume > _MAXIMAL_SITES or field.dtype not in _types(action):
-        return None, None
+        return None
     if not field.dim() or not field.shape[0]:
-        return None, None
+        return None
     if tuple(field.shape) != action.field_shape(field.shape[0]):
-        return None, None
+        return None
     terms = action.compilable()
-    if terms is None or len(terms) != 1:
-        return None, None
-    from flowmc.terms import Hopping, Plaquettes
+    return None if terms is None else _kernels(action.space, terms)
 
-    (term,) = terms
-    if isinstance(term, Hopping):
-        from flowmc.native import scalar
 
-        return scalar, term
-    if isinstance(term, Plaquettes) and term.group.name in _GROUPS:
-        from flowmc.native import gauge
+def _kernels(space: FieldSpace, terms: Sequence[Term]) -> Prepare | None:
+    """Return what prepares a sum of terms, or None if there are no kernels for them."""
+    from flowmc.terms import Hopping, Loops, Plaquettes
 
-        return gauge, term
-    return None, None
+    if not terms or not (space.is_gauge or space.is_scalar):
+        return None
+    of_links = [term for term in terms if isinstance(term, (Plaquettes, Loops))]
+    if space.is_gauge:
+        names = {term.group.name for term in of_links}
+        if len(of_links) != len(terms) or names != {space.group.name} or not names <= {*_GROUPS}:
+            return None
+        if len(of_links) == 1 and isinstance(of_links[0], Plaquettes):
+            from flowmc.native.gauge import PlaquetteDynamics
+
+            return functools.partial(PlaquetteDynamics, of_links[0])
+        from flowmc.native.loops import LoopDynamics
+
+        return functools.partial(LoopDynamics, of_links)
+    if len(terms) == 1 and isinstance(terms[0], Hopping):
+        from flowmc.native.scalar import HoppingDynamics
+
+        return functools.partial(HoppingDynamics, terms[0])
+    return None
+
+
+def _is_plain(term: Term) -> bool:
+    from flowmc.terms import Plaquettes
+
+    return isinstance(term, Plaquettes) and term.weights is None
 
 
 def _has_tangent(field: Tensor) -> bool:

@@ -27,11 +27,14 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from flowmc.groups import Group
 from flowmc.native.compiled import compiled
-from flowmc.native.gauge import _ahead, _components, _load_algebra, _load_link, _Setting
+from flowmc.native.dynamics import FIELD, MOMENTUM
+from flowmc.native.gauge import PlaquetteDynamics
 from flowmc.native.lanes import accumulate, flip, fma, lanes, round_to_integer, store, traced
 from flowmc.native.layout import FLIP_BITS, sum_lanes
-from flowmc.native.matrices import COMPONENTS, multiply, plaquette_algebra, transport
+from flowmc.native.link_fields import CHUNK, FLIPS, ahead, components, load_algebra, load_link
+from flowmc.native.matrices import COMPONENTS, add, multiply, plaquette_algebra, transport
 from flowmc.native.schedule import run_slices
 from flowmc.terms import Plaquettes
 
@@ -39,8 +42,6 @@ __all__ = ["GradientFlow", "make_gradient_flow"]
 
 GradientFlow = Callable[[Tensor, float, Sequence[int]], tuple[Tensor, Tensor]]
 
-_FLIPS = (1 << FLIP_BITS) - 1
-_CHUNK = 64
 # Coefficients of the forces and of the moves: 1/4, 8/9, 3/4 divided by the moves.
 _KICKS = (1 / 4, -8 / 17, 27 / 68)
 _DRIFTS = (1.0, -17 / 9, 17 / 9)
@@ -93,11 +94,6 @@ def _minus_trace(a: Lanes, b: Lanes) -> Lanes:
 
 
 @traced
-def _add(a: Lanes, b: Lanes) -> Lanes:
-    return [x + y for x, y in zip(a, b, strict=True)]
-
-
-@traced
 def _negative(a: Lanes) -> Lanes:
     return [-x for x in a]
 
@@ -113,12 +109,12 @@ def _wrapped(a: Lanes, b: Lanes) -> Lanes:
 def _sides(links, neighbours, base, block, mu, nu, dimensions, tag):
     """Return the two halves of a plaquette: P = a b^dagger."""
     a = multiply(
-        _load_link(links, (base + block) * dimensions + mu, tag),
-        _ahead(links, neighbours, base, block, 2 * mu, nu, dimensions, tag),
+        load_link(links, (base + block) * dimensions + mu, tag),
+        ahead(links, neighbours, base, block, 2 * mu, nu, dimensions, tag),
     )
     b = multiply(
-        _load_link(links, (base + block) * dimensions + nu, tag),
-        _ahead(links, neighbours, base, block, 2 * nu, mu, dimensions, tag),
+        load_link(links, (base + block) * dimensions + nu, tag),
+        ahead(links, neighbours, base, block, 2 * nu, mu, dimensions, tag),
     )
     return a, b
 
@@ -129,20 +125,20 @@ def _with_behind(links, neighbours, elements, base, block, direction, plane, dim
     planes = dimensions * (dimensions - 1) // 2
     entry = neighbours[np.uint64((block * dimensions + direction) * 2 + 1)]
     behind = entry >> FLIP_BITS
-    u = _load_link(links, (base + behind) * dimensions + direction, tag)
-    there = transport(u, _load_algebra(elements, behind * planes + plane, tag))
-    if entry & _FLIPS:
-        there = flip(there, entry & _FLIPS)
-    return _add(_load_algebra(elements, block * planes + plane, tag), there)
+    u = load_link(links, (base + behind) * dimensions + direction, tag)
+    there = transport(u, load_algebra(elements, behind * planes + plane, tag))
+    if entry & FLIPS:
+        there = flip(there, entry & FLIPS)
+    return add(load_algebra(elements, block * planes + plane, tag), there)
 
 
 @compiled
 def _leaves(links, neighbours, leaves, base, start, stop, blocks, dimensions, tag, sums):
     """Write H of every plane, and add up what is missing to ordered plaquettes, by chunks."""
-    stride = _components(tag, 1) * lanes(links)
+    stride = components(tag, 1) * lanes(links)
     planes = dimensions * (dimensions - 1) // 2
     for chunk in range(start, stop):
-        for block in range(chunk * _CHUNK, min(blocks, (chunk + 1) * _CHUNK)):
+        for block in range(chunk * CHUNK, min(blocks, (chunk + 1) * CHUNK)):
             position = block * planes * stride
             for mu in range(dimensions):
                 for nu in range(mu + 1, dimensions):
@@ -155,7 +151,7 @@ def _leaves(links, neighbours, leaves, base, start, stop, blocks, dimensions, ta
 @compiled
 def _pairs(links, neighbours, leaves, pairs, base, start, stop, dimensions, tag):
     """Write the sum of two leaves of every plane (mu, nu), those at x and x - nu."""
-    stride = _components(tag, 1) * lanes(links)
+    stride = components(tag, 1) * lanes(links)
     planes = dimensions * (dimensions - 1) // 2
     for block in range(start, stop):
         plane = 0
@@ -173,11 +169,11 @@ def _clovers(
     links, neighbours, pairs, clovers, base, start, stop, blocks, dimensions, tag, energy, charge
 ):  # fmt: skip
     """Add up -tr FF and, in four dimensions, the dual products of F, both times 16, by chunks."""
-    stride = _components(tag, 1) * lanes(links)
+    stride = components(tag, 1) * lanes(links)
     planes = dimensions * (dimensions - 1) // 2
     for chunk in range(start, stop):
         own = chunk * planes * stride
-        for block in range(chunk * _CHUNK, min(blocks, (chunk + 1) * _CHUNK)):
+        for block in range(chunk * CHUNK, min(blocks, (chunk + 1) * CHUNK)):
             plane = 0
             for mu in range(dimensions):
                 for _ in range(mu + 1, dimensions):
@@ -191,8 +187,8 @@ def _clovers(
                 # Planes in order: 01, 02, 03, 12, 13, 23; each with its dual.
                 for plane in range(3):
                     product = _minus_trace(
-                        _load_algebra(clovers, chunk * planes + plane, tag),
-                        _load_algebra(clovers, chunk * planes + 5 - plane, tag),
+                        load_algebra(clovers, chunk * planes + plane, tag),
+                        load_algebra(clovers, chunk * planes + 5 - plane, tag),
                     )
                     if plane == 1:
                         product = _negative(product)
@@ -203,7 +199,7 @@ def _clovers(
 def _fluxes(links, neighbours, base, start, stop, blocks, tag, charge):
     """Add up wrapped plaquette angles of two-dimensional U(1), by chunks."""
     for chunk in range(start, stop):
-        for block in range(chunk * _CHUNK, min(blocks, (chunk + 1) * _CHUNK)):
+        for block in range(chunk * CHUNK, min(blocks, (chunk + 1) * CHUNK)):
             a, b = _sides(links, neighbours, base, block, 0, 1, 2, tag)
             accumulate(charge, chunk * lanes(links), _wrapped(a, b))
 
@@ -211,13 +207,13 @@ def _fluxes(links, neighbours, base, start, stop, blocks, tag, charge):
 class _Measure:
     """Energies and charge of links in lanes, one group of chains after the other."""
 
-    def __init__(self, setting: _Setting) -> None:
+    def __init__(self, setting: PlaquetteDynamics) -> None:
         self.setting = setting
-        self.chunks = -(-setting.layout.blocks // _CHUNK)
+        self.chunks = -(-setting.layout.blocks // CHUNK)
         planes = setting.dimensions * (setting.dimensions - 1) // 2
         algebra = COMPONENTS[setting.n][1]
-        self.leaves = setting.empty(algebra, planes, 1)
-        self.pairs = setting.empty(algebra, planes, 1)
+        self.leaves = setting.memory(algebra, planes, 1)
+        self.pairs = setting.memory(algebra, planes, 1)
         self.clovers = np.empty(self.chunks * planes * algebra * setting.width, setting.dtype)
         is_abelian = setting.n == 1
         self.has_flux = is_abelian and setting.dimensions == 2
@@ -228,7 +224,7 @@ class _Measure:
         setting, layout, chunks = self.setting, self.setting.layout, self.chunks
         tag, dimensions, neighbours = setting.tag, setting.dimensions, layout.neighbours
         partial = np.zeros((3, layout.groups, chunks * setting.width))
-        chunk_time = min(layout.blocks, _CHUNK) * setting.block_time
+        chunk_time = min(layout.blocks, CHUNK) * setting.block_time
         for group in range(layout.groups):
             base = group * layout.blocks
             clover, plaquette, charge = partial[:, group]
@@ -271,25 +267,23 @@ class _Measure:
         return np.stack(columns, -1)
 
 
-def make_gradient_flow(term: Plaquettes) -> GradientFlow:
+def make_gradient_flow(group: Group) -> GradientFlow:
     """Return a native ``(field, step, counts) -> (flowed field, (chains, points, columns))``.
 
     See :func:`flowmc.native.find_gradient_flow`.
     """
-    n = getattr(term.group, "n", 0)
+    n = getattr(group, "n", 0)
     # V' = -g0^2 dS V with beta = 2N / g0^2 (U(1): 1 / g0^2): g0 = 1 leaves no factor.
-    plain = Plaquettes(term.group, 2.0 * n if n else 1.0)
-    is_drift = np.array([False, True] * 3)
+    plain = Plaquettes(group, 2.0 * n if n else 1.0)
 
     def run(field: Tensor, step: float, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
-        setting = _Setting(plain, field)
-        links = setting.pack(field, 0)
-        algebra = COMPONENTS[setting.n][1]
-        momenta = setting.empty(algebra, setting.dimensions, setting.layout.groups)
-        coefficients = [
-            number
+        setting = PlaquetteDynamics(plain, field)
+        links = setting.pack(field, FIELD)
+        momenta = setting.empty(MOMENTUM)
+        operations = [
+            operation
             for kick, drift in zip(_KICKS, _DRIFTS, strict=True)
-            for number in (kick * step, drift)
+            for operation in (("kick", kick * step), ("drift", drift))
         ]
         ones = np.ones(field.shape[0])
         measure = _Measure(setting)
@@ -297,8 +291,8 @@ def make_gradient_flow(term: Plaquettes) -> GradientFlow:
         for point, count in enumerate(counts):
             for _ in range(count):
                 momenta[:] = 0
-                setting.integrate(links, momenta, is_drift, coefficients, ones)
+                setting.integrate(links, momenta, operations, ones)
             table[:, point] = measure(links)
-        return setting.unpack(links, 0), torch.from_numpy(table)
+        return setting.unpack(links, FIELD), torch.from_numpy(table)
 
     return run

@@ -30,6 +30,8 @@ __all__ = [
     "COMPONENTS",
     "NORM_LIMIT",
     "PROJECTION_LIMIT",
+    "add",
+    "add_multiple",
     "add_signed",
     "exponential_coefficients",
     "halve_large",
@@ -39,6 +41,7 @@ __all__ = [
     "last",
     "move",
     "multiply",
+    "multiply_inverse",
     "plaquette_algebra",
     "plaquette_trace",
     "projected",
@@ -123,6 +126,16 @@ def multiply(a: Lanes, b: Lanes) -> Lanes:
 
 
 @traced
+def multiply_inverse(a: Lanes, b: Lanes) -> Lanes:
+    """Return ``a b^dagger``."""
+    if len(a) == 1:
+        return [a[0] - b[0]]
+    if len(a) == 4:
+        return _quaternion_product(a, _quaternion_adjoint(b))
+    return _matrix_product(_matrix(a), _adjoint(_matrix(b)))
+
+
+@traced
 def plaquette_algebra(a: Lanes, b: Lanes) -> Lanes:
     """Return the traceless antihermitian part of ``a b^dagger``; for U(1), sin(a - b)."""
     if len(a) == 1:
@@ -196,6 +209,18 @@ def _imaginary_entry(a: list[list[tuple]], b: list[list[tuple]], i: int) -> Any:
     for k in (1, 2):
         total = fma(a[i][k][0], b[k][i][1], fma(a[i][k][1], b[k][i][0], total))
     return total
+
+
+@traced
+def add(a: Lanes, b: Lanes) -> Lanes:
+    """Return ``a + b``."""
+    return [x + y for x, y in zip(a, b, strict=True)]
+
+
+@traced
+def add_multiple(total: Lanes, q: Lanes, size: Lanes) -> Lanes:
+    """Return ``total + size * q``."""
+    return [fma(size[0], x, t) for t, x in zip(total, q, strict=True)]
 
 
 @traced

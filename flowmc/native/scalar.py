@@ -13,8 +13,7 @@ every operation.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from numba import njit
 from torch import Tensor
 
 from flowmc.native.compiled import compiled
+from flowmc.native.dynamics import FIELD, Dynamics
 from flowmc.native.lanes import accumulate, flip, fma, lane_width, lanes, load, store, traced
 from flowmc.native.layout import (
     FLIP_BITS,
@@ -34,15 +34,11 @@ from flowmc.native.layout import (
     sum_lanes,
     unpack,
 )
-from flowmc.native.schedule import merge_operations, run_operations, run_slices
+from flowmc.native.schedule import run_operations, run_slices
+from flowmc.splitting import Operation
 from flowmc.terms import Hopping
 
-if TYPE_CHECKING:
-    from flowmc.splitting import Integrator
-
-__all__ = ["make_action", "make_force", "make_trajectory"]
-
-Trajectory = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
+__all__ = ["HoppingDynamics"]
 
 _FLIPS = (1 << FLIP_BITS) - 1
 
@@ -164,8 +160,8 @@ _OPERATION_TIME = 4.0
 _COPY_TIME = 10.0
 
 
-class _Setting:
-    """Everything a native call needs besides the fields: layout and couplings."""
+class HoppingDynamics(Dynamics):
+    """A :class:`~flowmc.terms.Hopping` term on lanes."""
 
     def __init__(self, term: Hopping, field: Tensor) -> None:
         self.dtype = np.dtype("float64" if field.dtype == torch.float64 else "float32")
@@ -177,7 +173,7 @@ class _Setting:
         self.axes = (0,) * len(lattice)
         self.shape = field.shape
 
-    def empty(self) -> np.ndarray:
+    def empty(self, which: int = FIELD) -> np.ndarray:
         return aligned(self.layout.groups * self.layout.blocks * self.width, self.dtype)
 
     def _copy(self, function: Callable, source: np.ndarray, target: np.ndarray) -> None:
@@ -190,12 +186,12 @@ class _Setting:
             TILE * _COPY_TIME,
         )
 
-    def pack(self, field: Tensor) -> np.ndarray:
+    def pack(self, field: Tensor, which: int) -> np.ndarray:
         target = self.empty()
         self._copy(pack, field.detach().resolve_neg().reshape(field.shape[0], -1).numpy(), target)
         return target
 
-    def unpack(self, packed: np.ndarray) -> Tensor:
+    def unpack(self, packed: np.ndarray, which: int) -> Tensor:
         target = np.empty((self.shape[0], self.shape[1:].numel()), dtype=self.dtype)
         self._copy(unpack, packed, target)
         return torch.from_numpy(target).view(self.shape)
@@ -203,19 +199,19 @@ class _Setting:
     def integrate(
         self,
         field: np.ndarray,
-        momentum: np.ndarray,
-        is_drift: np.ndarray,
-        coefficients: list[float],
+        momenta: np.ndarray,
+        operations: Sequence[Operation],
         step_size: np.ndarray,
     ) -> None:
         layout, constants = self.layout, self.constants
-        scales = splat(coefficients, self.width, self.dtype)
+        is_drift = np.array([operation[0] == "drift" for operation in operations])
+        scales = splat([operation[1] for operation in operations], self.width, self.dtype)
         steps = lanes_of(layout, step_size, self.dtype)
         blocks, is_cut, axes = layout.blocks, layout.is_cut, self.axes
 
         def whole(start: int, stop: int) -> None:
             _trajectories(
-                field, momentum, layout.neighbours, start, stop, blocks, constants, is_drift,
+                field, momenta, layout.neighbours, start, stop, blocks, constants, is_drift,
                 scales, steps, is_cut, axes,
             )  # fmt: skip
 
@@ -223,65 +219,26 @@ class _Setting:
             for group in range(layout.groups):
                 base = group * blocks
                 if is_drift[index]:
-                    _drift(field, momentum, base, start, stop, scales, index, steps, group)
+                    _drift(field, momenta, base, start, stop, scales, index, steps, group)
                 else:
                     _kick(
-                        field, momentum, layout.neighbours, base, start, stop, constants, scales,
+                        field, momenta, layout.neighbours, base, start, stop, constants, scales,
                         index, steps, group, is_cut, axes,
                     )  # fmt: skip
 
         phases = [functools.partial(phase, index) for index in range(len(is_drift))]
         run_operations(whole, phases, layout.groups, blocks, _OPERATION_TIME)
 
-
-def make_trajectory(term: Hopping, integrator: Integrator) -> Trajectory:
-    """Return a native ``(field, momentum, step_size, steps) -> (field, momentum)``."""
-
-    def run(
-        field: Tensor, momentum: Tensor, step_size: Tensor, steps: int
-    ) -> tuple[Tensor, Tensor]:
-        setting = _Setting(term, field)
-        packed, packed_momentum = setting.pack(field), setting.pack(momentum)
-        is_drift, coefficients = merge_operations(integrator, steps)
-        sizes = step_size.detach().numpy()
-        setting.integrate(packed, packed_momentum, is_drift, coefficients, sizes)
-        return setting.unpack(packed), setting.unpack(packed_momentum)
-
-    return run
-
-
-def make_force(term: Hopping) -> Callable[[Tensor], Tensor]:
-    """Return a native ``field -> force``."""
-
-    def run(field: Tensor) -> Tensor:
-        setting = _Setting(term, field)
-        force = setting.empty()
-        force[:] = 0
-        # A kick by minus one unit of time adds the force to a momentum of zero.
-        kick = np.zeros(1, dtype=np.bool_)
-        setting.integrate(setting.pack(field), force, kick, [-1.0], np.ones(field.shape[0]))
-        return setting.unpack(force)
-
-    return run
-
-
-def make_action(term: Hopping) -> Callable[[Tensor], Tensor]:
-    """Return a native ``field -> S`` per chain, accumulated in float64."""
-
-    def run(field: Tensor) -> Tensor:
-        setting = _Setting(term, field)
-        layout = setting.layout
+    def value(self, field: np.ndarray) -> np.ndarray:
+        layout = self.layout
         chunks = -(-layout.blocks // _CHUNK)
-        partial = np.zeros(layout.groups * chunks * setting.width)
-        packed = setting.pack(field)
+        partial = np.zeros(layout.groups * chunks * self.width)
         run_slices(
             lambda start, stop: _densities(
-                packed, layout.neighbours, start, stop, layout.blocks, setting.constants,
-                layout.is_cut, setting.axes, partial,
+                field, layout.neighbours, start, stop, layout.blocks, self.constants,
+                layout.is_cut, self.axes, partial,
             ),
             layout.groups * chunks,
             min(layout.blocks, _CHUNK) * _OPERATION_TIME,
         )  # fmt: skip
-        return torch.from_numpy(sum_lanes(layout, partial))
-
-    return run
+        return sum_lanes(layout, partial)

@@ -11,15 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
-if TYPE_CHECKING:
-    from flowmc.splitting import Integrator
-
-__all__ = ["merge_operations", "run_operations", "run_slices"]
+__all__ = ["run_operations", "run_slices"]
 
 # Waking a thread costs tens of microseconds: slices shorter than this are not worth one.
 _SHORTEST_SLICE = 1e5  # nanoseconds
@@ -37,24 +32,6 @@ def _forget_pool() -> None:
 if hasattr(os, "register_at_fork"):
     # Threads do not survive a fork.
     os.register_at_fork(after_in_child=_forget_pool)
-
-
-def merge_operations(integrator: Integrator, steps: int) -> tuple[np.ndarray, list[float]]:
-    """Return the operations of ``steps`` steps, adjacent ones of a kind merged.
-
-    Returns:
-        ``is_drift``, bool ``(operations,)`` (else a kick), and the coefficients of the step size.
-    """
-    is_drift: list[bool] = []
-    coefficients: list[float] = []
-    for operation in integrator.operations * steps:
-        kind = operation[0] == "drift"
-        if is_drift and is_drift[-1] == kind:
-            coefficients[-1] += operation[1]
-        else:
-            is_drift.append(kind)
-            coefficients.append(operation[1])
-    return np.array(is_drift, dtype=np.bool_), coefficients
 
 
 def _workers(nanoseconds: float) -> int:

@@ -145,7 +145,7 @@ def begin(action: Action, chains: int, start: str, rng: torch.Generator) -> Tens
         return field
     if isinstance(action, HoppingAction):
         field = field + action.vacuum
-    elif not action.is_gauge:
+    elif action.is_scalar:
         raise ValueError(
             f"the ordered field of {action!r} is not known: start its chains 'hot' or 'cold'"
         )

@@ -69,9 +69,8 @@ def plaquette_energy(field: Tensor, action: Action) -> Tensor:
 
 def has_charge(action: Action) -> bool:
     """Return whether a topological charge is defined for a theory."""
-    if isinstance(action.group, SUN):
-        return action.dimensions == 4
-    return action.is_gauge and action.dimensions == 2
+    dimensions = 4 if isinstance(action.group, SUN) else 2
+    return action.is_gauge and action.dimensions == dimensions
 
 
 def charge(

@@ -80,6 +80,6 @@ def correlator(field: Tensor, action: Action, *, axis: int = -1) -> Tensor:
 
 
 def _sites(field: Tensor, action: Action, name: str) -> Tensor:
-    if action.is_gauge:
+    if not action.is_scalar:
         raise ConfigError(f"{name} is an observable of scalar fields, not of {action.group.name}")
     return field.reshape(field.shape[0], -1).to(torch.float64)

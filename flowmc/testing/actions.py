@@ -72,7 +72,7 @@ def check_theory_table(table: Mapping[str, Any]) -> Action:
     action = build_action(table)
     told = describe_theory(action, table["action"])
     again = {key: told[key] for key in ("action", "lattice")} | told["couplings"]
-    again |= told.get("settings", {}) | ({"group": told["group"]} if action.is_gauge else {})
+    again |= told.get("settings", {}) | ({} if action.is_scalar else {"group": told["group"]})
     second = build_action(again)
     same = type(second) is type(action) and second.parameters == action.parameters
     field = action.hot(2, random_numbers("check of a table"))

@@ -35,7 +35,7 @@ class KernelFields(VectorFields):
     def __init__(
         self, action: Action, *, powers: Sequence[int] = (1, 3), reach: float | None = None
     ) -> None:
-        if action.is_gauge:
+        if not action.is_scalar:
             raise ValueError(f"kernels move scalar fields, but the theory is {action!r}")
         if not powers or min(powers) < 1:
             raise ValueError(f"powers = {list(powers)}: should be positive integers")

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from flowmc.actions.base import Action
-from flowmc.actions.loops import SHAPES, Word, images, loop_holonomy, loop_trace
 from flowmc.groups import SUN
 from flowmc.lattice import sum_over_sites
+from flowmc.loops import SHAPES, Word, images, loop_holonomy, loop_trace
 from flowmc.vector_fields.base import VectorFields
 
 __all__ = ["LoopFields"]

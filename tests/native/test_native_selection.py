@@ -23,7 +23,7 @@ from flowmc.native import (
     find_action,
     find_force,
     find_trajectory,
-    gauge,
+    link_fields,
     scalar,
     schedule,
     torch_only,
@@ -98,7 +98,7 @@ def test_any_strides(action):
         assert all(map(torch.equal, result, expected))
 
 
-@pytest.mark.parametrize("module,action", [(scalar, ACTIONS[0]), (gauge, ACTIONS[3])])
+@pytest.mark.parametrize("module,action", [(scalar, ACTIONS[0]), (link_fields, ACTIONS[3])])
 @pytest.mark.parametrize("chains", [1, 16])
 def test_a_wrong_wrap_is_caught(module, action, chains, monkeypatch):
     field, _, _ = draw(action, chains)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from flowmc.actions import AnisotropicWilson, FreeScalar, Phi4, Wilson, check_force
-from flowmc.actions.loops import SHAPES, images, loop_trace
 from flowmc.lattice import sum_over_sites
+from flowmc.loops import SHAPES, images, loop_trace
 from flowmc.observables import plaquette, wilson_loop
 from flowmc.random import stream
 from flowmc.vector_fields import (

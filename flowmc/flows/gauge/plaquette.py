@@ -87,7 +87,7 @@ class PlaquetteFlow(Flow):
         initial_transport: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(action.group, U1) or action.dimensions != 2:
+        if not (action.is_gauge and isinstance(action.group, U1)) or action.dimensions != 2:
             raise ValueError(
                 f"a plaquette flow needs U(1) links in two dimensions, not {action!r}: use a "
                 "residual flow"

@@ -71,7 +71,7 @@ class ResidualFlow(MaskedLinkFlow):
         bound: float = 0.9,
     ) -> None:
         super().__init__()
-        if not isinstance(action.group, (U1, SUN)):
+        if not action.is_gauge or not isinstance(action.group, (U1, SUN)):
             raise ValueError(
                 f"a residual flow moves links of U(1) or SU(N), but {action!r} has none"
             )

@@ -57,7 +57,7 @@ class Block:
             ConfigError: for a gauge theory, an action without a range, another number of
                 dimensions, or a lattice on which a block and its collar do not fit.
         """
-        if action.is_gauge:
+        if not action.is_scalar:
             raise ConfigError(f"local updates move scalar fields, but the theory is {action!r}")
         if action.interaction_range is None:
             raise ConfigError(

@@ -64,7 +64,7 @@ class CheckerboardFlow(Flow):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        if action.is_gauge:
+        if not action.is_scalar:
             raise ValueError(f"{name} moves scalar fields, but the theory is {action!r}")
         if layers < 1 or not hidden or min(hidden) < 1:
             raise ValueError(

@@ -97,5 +97,5 @@ def _from_table(table: Mapping[str, Any], coarse: FreeScalar) -> tuple[FlowModel
 
 
 def _check_scalar(action: Action) -> None:
-    if action.is_gauge:
+    if not action.is_scalar:
         raise ConfigError(f"super-resolution is for real scalar fields, but this is of {action!r}")

@@ -101,7 +101,7 @@ class ContinuousFlow(Flow):
         adjoint: bool = False,
     ) -> None:
         super().__init__()
-        if action.is_gauge:
+        if not action.is_scalar:
             raise ValueError(f"ContinuousFlow moves scalar fields, but the theory is {action!r}")
         if min(frequencies, site_channels, time_channels) < 1 or time_frequencies < 0:
             raise ValueError(

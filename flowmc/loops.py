@@ -17,7 +17,7 @@ from torch import Tensor
 from flowmc.groups import SUN, Group
 from flowmc.lattice import shift
 
-__all__ = ["SHAPES", "Word", "images", "loop_holonomy", "loop_trace"]
+__all__ = ["SHAPES", "Word", "backwards", "check_word", "images", "loop_holonomy", "loop_trace"]
 
 Word = tuple[int, ...]
 
@@ -35,6 +35,28 @@ Up to six links these are all loops without a repeated link (M. Luescher and P. 
 Phys. 97 (1985) 59): the plaquette, the planar 2x1 rectangle, the bent one (*chair*) and the
 twisted hexagon (*parallelogram*); then the 2x2 square and the 3x1 rectangle.
 """
+
+
+def backwards(word: Word) -> Word:
+    """Return the same way from its end to its begin."""
+    return tuple(-step for step in reversed(word))
+
+
+@functools.lru_cache(maxsize=4096)
+def check_word(word: Word) -> Word:
+    """Return a word that is a loop.
+
+    Raises:
+        ValueError: it is not closed, or goes back along the link that it came from.
+    """
+    if not word or 0 in word or any(word.count(step) != word.count(-step) for step in word):
+        raise ValueError(
+            f"{word} is no closed loop: give steps +-(mu + 1) that end where they begin, as "
+            "(1, 2, -1, -2) of the plaquette of the directions 0 and 1"
+        )
+    if any(step == -word[place - 1] for place, step in enumerate(word)):
+        raise ValueError(f"the loop {word} goes back along a link: leave both steps out")
+    return word
 
 
 @functools.cache
@@ -127,6 +149,5 @@ def loop_trace(links: Tensor, words: Iterable[Word], group: Group) -> Tensor:
 
 
 def _canonical(word: Word) -> Word:
-    backwards = tuple(-step for step in reversed(word))
-    turned = [w[i:] + w[:i] for w in (word, backwards) for i in range(len(w))]
+    turned = [w[i:] + w[:i] for w in (word, backwards(word)) for i in range(len(w))]
     return min(turned)

@@ -1,0 +1,517 @@
+r"""Native HMC of sums of closed loops, of any shapes, for U(1), SU(2) and SU(3).
+
+The loops come as a plan (:mod:`flowmc.loop_plan`): which paths are multiplied, which loops are
+closed from them, and how the derivatives of loops come down to the links.  The plan is data, so
+that one compiled kernel serves all actions.  A kick makes the paths that several loops share, then
+:math:`H = c\,w\,(W)_{TA}` of every loop, then the derivatives of the paths, and adds those of the
+links to the momenta.
+"""
+
+# numba calls intrinsics without their first parameter and types kernels itself.
+# mypy: disable-error-code="call-arg, var-annotated"
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numba import njit
+from torch import Tensor
+
+from flowmc.loop_plan import Plan, plan_for
+from flowmc.native.compiled import compiled
+from flowmc.native.dynamics import Dynamics
+from flowmc.native.lanes import accumulate, flip, lanes, load, splat, store
+from flowmc.native.layout import FLIP_BITS, LinkLayout, aligned, lanes_of, sum_lanes
+from flowmc.native.layout import splat as constant_lanes
+from flowmc.native.link_fields import (
+    CHUNK,
+    FLIPS,
+    LinkFields,
+    components,
+    drifts,
+    load_algebra,
+    load_link,
+    zero_algebra,
+)
+from flowmc.native.matrices import (
+    COMPONENTS,
+    add_multiple,
+    kick,
+    multiply,
+    multiply_inverse,
+    plaquette_algebra,
+    plaquette_trace,
+    scaled,
+    transport,
+)
+from flowmc.native.schedule import run_operations, run_slices
+from flowmc.plaquettes import planes
+from flowmc.splitting import Operation
+from flowmc.terms import Loops, LoopWeights, Plaquettes
+
+__all__ = ["LoopDynamics"]
+
+
+# Places of a block for paths whose lanes are flipped: one for each side of a loop.
+_COPIES = 2
+
+
+class _Program(NamedTuple):
+    """A plan as arrays.  Links are the paths 0 to d - 1; -1 stands for no path.
+
+    In memory there are, of every site, the links, the joints, and ``_COPIES`` places more.
+
+    Attributes:
+        tables: flat (displacements, blocks) int32, entries as in :class:`LinkLayout`.
+        joints: (joints, 4): left, right, whether the right one is inverted, its table.
+        order: joints by level; those of a level need no sites of each other but the own.
+        sides: (loops, 6): of p and of s the first path, the second and its table.
+        parts: (parts, 4): source, sign, path along which it comes, table; of every path those of
+            the same site first.
+        starts: (2 paths + 1,): where the parts of a path begin, and of these the others.
+        backward_order: joints by level in which their derivatives are known.
+    """
+
+    tables: np.ndarray
+    joints: np.ndarray
+    order: np.ndarray
+    sides: np.ndarray
+    parts: np.ndarray
+    starts: np.ndarray
+    backward_order: np.ndarray
+
+
+@njit(inline="always")
+def _place_of(paths, which, entry, base, block, slot, count, tag):
+    """Return the position of a path of the site of an entry, as seen from a block.
+
+    Where lanes are flipped it is that of a copy.  Choosing between positions, and not between
+    values, leaves the numbers to the instructions that use them; each block has places of its own
+    for copies, and so has each thread.
+    """
+    place = (base + (entry >> FLIP_BITS)) * count + which
+    if entry & FLIPS:
+        u = flip(load_link(paths, place, tag), entry & FLIPS)
+        place = (base + block) * count + count - _COPIES + slot
+        store(paths, place * components(tag, 0) * lanes(paths), u)
+    return place
+
+
+@compiled
+def _copy(links, paths, base, path_base, start, stop, dimensions, count, tag):
+    """Put the links of a range of blocks beside the joints."""
+    stride = components(tag, 0) * lanes(links)
+    for block in range(start, stop):
+        for mu in range(dimensions):
+            u = load_link(links, (base + block) * dimensions + mu, tag)
+            store(paths, ((path_base + block) * count + mu) * stride, u)
+
+
+@compiled
+def _join(paths, program, base, first, last, start, stop, blocks, dimensions, tag):
+    """Multiply the joints ``first`` to ``last`` in order, in a range of blocks."""
+    joints = program.joints
+    count = dimensions + joints.shape[0] + _COPIES
+    stride = components(tag, 0) * lanes(paths)
+    for block in range(start, stop):
+        for index in range(first, last):
+            joint = program.order[index]
+            entry = program.tables[np.uint64(joints[joint, 3] * blocks + block)]
+            left = load_link(paths, (base + block) * count + joints[joint, 0], tag)
+            place = _place_of(paths, joints[joint, 1], entry, base, block, 0, count, tag)
+            right = load_link(paths, place, tag)
+            position = ((base + block) * count + dimensions + joint) * stride
+            if joints[joint, 2]:
+                store(paths, position, multiply_inverse(left, right))
+            else:
+                store(paths, position, multiply(left, right))
+
+
+@njit(inline="always")
+def _side(paths, program, loop, which, base, block, blocks, count, tag):
+    """Return one side of a loop, of two paths: p for ``which = 0``, s for 3."""
+    sides = program.sides
+    entry = program.tables[np.uint64(sides[loop, which + 2] * blocks + block)]
+    place = _place_of(paths, sides[loop, which + 1], entry, base, block, which // 3, count, tag)
+    first = (base + block) * count + sides[loop, which]
+    return multiply(load_link(paths, first, tag), load_link(paths, place, tag))
+
+
+@compiled
+def _close(paths, elements, program, factors, rows, base, start, stop, blocks, dimensions, tag):
+    """Write H of every loop of a range of blocks."""
+    loops, joints = program.sides.shape[0], program.joints.shape[0]
+    count = dimensions + joints + _COPIES
+    width = lanes(paths)
+    stride = components(tag, 1) * width
+    for block in range(start, stop):
+        for loop in range(loops):
+            if program.sides[loop, 1] >= 0:
+                p = _side(paths, program, loop, 0, base, block, blocks, count, tag)
+                s = _side(paths, program, loop, 3, base, block, blocks, count, tag)
+                h = plaquette_algebra(p, s)
+            else:
+                here = (base + block) * count
+                p = load_link(paths, here + program.sides[loop, 0], tag)
+                s = load_link(paths, here + program.sides[loop, 3], tag)
+                h = plaquette_algebra(p, s)
+            factor = load(factors, (rows[loop, 0] + block * rows[loop, 1]) * width, 1)
+            store(elements, ((base + block) * (loops + joints) + loop) * stride, scaled(h, factor))
+
+
+@njit(inline="always")
+def _derivative(paths, elements, program, path, base, block, blocks, dimensions, tag):
+    """Add up the parts of the derivative of a path."""
+    joints = program.joints.shape[0]
+    count = program.sides.shape[0] + joints
+    number_of_paths = dimensions + joints + _COPIES
+    parts = program.parts
+    total = zero_algebra(paths, tag)
+    for index in range(program.starts[2 * path], program.starts[2 * path + 1]):
+        f = load_algebra(elements, (base + block) * count + parts[index, 0], tag)
+        total = add_multiple(total, f, splat(paths, parts[index, 1], 1))
+    for index in range(program.starts[2 * path + 1], program.starts[2 * path + 2]):
+        entry = program.tables[np.uint64(parts[index, 3] * blocks + block)]
+        there = base + (entry >> FLIP_BITS)
+        f = transport(
+            load_link(paths, there * number_of_paths + parts[index, 2], tag),
+            load_algebra(elements, there * count + parts[index, 0], tag),
+        )
+        if entry & FLIPS:
+            f = flip(f, entry & FLIPS)
+        total = add_multiple(total, f, splat(paths, parts[index, 1], 1))
+    return total
+
+
+@compiled
+def _pass_on(
+    paths, elements, program, base, first, last, start, stop, blocks, dimensions, tag
+):  # fmt: skip
+    """Write the derivatives of joints ``first`` to ``last`` in backward order."""
+    loops, joints = program.sides.shape[0], program.joints.shape[0]
+    stride = components(tag, 1) * lanes(paths)
+    for block in range(start, stop):
+        for index in range(first, last):
+            joint = program.backward_order[index]
+            f = _derivative(
+                paths, elements, program, dimensions + joint, base, block, blocks, dimensions, tag
+            )
+            store(elements, ((base + block) * (loops + joints) + loops + joint) * stride, f)
+
+
+@compiled
+def _kicks(
+    momenta, paths, elements, program, base, path_base, start, stop, blocks, dimensions, tag,
+    sizes, size, steps, step,
+):  # fmt: skip
+    """Add the derivatives of the links of a range of blocks to the momenta."""
+    width = lanes(paths)
+    time = scaled(load(sizes, size * width, 1), load(steps, step * width, 1))
+    for block in range(start, stop):
+        for mu in range(dimensions):
+            f = _derivative(paths, elements, program, mu, path_base, block, blocks, dimensions, tag)
+            position = (base + block) * dimensions + mu
+            p = kick(load_algebra(momenta, position, tag), f, time)
+            store(momenta, position * components(tag, 1) * width, p)
+
+
+@compiled
+def _traces(paths, program, factors, rows, start, stop, blocks, dimensions, tag, partial):
+    """Add up factor times normalised trace of all loops, by chunks of blocks."""
+    width = lanes(paths)
+    count = dimensions + program.joints.shape[0] + _COPIES
+    chunks = -(-blocks // CHUNK)
+    for task in range(start, stop):
+        group, chunk = task // chunks, task % chunks
+        base = group * blocks
+        for block in range(chunk * CHUNK, min(blocks, (chunk + 1) * CHUNK)):
+            for loop in range(program.sides.shape[0]):
+                if program.sides[loop, 1] >= 0:
+                    p = _side(paths, program, loop, 0, base, block, blocks, count, tag)
+                    s = _side(paths, program, loop, 3, base, block, blocks, count, tag)
+                    trace = plaquette_trace(p, s)
+                else:
+                    here = (base + block) * count
+                    p = load_link(paths, here + program.sides[loop, 0], tag)
+                    s = load_link(paths, here + program.sides[loop, 3], tag)
+                    trace = plaquette_trace(p, s)
+                factor = load(factors, (rows[loop, 0] + block * rows[loop, 1]) * width, 1)
+                accumulate(partial, task * width, scaled(trace, factor))
+
+
+class _Prepared(NamedTuple):
+    """A program, and where the levels of its joints begin and end, forwards and backwards."""
+
+    program: _Program
+    levels: list[int]
+    backward_levels: list[int]
+
+
+@functools.lru_cache(maxsize=32)
+def _prepare(plan: Plan, layout: LinkLayout) -> _Prepared:
+    tables: dict[tuple[int, ...], int] = {(0,) * plan.dimensions: 0}
+
+    def table(at: tuple[int, ...]) -> int:
+        return tables.setdefault(at, len(tables))
+
+    d, loops = plan.dimensions, len(plan.loops)
+    joints = [(j.left, j.right, int(j.is_inverted), table(j.at)) for j in plan.joints]
+    sides = [
+        [
+            number
+            for side in both
+            for number in (
+                side.first,
+                -1 if side.second is None else side.second,
+                table(side.at),
+            )
+        ]
+        for both in plan.loops
+    ]
+    parts, starts = [], [0]
+    for of_path in plan.parts:
+        for part in of_path:
+            if part.along is None:
+                parts.append((part.source, part.sign, -1, 0))
+        starts.append(len(parts))
+        for part in of_path:
+            if part.along is not None:
+                parts.append((part.source, part.sign, part.along, table(part.at)))
+        starts.append(len(parts))
+    # What is read of other sites must be complete: it belongs to an earlier level.
+    levels: list[int] = []
+    for joint in plan.joints:
+        left = levels[joint.left - d] if joint.left >= d else 0
+        right = levels[joint.right - d] + 1 if joint.right >= d else 0
+        levels.append(max(left, right))
+    backward = [0] * len(joints)
+    for index in reversed(range(len(joints))):
+        for part in plan.parts[d + index]:
+            if part.source >= loops:
+                before = backward[part.source - loops] + any(part.at)
+                backward[index] = max(backward[index], before)
+    order = sorted(range(len(joints)), key=lambda k: (levels[k], k))
+    backward_order = sorted(range(len(joints)), key=lambda k: (backward[k], -k))
+    program = _Program(
+        np.concatenate([_table(layout, at) for at in tables]),
+        np.array(joints, dtype=np.int64).reshape(-1, 4),
+        np.array(order, dtype=np.int64),
+        np.array(sides, dtype=np.int64).reshape(-1, 6),
+        np.array(parts, dtype=np.int64).reshape(-1, 4),
+        np.array(starts, dtype=np.int64),
+        np.array(backward_order, dtype=np.int64),
+    )
+    return _Prepared(program, _bounds(levels), _bounds(backward))
+
+
+def _bounds(levels: Sequence[int]) -> list[int]:
+    """Return where every level begins in the sorted list, and its end."""
+    return [sum(level < n for level in levels) for n in range(max(levels, default=-1) + 2)]
+
+
+def _table(layout: LinkLayout, at: Sequence[int]) -> np.ndarray:
+    """Return the entries of the sites that lie ``at`` from those of every block, (blocks,)."""
+    neighbours = layout.neighbours.reshape(layout.blocks, -1)
+    block = np.arange(layout.blocks, dtype=np.int32)
+    flips = np.zeros(layout.blocks, dtype=np.int32)
+    for mu, steps in enumerate(at):
+        for _ in range(abs(steps)):
+            entry = neighbours[block, 2 * mu + (steps < 0)]
+            block, flips = entry >> FLIP_BITS, flips ^ (entry & FLIPS)
+    return block << FLIP_BITS | flips
+
+
+_Rows = dict[tuple[LinkLayout, np.dtype, Plan, int], np.ndarray]
+_ROWS: WeakKeyDictionary[LoopWeights, _Rows] = WeakKeyDictionary()
+
+
+def _weights_in_lanes(
+    weights: LoopWeights, row: int, plan: Plan, loop: int, layout: LinkLayout, dtype: np.dtype
+) -> np.ndarray:
+    """Return the weights of a word where its loop begins in the plan: flat (blocks, width)."""
+    known = _ROWS.setdefault(weights, {})
+    key = layout, dtype, plan, loop
+    if key not in known:
+        table = weights.table[row].numpy()
+        axes = tuple(range(table.ndim))
+        table = np.roll(table, plan.corners[loop], axes).reshape(-1)[layout.sites]
+        known[key] = np.repeat(table, layout.chains_per_group, axis=1).reshape(-1)
+    return known[key]
+
+
+@functools.lru_cache(maxsize=16)
+def _plaquette_words(dimensions: int) -> tuple[tuple[int, ...], ...]:
+    return tuple((mu + 1, nu + 1, -mu - 1, -nu - 1) for mu, nu in planes(dimensions))
+
+
+class LoopDynamics(LinkFields, Dynamics):
+    """Any :class:`~flowmc.terms.Loops` and :class:`~flowmc.terms.Plaquettes`, as one set of loops.
+
+    Args:
+        terms: of one group.
+        field: decides layout and precision.
+    """
+
+    def __init__(self, terms: Sequence[Plaquettes | Loops], field: Tensor) -> None:
+        super().__init__(terms[0].group, field)
+        words: list[tuple[int, ...]] = []
+        coefficients: list[float] = []
+        weights: list[tuple[LoopWeights, int] | None] = []
+        for term in terms:
+            if isinstance(term, Plaquettes):
+                new = _plaquette_words(self.dimensions)
+                coefficients += [term.coupling] * len(new)
+            else:
+                new = term.words
+                coefficients += term.by_word
+            words += new
+            for row in range(len(new)):
+                weights.append(None if term.weights is None else (term.weights, row))
+        plan = plan_for(tuple(words), self.dimensions)
+        self.program, self.levels, self.backward_levels = _prepare(plan, self.layout)
+        self.factors, self.rows = self._factors(plan, coefficients, weights)
+        self.force_scale = 1.0 if self.n == 1 else 1 / (2 * self.n)
+        # Against the products of a phase of the plaquette action.
+        products = 2 * len(plan.joints) + 3 * len(plan.loops)
+        self.block_time *= products / (self.dimensions * 10)
+
+    def _factors(
+        self,
+        plan: Plan,
+        coefficients: Sequence[float],
+        weights: Sequence[tuple[LoopWeights, int] | None],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the factors of all loops in lanes, and first row and step per block of each."""
+        pieces: list[np.ndarray] = []
+        rows: list[tuple[int, int]] = []
+        begin = 0
+        for loop, (coefficient, weight) in enumerate(zip(coefficients, weights, strict=True)):
+            if weight is None:
+                piece = np.full(self.width, coefficient)
+            else:
+                table = _weights_in_lanes(*weight, plan, loop, self.layout, self.dtype)
+                piece = coefficient * table
+            rows.append((begin, int(weight is not None)))
+            pieces.append(piece)
+            begin += len(piece) // self.width
+        factors = aligned(begin * self.width, self.dtype)
+        factors[:] = np.concatenate(pieces)
+        return factors, np.array(rows, dtype=np.int64)
+
+    def _memory(self, groups: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return memory for paths, and for derivatives of loops and joints."""
+        joints, loops = len(self.program.joints), len(self.program.sides)
+        link, algebra = COMPONENTS[self.n]
+        paths = self.memory(link, self.dimensions + joints + _COPIES, groups)
+        return paths, self.memory(algebra, loops + joints, groups)
+
+    def integrate(
+        self,
+        field: np.ndarray,
+        momenta: np.ndarray,
+        operations: Sequence[Operation],
+        step_size: np.ndarray,
+    ) -> None:
+        layout, dimensions, tag, program = self.layout, self.dimensions, self.tag, self.program
+        groups, blocks = layout.groups, layout.blocks
+        is_drift = [operation[0] == "drift" for operation in operations]
+        scales = np.where(is_drift, 1.0, self.force_scale)
+        scales *= [operation[1] for operation in operations]
+        sizes = constant_lanes(scales.tolist(), self.width, self.dtype)
+        steps = lanes_of(layout, step_size, self.dtype)
+
+        # A phase takes the memory that it works in, which group of chains, where the paths of this
+        # group begin in the memory, and the range of blocks.
+        def close(memory, group, base, start, stop):
+            _close(
+                *memory, program, self.factors, self.rows, base, start, stop, blocks, dimensions,
+                tag,
+            )  # fmt: skip
+
+        def pass_on(memory, group, base, start, stop, first, last):
+            _pass_on(*memory, program, base, first, last, start, stop, blocks, dimensions, tag)
+
+        def kick_links(memory, group, base, start, stop, index):
+            _kicks(
+                momenta, *memory, program, group * blocks, base, start, stop, blocks, dimensions,
+                tag, sizes, index, steps, group,
+            )  # fmt: skip
+
+        def drift(memory, group, base, start, stop, index):
+            drifts(
+                field, momenta, group * blocks, start, stop, dimensions, tag, sizes, index, steps,
+                group,
+            )  # fmt: skip
+
+        phases: list[Callable] = []
+        for index, drifting in enumerate(is_drift):
+            if drifting:
+                phases.append(functools.partial(drift, index=index))
+                continue
+            phases += self._joining(field)
+            phases.append(close)
+            phases += [
+                functools.partial(pass_on, first=first, last=last)
+                for first, last in itertools.pairwise(self.backward_levels)
+            ]
+            phases.append(functools.partial(kick_links, index=index))
+
+        def whole(start: int, stop: int) -> None:
+            memory = self._memory(1)
+            for group in range(start, stop):
+                for phase in phases:
+                    phase(memory, group, 0, 0, blocks)
+
+        # Untouched pages of it cost nothing where each thread has its own instead.
+        shared = self._memory(groups)
+        by_blocks = [functools.partial(self._of_all_groups, phase, shared) for phase in phases]
+        run_operations(whole, by_blocks, groups, blocks, self.block_time)
+
+    def _joining(self, field: np.ndarray) -> list[Callable]:
+        """Return the phases that make all paths."""
+        blocks = self.layout.blocks
+        count = self.dimensions + len(self.program.joints) + _COPIES
+
+        def copy(memory, group, base, start, stop):
+            paths, _ = memory
+            _copy(field, paths, group * blocks, base, start, stop, self.dimensions, count, self.tag)
+
+        def join(memory, group, base, start, stop, first, last):
+            paths, _ = memory
+            _join(
+                paths, self.program, base, first, last, start, stop, blocks, self.dimensions,
+                self.tag,
+            )  # fmt: skip
+
+        levels = itertools.pairwise(self.levels)
+        return [copy, *(functools.partial(join, first=one, last=two) for one, two in levels)]
+
+    def _of_all_groups(
+        self, phase: Callable, memory: tuple[np.ndarray, np.ndarray], start: int, stop: int
+    ) -> None:
+        for group in range(self.layout.groups):
+            phase(memory, group, group * self.layout.blocks, start, stop)
+
+    def value(self, field: np.ndarray) -> np.ndarray:
+        layout, blocks = self.layout, self.layout.blocks
+        memory = self._memory(layout.groups)
+        for phase in self._joining(field):
+            run_slices(
+                functools.partial(self._of_all_groups, phase, memory), blocks, self.block_time
+            )
+        chunks = -(-blocks // CHUNK)
+        partial = np.zeros(layout.groups * chunks * self.width)
+        run_slices(
+            lambda start, stop: _traces(
+                memory[0], self.program, self.factors, self.rows, start, stop, blocks,
+                self.dimensions, self.tag, partial,
+            ),
+            layout.groups * chunks,
+            min(blocks, CHUNK) * self.block_time,
+        )  # fmt: skip
+        return -sum_lanes(layout, partial)
