@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from flowmc.actions.base import Action
-from flowmc.config.entries import ObservableEntry
+from flowmc.config.entries import ObservableEntry, read_observables
 from flowmc.kernels import LadderState, State
 from flowmc.registry import ConfigError
 
-__all__ = ["measure", "measure_field", "measure_replica", "observable_shapes", "replicas_of"]
+__all__ = [
+    "Observables",
+    "entries_of",
+    "measure",
+    "measure_field",
+    "measure_replica",
+    "observable_shapes",
+    "replicas_of",
+]
+
+# Names as in [measure], tables with name and keys, or functions (field, action) -> (chains, ...).
+Observables = Sequence[str | Mapping[str, Any] | Callable[..., Tensor]]
+
+
+def entries_of(observables: Observables | None, action: Action) -> list[ObservableEntry]:
+    """Return what is measured, by labels; None for what a run measures by default.
+
+    Raises:
+        ConfigError: an observable is not known, or listed twice.
+    """
+    if observables is None:
+        return read_observables({}, action)
+    found: list[ObservableEntry] = []
+    for one in observables:
+        if callable(one):
+            label = getattr(one, "__name__", type(one).__name__)
+            found.append(ObservableEntry(label, one, {}, label))
+        else:
+            found += read_observables({"observables": [one]}, action)
+    labels = [entry.label for entry in found]
+    twice = [label for label in labels if labels.count(label) > 1]
+    if twice:
+        raise ConfigError(f"observables: {twice[0]} is listed twice")
+    return found
 
 
 def observable_shapes(

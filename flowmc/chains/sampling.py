@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +15,11 @@ from flowmc.actions.base import Action
 from flowmc.chains.assembly import Assembly
 from flowmc.chains.diagnostics import Diagnostics, leaves, reports_of
 from flowmc.chains.measured import Measured, Phase
-from flowmc.chains.measuring import measure_field
+from flowmc.chains.measuring import Observables, entries_of, measure_field
 from flowmc.chains.start import first_state, purpose_of
 from flowmc.chains.stepper import action_of_kernel, check_finite, composed
 from flowmc.chains.storage.checkpoint import settled
-from flowmc.config.entries import ObservableEntry, read_observables
+from flowmc.config.entries import ObservableEntry
 from flowmc.kernels import Cycle, Info, Kernel, KernelReport, Mixture, NonFiniteStateError, State
 from flowmc.kernels.base import apply
 from flowmc.random import Streams, stream
@@ -28,7 +27,6 @@ from flowmc.registry import ConfigError
 
 __all__ = ["Samples", "sample"]
 
-Observables = Sequence[str | Mapping[str, Any] | Callable[..., Tensor]]
 Progress = Callable[[int, int], object]
 
 
@@ -282,17 +280,4 @@ def _entries(observables: Observables | None, action: Action | None) -> list[Obs
                 "one have an attribute action"
             )
         return []
-    if observables is None:
-        return read_observables({}, action)
-    found: list[ObservableEntry] = []
-    for one in observables:
-        if callable(one):
-            label = getattr(one, "__name__", type(one).__name__)
-            found.append(ObservableEntry(label, one, {}, label))
-        else:
-            found += read_observables({"observables": [one]}, action)
-    labels = [entry.label for entry in found]
-    twice = [label for label in labels if labels.count(label) > 1]
-    if twice:
-        raise ConfigError(f"observables: {twice[0]} is listed twice")
-    return found
+    return entries_of(observables, action)

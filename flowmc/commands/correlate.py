@@ -75,7 +75,7 @@ def _combine(
     session = CombineSession(config, directory, resume=resume, say=_say)
     ensembles = session.measure()
     labels = [one.label for one in config.theories]
-    derived = Derived.of(config.observables, config.analysis.masses)
+    derived = Derived.of(config.observables, config.analysis.times_of_masses)
     combination = Combination(ensembles, labels, derived)
     sections, facts = combined_sections(combination), combined_facts(ensembles)
     write_results(directory, facts, [one.series.history.ensemble for one in ensembles], sections)

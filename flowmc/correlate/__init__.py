@@ -1,7 +1,16 @@
-"""``flowmc correlate``: what an ensemble says about theories nearby.
+"""What an ensemble says about theories nearby, from objects; ``flowmc correlate`` is a layer above.
 
-``config`` reads the file, ``session`` passes the configurations (``stream``) to the measurements
-(``measurement``: what they have in common; ``targets``, ``difference``: what they are) and keeps
-their series (``store``), ``output`` writes results.  Several ensembles have a reader, a session,
-sections and a page of their own (``combine_...``) around the estimator (``combined``).
+:func:`correlate` passes the fields of an ensemble to measurements (``measurement``: what they have
+in common; ``targets``, ``difference``, ``linear``: what they are), :func:`combine` joins several
+ensembles (``combined``).  For the command ``config`` reads the file, ``session`` passes the
+configurations on disk (``stream``) and keeps their series (``store``); several ensembles have a
+reader and a session of their own (``combine_...``).
 """
+
+from flowmc.correlate.difference import Difference
+from flowmc.correlate.in_memory import Correlated, combine, correlate
+from flowmc.correlate.linear import Linear
+from flowmc.correlate.measurement import Context
+from flowmc.correlate.targets import Target
+
+__all__ = ["Context", "Correlated", "Difference", "Linear", "Target", "combine", "correlate"]

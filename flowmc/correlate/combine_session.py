@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 
-from flowmc.config.entries import ObservableEntry
+from flowmc.correlate.combine_columns import CombineColumns
 from flowmc.correlate.combine_config import CombineConfig, EnsembleEntry, equal_seeds
-from flowmc.correlate.combined import ACTIONS, EXPLICIT, MeasuredEnsemble
+from flowmc.correlate.combined import MeasuredEnsemble
 from flowmc.correlate.directory import CorrelateDirectory, origin_of
 from flowmc.correlate.measurement import Columns
-from flowmc.correlate.stream import (
-    EnsembleStream,
-    disordered_field,
-    observe,
-    open_ensemble,
-    run_live,
-    selected,
-)
+from flowmc.correlate.stream import EnsembleStream, open_ensemble, run_live, selected
 from flowmc.ensembles.stored import ConfigurationBatch, StoredEnsemble
 from flowmc.jobs.journal import Journal
 from flowmc.parallel import Communicator
@@ -31,9 +23,8 @@ __all__ = ["CombineSession"]
 class CombineSession:
     """One invocation of ``flowmc correlate`` with several ensembles.
 
-    On every configuration are measured the actions of all ensembles and targets, the observables,
-    and of those that depend on the couplings themselves the values in all these theories.  Fields
-    are forgotten: in memory is one batch of one ensemble.
+    On every configuration are measured :class:`~flowmc.correlate.combine_columns.CombineColumns`.
+    Fields are forgotten: in memory is one batch of one ensemble.
 
     Args:
         config: what to do.
@@ -60,9 +51,9 @@ class CombineSession:
         # What is there may only be judged while nobody else writes it.
         directory.claim()
         directory.check_free(config.resolved, resume=resume)
-        self.theories = [one.action for one in config.theories]
         # What cannot be measured should show before chains run, not after.
-        self.explicit = self._explicit_in_couplings()
+        theories = [one.action for one in config.theories]
+        self.columns = CombineColumns(config.action, theories, config.observables)
         self.streams = [self._stream(entry, resume) for entry in config.ensembles]
         self._refuse_equal_seeds()
 
@@ -100,30 +91,7 @@ class CombineSession:
                 seeds[seed] = stream.where
 
     def _columns(self, batch: ConfigurationBatch) -> Columns:
-        with torch.no_grad():
-            actions = [theory(batch.field).cpu().numpy() for theory in self.theories]
-        columns = {ACTIONS: np.stack(actions, axis=1)}
-        for entry in self.config.observables:
-            if entry.label in self.explicit:
-                values = [observe(entry, theory, batch.field) for theory in self.theories]
-                columns[f"{EXPLICIT}/{entry.label}"] = np.stack(values, axis=1)
-            else:
-                columns[f"observables/{entry.label}"] = observe(
-                    entry, self.config.action, batch.field
-                )
-        return columns
-
-    def _explicit_in_couplings(self) -> set[str]:
-        """Return the observables whose values on the same field depend on the couplings."""
-        field = disordered_field(self.config.action, torch.float64, torch.device("cpu"))
-
-        def is_explicit(entry: ObservableEntry) -> bool:
-            here, *there = (
-                observe(entry, one, field) for one in (self.config.action, *self.theories)
-            )
-            return not all(np.array_equal(one, here) for one in there)
-
-        return {one.label for one in self.config.observables if is_explicit(one)}
+        return self.columns.measure(batch.members, batch.field)
 
     def _stream(self, entry: EnsembleEntry, resume: bool) -> EnsembleStream:
         source = entry.source

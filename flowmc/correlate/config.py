@@ -157,6 +157,11 @@ class AnalysisTable:
                 raise ConfigError(f"{where}: {table!r}: should be a label, or {{of = LABEL, ...}}")
         return [Masses(**validate(Masses, table, where)) for table in tables]
 
+    @property
+    def times_of_masses(self) -> dict[str, tuple[int, int | None]]:
+        """First and last time of the mean mass by label of a correlator."""
+        return {one.of: (one.first, one.last) for one in self.masses}
+
 
 @dataclass(frozen=True)
 class TargetEntry:

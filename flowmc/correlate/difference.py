@@ -45,8 +45,8 @@ class Difference(Measurement):
         context: the theory of the ensemble and the observables.
         coupling: :math:`\lambda`.
         steps: values of h > 0.
-        flows: for each step a flow to :math:`\lambda + h` and one to :math:`\lambda - h`; by
-            default plain reweighting.
+        flows: for each step a flow to :math:`\lambda + h` and one to :math:`\lambda - h`, files
+            in a configuration and objects in Python; by default plain reweighting.
         extrapolate: h -> 0 by a fit linear in h^2, where there are two steps or more; otherwise
             the smallest step is the result.
 
@@ -61,7 +61,7 @@ class Difference(Measurement):
         *,
         coupling: str,
         steps: list[float],
-        flows: list[list[str]] | None = None,
+        flows: list[list[Any]] | None = None,
         extrapolate: bool = True,
     ) -> None:
         where = f"[[derivative]] {label}"
@@ -88,7 +88,7 @@ class Difference(Measurement):
             for i, side in enumerate(_SIDES)
         }
 
-    def _shift(self, step: float, side: str, flow: str, where: str) -> Shift:
+    def _shift(self, step: float, side: str, flow: Any, where: str) -> Shift:
         value = self.value + (step if side == "plus" else -step)
         action = check_couplings(self.context.action, {self.coupling: value}, where)
         return Shift(self.context, action, self.context.load_flow(flow, action, where))

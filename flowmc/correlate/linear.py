@@ -58,8 +58,9 @@ class Linear(Measurement):
         context: the theory of the ensemble and the observables.
         coupling: :math:`\lambda`.
         fields: families of vector fields by name, or as tables with their keys: "kernels" (scalar
-            fields), "loops" (gauge fields), "krylov", or "package.module:Name"; by default the
-            first that fits the theory.  An empty list is plain reweighting.
+            fields), "loops" (gauge fields), "krylov", or "package.module:Name", in Python also the
+            families themselves; by default the first that fits the theory.  An empty list is plain
+            reweighting.
         folds: parts of the ensemble for the fits of coefficients, >= 2.
         step: for comparison, the step h of a central difference of two independent ensembles.
         seed: of stochastic divergences.
@@ -101,6 +102,8 @@ class Linear(Measurement):
         self._explicit: list[ObservableEntry] | None = None
 
     def _family(self, entry: Any, where: str) -> VectorFields:
+        if isinstance(entry, VectorFields):
+            return entry
         name, keys = split_name(entry, f"{where}: fields", '{name = "loops"}')
         component = resolve("vector_fields", name, f"{where}: fields")
         positional: list[Any] = [self.context.action]

@@ -17,38 +17,94 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowmc.actions.base import Action
+from flowmc.chains.measuring import Observables, entries_of
 from flowmc.config.entries import ObservableEntry
 from flowmc.correlate.quantities import Derived
 from flowmc.ensembles.stored import Member
 from flowmc.estimators.history import History, Result
 from flowmc.estimators.reweighting import WeightVerdict
-from flowmc.flows.base import Flow
+from flowmc.flows.base import Flow, Identity
+from flowmc.registry import ConfigError
 
-__all__ = ["Context", "Entry", "Measurement", "Sample", "Section", "Series"]
+__all__ = [
+    "Columns",
+    "Context",
+    "Entry",
+    "Measurement",
+    "Sample",
+    "Section",
+    "Series",
+    "given_flow",
+]
 
 Columns = dict[str, NDArray[np.float64]]
 
 
+def given_flow(written: Any, target: Action, where: str) -> Flow:
+    """Return the flow itself, or the identity for its name.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if written == "identity":
+        return Identity()
+    if not isinstance(written, Flow):
+        raise ConfigError(
+            f"{where}: flow = {written!r}: should be a flowmc.flows.Flow that leads to {target!r}, "
+            'or "identity"'
+        )
+    return written.eval()
+
+
 @dataclass(frozen=True)
 class Context:
-    """What a measurement is built from.
+    """What a measurement is built from; in Python, of :meth:`of`.
 
     Attributes:
         action: the theory of the ensemble.
         observables: to measure.
+        derived: further quantities that are made of the means.
         dtype: of the real components of fields.
         device: where fields live.
         load_flow: ``(written, target action, where) -> flow`` from the ensemble's theory to the
             target.
-        derived: further quantities that are made of the means.
     """
 
     action: Action
     observables: Sequence[ObservableEntry]
+    derived: Derived
     dtype: torch.dtype
     device: torch.device
-    load_flow: Callable[[str, Action, str], Flow]
-    derived: Derived
+    load_flow: Callable[[Any, Action, str], Flow]
+
+    @classmethod
+    def of(
+        cls,
+        action: Action,
+        observables: Observables | None = None,
+        *,
+        masses: Mapping[str, tuple[int, int | None]] | None = None,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> Context:
+        """Return the context of an ensemble in memory.
+
+        Args:
+            action: the theory of the ensemble.
+            observables: as for :func:`~flowmc.chains.sampling.sample`.
+            masses: effective masses by label of a correlator, with the first and last time of the
+                mean mass; None for all inner times.
+            dtype, device: as above.
+
+        Raises:
+            ConfigError: an observable is not known, or not among them what a mass is taken of.
+        """
+        entries, masses = entries_of(observables, action), masses or {}
+        for label in masses:
+            if label not in [entry.label for entry in entries]:
+                raise ConfigError(f"masses: {label!r} is not among the observables")
+        derived = Derived.of(entries, masses)
+        return cls(action, entries, derived, dtype, torch.device(device), given_flow)
 
 
 @dataclass(frozen=True)
@@ -133,6 +189,11 @@ class Section:
     details: Mapping[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()
+
+    @property
+    def results(self) -> dict[str, Result]:
+        """The numbers by the name of their quantity."""
+        return {entry.observable: entry.result for entry in self.entries}
 
 
 class Measurement(ABC):

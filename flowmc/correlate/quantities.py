@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmc.config.entries import ObservableEntry
-from flowmc.correlate.config import Masses
 from flowmc.estimators.correlators import (
     apply,
     apply_derivative,
@@ -42,19 +41,23 @@ class Derived:
         self.connected, self.masses = connected, masses
 
     @classmethod
-    def of(cls, observables: Sequence[ObservableEntry], masses: Sequence[Masses]) -> Derived:
-        """Return the quantities that a configuration asks for.
+    def of(
+        cls,
+        observables: Sequence[ObservableEntry],
+        masses: Mapping[str, tuple[int, int | None]],
+    ) -> Derived:
+        """Return the quantities that observables declare, and the masses.
 
         Args:
-            observables: of ``[measure]``.
-            masses: of ``[analysis]``.
+            observables: those that are measured.
+            masses: as for the class.
         """
         connected = [
             entry.label
             for entry in observables
             if getattr(entry.function, "has_vacuum_column", False)
         ]
-        return cls(connected, {one.of: (one.first, one.last) for one in masses})
+        return cls(connected, masses)
 
     def values(self, means: Means) -> dict[str, NDArray[Any]]:
         """Return the derived quantities by label."""

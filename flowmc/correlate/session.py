@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from flowmc.actions.base import Action
 from flowmc.correlate.config import CorrelateConfig
 from flowmc.correlate.directory import CorrelateDirectory, origin_of
-from flowmc.correlate.measurement import Columns, Context, Measurement, Sample, Section, Series
-from flowmc.correlate.quantities import Derived
-from flowmc.correlate.source_section import SourceSection
-from flowmc.correlate.stream import (
-    EnsembleStream,
-    disordered_field,
-    observe,
-    open_ensemble,
-    run_live,
-    selected,
+from flowmc.correlate.measurement import (
+    Columns,
+    Context,
+    Measurement,
+    Section,
+    Series,
+    given_flow,
 )
+from flowmc.correlate.passes import Passes, disordered_field, observe
+from flowmc.correlate.quantities import Derived
+from flowmc.correlate.stream import EnsembleStream, open_ensemble, run_live, selected
 from flowmc.correlate.targets import Target
 from flowmc.correlate.writing import CorrelatedWriter, write_weights
 from flowmc.ensembles.stored import ConfigurationBatch, StoredEnsemble
-from flowmc.flows.base import Flow, Identity
+from flowmc.flows.base import Flow
 from flowmc.flows.cards.files import load_flow
 from flowmc.flows.cards.matching import orient
 from flowmc.jobs.journal import Journal
@@ -71,10 +68,10 @@ class Session:
         self.context = Context(
             config.action,
             config.observables,
+            Derived.of(config.observables, config.analysis.times_of_masses),
             self.dtype,
             self.device,
             self._load_flow,
-            Derived.of(config.observables, config.analysis.masses),
         )
         if config.live is not None:
             # What cannot be measured should show before the chain runs, not after.
@@ -85,7 +82,7 @@ class Session:
             self.ensemble, config.action, config.source, self.dtype, self.device, say
         )
         several = len(self.ensemble.history.numbers) > 1
-        self.measurements = self._measurements(self.ensemble.name, several=several)
+        self.passes = Passes(self.context, self._measurements(self.ensemble.name, several=several))
         if directory.provenance.exists():
             directory.check_flows(self.fingerprints)
 
@@ -100,19 +97,15 @@ class Session:
         self._write_provenance()
         journal = Journal(directory.log)
         self.stream.announce()
-        surveying = [one for one in self.measurements if one.has_survey]
-        if surveying:
-            survey = self.stream.measure(journal, "surveying", directory.survey, self._survey_batch)
-            for measurement in surveying:
-                measurement.settle(survey)
-        return self.stream.measure(journal, "measuring", directory.series, self._measure_batch)
+        if self.passes.has_survey:
+            survey = self.stream.measure(journal, "surveying", directory.survey, self._survey)
+            self.passes.settle(survey)
+        return self.stream.measure(journal, "measuring", directory.series, self._measure)
 
     def analyse(self, series: Series) -> list[Section]:
         """Return the results, the ensemble's own first."""
-        source = SourceSection("source", self.context).analyse(series)
-        sections = [replace(source, warnings=[*self.stream.doubts, *source.warnings])]
-        for measurement in self.measurements:
-            sections.append(measurement.analyse(series))
+        sections = self.passes.analyse(series, list(self.stream.doubts))
+        for measurement in self.passes.measurements:
             if isinstance(measurement, Target) and measurement.writer is not None:
                 write_weights(
                     measurement.writer.folder / "weights.csv",
@@ -121,30 +114,11 @@ class Session:
                 )
         return sections
 
-    def _survey_batch(self, batch: ConfigurationBatch) -> Columns:
-        with torch.no_grad():
-            energy = self.config.action(batch.field)
-        sample = Sample(batch.members, batch.field, energy, {})
-        return {
-            f"{measurement.label}/{path}": array
-            for measurement in self.measurements
-            for path, array in measurement.survey(sample).items()
-        }
+    def _survey(self, batch: ConfigurationBatch) -> Columns:
+        return self.passes.survey(batch.members, batch.field)
 
-    def _measure_batch(self, batch: ConfigurationBatch) -> Columns:
-        action = self.config.action
-        values: dict[str, NDArray[np.float64]] = {}
-        with torch.no_grad():
-            energy = action(batch.field)
-        for entry in self.config.observables:
-            values[entry.label] = observe(entry, action, batch.field)
-        sample = Sample(batch.members, batch.field, energy, values)
-        columns = {f"observables/{label}": array for label, array in values.items()}
-        columns["action"] = energy.cpu().numpy()
-        for measurement in self.measurements:
-            for path, array in measurement.measure(sample).items():
-                columns[f"{measurement.label}/{path}"] = array
-        return columns
+    def _measure(self, batch: ConfigurationBatch) -> Columns:
+        return self.passes.measure(batch.members, batch.field)
 
     def _ensemble(self, resume: bool) -> StoredEnsemble:
         config = self.config
@@ -189,9 +163,9 @@ class Session:
                 raise ConfigError(text if text.startswith("[[") else f"{where}: {text}") from error
         return found
 
-    def _load_flow(self, written: str, target: Action, where: str) -> Flow:
-        if written == "identity":
-            return Identity()
+    def _load_flow(self, written: Any, target: Action, where: str) -> Flow:
+        if not isinstance(written, str) or written == "identity":
+            return given_flow(written, target, where)
         action = self.config.action
         source = written if written.startswith("zoo:") else self.config.path(written)
         try:

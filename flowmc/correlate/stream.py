@@ -8,25 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from flowmc.actions.base import Action
 from flowmc.chains.config import RunConfig
-from flowmc.chains.measuring import measure_field
 from flowmc.chains.opening import open_run
 from flowmc.chains.runner import RunStopped
 from flowmc.chains.storage.directory import RunDirectory
-from flowmc.config.entries import ObservableEntry
 from flowmc.correlate.config import Source
 from flowmc.correlate.measurement import Columns, Series
 from flowmc.correlate.store import SeriesStore, measured_before
 from flowmc.ensembles.stored import ConfigurationBatch, StoredEnsemble, selection_text
 from flowmc.jobs.journal import Display, Journal
 from flowmc.parallel import Communicator
-from flowmc.random import stream
-from flowmc.registry import ConfigError
 
-__all__ = ["EnsembleStream", "disordered_field", "observe", "open_ensemble", "run_live", "selected"]
+__all__ = ["EnsembleStream", "open_ensemble", "run_live", "selected"]
 
 _BATCH_BYTES, _LARGEST_BATCH = 2**24, 256
 
@@ -213,20 +208,3 @@ def run_live(config: RunConfig, path: Path, *, resume: bool) -> None:
             f"the chain stopped after update {runner.update} of {runner.total} ({reason}): "
             "continue with --resume"
         )
-
-
-def disordered_field(action: Action, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return one field, ``(1, ...)``, on which measurements can be tried out."""
-    return action.hot(1, stream(0, 0, "rehearsal"), dtype).to(device)
-
-
-def observe(entry: ObservableEntry, action: Action, field: torch.Tensor) -> NDArray[np.float64]:
-    """Return an observable of fields ``(configurations, ...)``.
-
-    Raises:
-        ConfigError: naming the observable that cannot be measured.
-    """
-    try:
-        return measure_field(entry, action, field)
-    except (ConfigError, ValueError, TypeError, IndexError, RuntimeError) as error:
-        raise ConfigError(f"[measure]: {entry.label}: {error}") from error
