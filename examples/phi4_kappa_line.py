@@ -16,8 +16,8 @@ import argparse
 import math
 
 from flowmc.estimators.autocorrelation import format_value
+from flowmc.evaluation import evaluate_sampler
 from flowmc.evaluation.density import DensityError
-from flowmc.evaluation.flows import evaluate_sampler
 from flowmc.flows.cards.files import LoadedFlow, load_flow
 from flowmc.flows.scalar.conditional import ConditionalContinuousFlow
 

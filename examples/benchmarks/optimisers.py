@@ -13,8 +13,8 @@ from pathlib import Path
 
 from machine import print_header, print_row, processor
 
+from flowmc.evaluation import evaluate_sampler
 from flowmc.evaluation.density import DensityError
-from flowmc.evaluation.flows import evaluate_sampler
 from flowmc.training import Trainer
 from flowmc.training.plan import make_plan
 

@@ -12,7 +12,7 @@ import json
 import math
 
 from flowmc import zoo
-from flowmc.evaluation.flows import weight_warnings
+from flowmc.evaluation.weights import weight_warnings
 from flowmc.flows.cards.files import atomic_save, read_tensors
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowmc.evaluation.density import DensityError
-from flowmc.evaluation.flows import evaluate
+from flowmc.evaluation.files import evaluate
 from flowmc.messages import say
 from flowmc.parallel.devices import check_device
 from flowmc.registry import ConfigError

@@ -27,9 +27,8 @@ from flowmc import messages, zoo
 from flowmc.actions.theory import describe_theory
 from flowmc.config.settings import as_words
 from flowmc.durations import seconds_of
+from flowmc.evaluation import evaluate_exchange, evaluate_local, evaluate_sampler
 from flowmc.evaluation.density import DensityError
-from flowmc.evaluation.flows import evaluate_exchange, evaluate_sampler
-from flowmc.evaluation.local import evaluate_local
 from flowmc.flows.base import Flow
 from flowmc.flows.cards.files import FlowFileError, flow_path, read_card, save_flow
 from flowmc.flows.cards.tables import resolved

@@ -1,4 +1,4 @@
-"""What ``flowmc evaluate`` says about a local flow: its acceptance on configurations of HMC."""
+"""How good a local flow is: its acceptance on configurations of HMC."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import time
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flowmc.actions.base import Action
+from flowmc.estimators.ladder import acceptance_from_work
+from flowmc.evaluation.rounds import dealt, rounds_of
+from flowmc.evaluation.weights import number_or_none
 from flowmc.flows.local.blocks import Block
 from flowmc.flows.local.models import LocalFlowModel
 from flowmc.kernels import LocalFlow
@@ -63,27 +67,25 @@ def evaluate_local(
     blocks = kernel.tiling.count
     chains = max(1, min(chains, samples // blocks))
     ensemble = Ensemble(action, purpose, seed, chains=chains, dtype=dtype, device=device, **hmc)
-    ensemble.distribute(communicator)
     size = max(1, batch // blocks)
-    rounds = []
     seconds, proposals = 0.0, 0
-    for number in range(-(-samples // (chains * blocks))):
-        if number:
-            ensemble.advance(separation)
-        found = []
-        for index, field in enumerate(ensemble.field.split(size)):
-            if index % communicator.size != communicator.rank:
-                continue
-            started = time.perf_counter()
-            rng = stream(seed, index, f"{purpose} local {number}", device)
-            _, info = kernel.step(kernel.init(field), rng)
-            seconds += time.perf_counter() - started
-            proposals += info.is_accepted.numel()
-            names = ("acceptance_probability", "divergence", "non_finite")
-            rows = torch.stack([info.values[name].double() for name in names], 1)
-            found.append((index, rows.cpu()))
-        parts = [part for own in communicator.allgather(found) for part in own]
-        rounds.append(torch.cat([rows for _, rows in sorted(parts, key=lambda part: part[0])]))
+
+    def propose(index: int, part: tuple[int, Tensor]) -> Tensor:
+        nonlocal seconds, proposals
+        number, field = part
+        started = time.perf_counter()
+        rng = stream(seed, index, f"{purpose} local {number}", device)
+        _, info = kernel.step(kernel.init(field), rng)
+        seconds += time.perf_counter() - started
+        proposals += info.is_accepted.numel()
+        names = ("acceptance_probability", "divergence", "non_finite")
+        return torch.stack([info.values[name].double() for name in names], 1).cpu()
+
+    rounds = []
+    for number in rounds_of(ensemble, -(-samples // (chains * blocks)), separation, communicator):
+        rounds.append(
+            dealt([(number, part) for part in ensemble.field.split(size)], propose, communicator)
+        )
     measured = torch.stack(rounds)
     acceptance, divergence, _ = measured.mean(0).unbind(1)
     lost = int(measured[..., 2].sum())
@@ -96,9 +98,9 @@ def evaluate_local(
         "block": list(model.block.extents),
         "blocks": blocks,
         "acceptance": float(acceptance.mean()),
-        "acceptance_error": error if math.isfinite(error) else None,
+        "acceptance_error": number_or_none(error),
         "jeffreys": jeffreys,
-        "acceptance_gaussian": math.erfc(math.sqrt(max(jeffreys, 0.0)) / 2),
+        "acceptance_gaussian": acceptance_from_work(jeffreys),
         "updated_share": kernel.tiling.updated_share,
         "seconds_per_sample": seconds / max(1, proposals),
     }

@@ -16,7 +16,7 @@ from flowmc.cli import main
 from flowmc.commands.train import train
 from flowmc.config.toml_text import toml_text
 from flowmc.estimators.weights import effective_sample_size
-from flowmc.evaluation.flows import evaluate
+from flowmc.evaluation.files import evaluate
 from flowmc.flows import BetweenCouplings, ConditionalContinuousFlow, ContinuousFlow
 from flowmc.flows.cards.files import FlowFileError, load_flow
 from flowmc.flows.cards.matching import check_flow_fits, orient

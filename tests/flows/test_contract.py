@@ -15,7 +15,8 @@ from flowmc.actions.theory import describe_theory
 from flowmc.cli import main
 from flowmc.commands.train import train
 from flowmc.config.toml_text import toml_text
-from flowmc.evaluation.flows import evaluate, evaluate_sampler
+from flowmc.evaluation import evaluate_sampler
+from flowmc.evaluation.files import evaluate
 from flowmc.flows import BetweenCouplings, FlowModel, GaussianPrior, Identity, Prior
 from flowmc.flows.base import Flow
 from flowmc.flows.cards.building import build_flow, build_local_model, build_prior

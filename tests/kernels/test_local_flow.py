@@ -12,7 +12,7 @@ from flowmc.actions import FreeScalar, Phi4
 from flowmc.actions.base import Action
 from flowmc.actions.exact import sample_phi4
 from flowmc.actions.scalar import HoppingAction
-from flowmc.evaluation.local import evaluate_local
+from flowmc.evaluation import evaluate_local
 from flowmc.flows import Block, BlockCouplingFlow, BlockGaussian, LocalFlowModel
 from flowmc.flows.local.blocks import Tiling
 from flowmc.kernels import LocalFlow, NonFiniteStateError

@@ -15,7 +15,7 @@ from flowmc.estimators.free_energy import (
     jarzynski,
     p_estimator,
 )
-from flowmc.evaluation.flows import evaluate_sampler
+from flowmc.evaluation import evaluate_sampler
 from flowmc.flows import GaussianPrior, HaarPrior, ResidualFlow
 from flowmc.flows.base import Flow
 from flowmc.kernels import HMC, SignFlip, State

@@ -16,8 +16,8 @@ import torch
 from flowmc import arguments
 from flowmc.actions import FreeScalar, Phi4
 from flowmc.commands import evaluate, train, zoo
+from flowmc.evaluation import evaluate_exchange, evaluate_sampler
 from flowmc.evaluation.density import DensityError
-from flowmc.evaluation.flows import evaluate_exchange, evaluate_sampler
 from flowmc.flows import AffineCouplingFlow, Flow, FlowModel, FreeFieldPrior, Identity
 from flowmc.flows.cards.files import load_flow, read_card, save_flow
 from flowmc.jobs import interrupts, stopping

@@ -13,8 +13,8 @@ from flowmc.estimators.weights import (
     independence_acceptance,
     swap_rate,
 )
-from flowmc.evaluation.flows import weight_warnings
-from flowmc.evaluation.local import evaluate_local
+from flowmc.evaluation import evaluate_local
+from flowmc.evaluation.weights import weight_warnings
 from flowmc.flows import Identity
 from flowmc.flows.cards.files import load_flow, load_local_flow, read_card
 from flowmc.flows.cards.matching import orient
