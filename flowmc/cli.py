@@ -164,7 +164,7 @@ def _status(error: Exception) -> int | None:
     # By name: importing the classes would import torch for `flowmc inspect`.
     if "flowmc.chains.runner.RunStopped" in names:
         # A disk that cannot be written is as unusable as a file that cannot be read.
-        return 2 if getattr(error, "is_unwritable", False) else 1
+        return 2 if getattr(error, "is_unusable", False) else 1
     if "builtins.OSError" in names:
         return 2
     if "flowmc.kernels.base.NonFiniteStateError" in names:

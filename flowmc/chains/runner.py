@@ -44,6 +44,7 @@ from flowmc.parallel.distribution import Distribution
 from flowmc.parallel.proposals import SharedProposals
 from flowmc.parallel.wires import BlockWire
 from flowmc.random import Streams
+from flowmc.registry import ConfigError
 
 __all__ = ["RunStopped", "Runner"]
 
@@ -54,11 +55,12 @@ class RunStopped(RuntimeError):
     """A run that cannot go on; its last checkpoint is intact.
 
     Attributes:
-        is_unwritable: whether a file could not be written.
+        is_unusable: whether a file could not be written, or a part of the configuration turned out
+            to be none that can be run.
         kinds: as of :class:`~flowmc.parallel.CollectiveError`, if all ranks know of it.
     """
 
-    is_unwritable = False
+    is_unusable = False
     kinds: tuple[str, ...] = ()
 
 
@@ -209,7 +211,10 @@ class Runner:
                             self._log("progress", acceptance=self._acceptance())
                             last_log = now
                     begin = time.monotonic()
-                    self._advance()
+                    try:
+                        self._advance()
+                    except ConfigError as error:
+                        raise self._unusable(error) from error
                     now = time.monotonic()
                     agreement.took(update=now - begin)
                     agreement.poke()
@@ -249,7 +254,15 @@ class Runner:
         stopped = RunStopped(
             f"cannot write while at update {self.update}: {text}; {self._last_good()}"
         )
-        stopped.is_unwritable = True
+        stopped.is_unusable = True
+        return stopped
+
+    def _unusable(self, error: ConfigError) -> RunStopped:
+        """Return how to stop at what a kernel or an observable did in the next update."""
+        with contextlib.suppress(OSError):
+            self._log("stop", reason="unusable", text=str(error))
+        stopped = RunStopped(f"update {self.update + 1}: {error}; {self._last_good()}")
+        stopped.is_unusable = True
         return stopped
 
     def _last_good(self) -> str:

@@ -183,7 +183,10 @@ class _Chains:
             raise NonFiniteStateError(f"update {update}: {error}", error.chain) from error
         self.state, self.update = state, update
         for name, leaf in leaves(info, self.kernel.parts):
-            self.reported.add(name, leaf)
+            try:
+                self.reported.add(name, leaf)
+            except ConfigError as error:
+                raise ConfigError(f"update {update}: {error}") from error
         is_thermal = update <= self.thermalization
         if is_thermal and self.kernel.adapts:
             self.kernel.adapt(info, update - 1)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.chains.assembly import Assembly
-from flowmc.chains.diagnostics import leaves
+from flowmc.chains.diagnostics import Diagnostics, leaves, reports_of
 from flowmc.chains.start import first_state
 from flowmc.chains.storage.checkpoint import settled
 from flowmc.kernels import Cycle, Info, Kernel, Mixture, NonFiniteStateError, State
@@ -75,7 +75,8 @@ def step(
             the field is one of its own.
 
     Raises:
-        ConfigError: the field is not finite, or from a kernel that is not right for it.
+        ConfigError: the field is not finite, a kernel is not right for it, or reports what it does
+            not declare.
         ValueError, TypeError: the field is not one of this theory.
         NonFiniteStateError: the field that the update made is not finite.
     """
@@ -101,7 +102,11 @@ def step(
     state = settled(state)
     assert isinstance(state, State)
     check_finite(state.field)
-    return Stepped(state, dict(leaves(info, whole.parts)))
+    infos = dict(leaves(info, whole.parts))
+    reported = Diagnostics(reports_of(whole.parts), state.chains)
+    for name, one in infos.items():
+        reported.add(0, state.chains, name, one)
+    return Stepped(state, infos)
 
 
 def check_finite(field: Tensor) -> None:

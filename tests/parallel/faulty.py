@@ -19,6 +19,9 @@ def fail(fault, runner):
     if fault == "nan":
         for state in runner.states.values():
             state.field.fill_(torch.nan)
+    elif fault == "undeclared":
+        for values in runner.diagnostics._declared.values():
+            values.clear()
     elif fault == "hang":
         time.sleep(600)
     elif fault == "full":

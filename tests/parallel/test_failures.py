@@ -56,6 +56,7 @@ def check_resumed(tmp_path, tables=TABLES):
     [
         ("raise", "error on rank 1 of 3: planted", 20),
         ("nan", "error on rank 1 of 3: update 23: the field of chain 2 is not finite", 20),
+        ("undeclared", "error on rank 1 of 3: update 23: hmc: the info of a step has a value", 20),
         ("full", "No space left on device", 20),
     ],
 )

@@ -6,12 +6,18 @@ import h5py
 import numpy as np
 import pytest
 
+import flowmc
+from flowmc import chains
+from flowmc.actions import Phi4
 from flowmc.cli import main
 from flowmc.config.toml_text import toml_text
+from flowmc.io import write_field
 from flowmc.kernels import Reported
+from flowmc.random import stream
 from flowmc.registry import ConfigError
 
 KERNELS = """
+import os
 import torch
 from flowmc.kernels import HMC, Cycle, Info, Kernel, Reported, SignFlip, State
 
@@ -23,8 +29,8 @@ class Noisy(Kernel):
         Reported("iterations", "solver iterations", reduce="sum"),
         Reported("trial", "trial determinant", "GeV", per_proposal=3),
     )
-    def __init__(self, action, *, undeclared: bool = False, short: bool = False):
-        self.undeclared, self.short = undeclared, short
+    def __init__(self, action, *, undeclared: bool = False, short: bool = False, late: int = 0):
+        self.undeclared, self.short, self.late, self.steps = undeclared, short, late, 0
     def init(self, field):
         return State(field)
     def step(self, state, rng):
@@ -32,7 +38,9 @@ class Noisy(Kernel):
         draw = torch.rand(state.chains, generator=rng, dtype=torch.float64)
         trial = draw[:, None] + torch.tensor([0.0, 10.0, 20.0])
         values = {"residual": draw, "iterations": 7 * one, "trial": trial}
-        if self.undeclared:
+        self.steps += 1
+        is_late = 0 < self.late < self.steps and "FLOWMC_TEST_MENDED" not in os.environ
+        if self.undeclared or is_late:
             values["solver_time"] = one
         if self.short:
             values["trial"] = trial[:, :2]
@@ -145,6 +153,50 @@ def test_what_is_not_as_declared_is_refused(folder, capsys, updates, fragments):
     assert said.startswith("flowmc: error: ") and said.count("\n") == 1
     assert all(fragment in said for fragment in fragments), said
     assert not (folder / "out").exists()
+
+
+def test_what_is_not_declared_is_found_wherever_it_happens(folder, monkeypatch, capsys):
+    """With the last checkpoint as it was, in one sentence and with the status of the first step."""
+    tables = configuration({"kernel": "own_reports:Noisy", "late": 14})
+    # Of two blocks, after one step that only tries the kernel: in the seventh update.
+    tables["run"]["checkpoint_every"] = 4
+    assert run(folder, tables) == 2
+    out = folder / "out"
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("flowmc: error: update 7: noisy: the info of a step has a value ")
+    assert f"the last good checkpoint, update 4, is in {out / 'checkpoint.h5'}" in said
+    last = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
+    assert (last["event"], last["reason"]) == ("stop", "unusable")
+    # A kernel that is mended goes on, to what it would have been from the start.
+    monkeypatch.setenv("FLOWMC_TEST_MENDED", "1")
+    assert run(folder, tables, "--resume") == 0
+    whole = folder / "whole"
+    assert main(["run", str(folder / "run.toml"), "--output", str(whole)]) == 0
+    assert (out / "measurements.h5").read_bytes() == (whole / "measurements.h5").read_bytes()
+
+
+def test_a_single_step_reports_what_it_declares(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(folder))
+    from own_reports import Noisy
+
+    action = Phi4([4, 4], m2=-1.0, lam=1.0)
+    field = action.hot(2, stream(1, 0, "field"))
+    keys = {"seed": 1, "number": 1}
+    assert set(chains.step(field, Noisy(action), **keys).infos) == {"noisy"}
+    for bad, said in (({"undeclared": True}, "'solver_time'"), ({"short": True}, r"\(2, 3\)")):
+        with pytest.raises(ConfigError, match=said):
+            chains.step(field, Noisy(action, **bad), **keys)
+    with pytest.raises(ConfigError, match=r"update 3: noisy: .*'solver_time'"):
+        flowmc.sample(Noisy(action, late=2), field, 5, observables=[])
+    write_field(tmp_path / "phi.1.h5", field[:1], action, format="hdf5")
+    tables = configuration({"kernel": "own_reports:Noisy", "undeclared": True})
+    tables = {name: tables[name] for name in ("theory", "update")} | {"chains": {"seed": 1}}
+    (folder / "step.toml").write_text(toml_text(tables))
+    words = [str(tmp_path / "phi.1.h5"), str(tmp_path / "phi.2.h5")]
+    assert main(["step", *words, "--config", str(folder / "step.toml")]) == 2
+    said = capsys.readouterr().err
+    assert "'solver_time'" in said and said.count("\n") == 1
+    assert not (tmp_path / "phi.2.h5").exists()
 
 
 def test_files_of_earlier_versions_are_read_and_continued(folder, capsys):
