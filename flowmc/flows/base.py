@@ -172,6 +172,11 @@ class Inverse(Flow):
     def inverse(self, y: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
         return self.flow.forward(y, log_density)
 
+    @property
+    def conditional_on(self) -> tuple[str, float, float] | None:  # type: ignore[override]
+        """That of the flow."""
+        return self.flow.conditional_on
+
     def at(self, action: Action) -> Flow:
         return _with_parts(self, {"flow": (self.flow, self.flow.at(action))})
 
@@ -200,6 +205,26 @@ class Chain(Flow):
         for layer in reversed(list(self)):
             y, log_density = layer.inverse(y, log_density)
         return y, log_density
+
+    @property
+    def conditional_on(self) -> tuple[str, float, float] | None:  # type: ignore[override]
+        """The coupling of the conditional layers, and the range that all of them serve.
+
+        Raises:
+            ConfigError: layers of several couplings, or of ranges without a common part.
+        """
+        found = [one for one in (layer.conditional_on for layer in self) if one is not None]
+        if not found:
+            return None
+        couplings = {coupling for coupling, _, _ in found}
+        low, high = max(low for _, low, _ in found), min(high for _, _, high in found)
+        if len(couplings) > 1 or not low < high:
+            ranges = ", ".join(f"{name} = {least:g} ... {most:g}" for name, least, most in found)
+            raise ConfigError(
+                f"the layers of a chain are conditional on {ranges}: they should have one coupling "
+                "and a common range"
+            )
+        return couplings.pop(), low, high
 
     def distinction(self) -> str:
         # The layers may have come from an iterator.

@@ -17,11 +17,19 @@ from flowmc.commands.train import train
 from flowmc.config.toml_text import toml_text
 from flowmc.estimators.weights import effective_sample_size
 from flowmc.evaluation.files import evaluate
-from flowmc.flows import BetweenCouplings, ConditionalContinuousFlow, ContinuousFlow
+from flowmc.flows import (
+    BetweenCouplings,
+    Chain,
+    ConditionalContinuousFlow,
+    ContinuousFlow,
+    Identity,
+    Inverse,
+)
 from flowmc.flows.cards.files import FlowFileError, load_flow
 from flowmc.flows.cards.matching import check_flow_fits, orient
 from flowmc.random import stream
 from flowmc.registry import ConfigError
+from flowmc.training.objectives.family import OverCouplings
 from flowmc.training.plan import make_plan
 
 SMALL = {"frequencies": 7, "site_channels": 4, "time_frequencies": 2, "time_channels": 3}
@@ -210,6 +218,61 @@ def test_configurations_that_cannot_work(table, keys, message):
         message = "learns from configurations of one theory"
     with pytest.raises(ConfigError, match=message):
         make_plan(tables)
+
+
+def chain_of(action, *ranges):
+    """Return a chain with a layer of its own for every range."""
+    layers = [ConditionalContinuousFlow(action, coupling="m2", **one, **SMALL) for one in ranges]
+    return Chain([Identity(), Inverse(Inverse(layers[0])), *layers[1:]])
+
+
+MODULE = """
+from flowmc.flows import Chain, ConditionalContinuousFlow, Identity
+
+class Mine(Chain):
+    def __init__(self, action, *, low: float, high: float):
+        keys = {"frequencies": 7, "site_channels": 4, "time_channels": 3, "steps": 4}
+        flow = ConditionalContinuousFlow(action, coupling="m2", low=low, high=high, **keys)
+        super().__init__([flow, Identity()])
+"""
+
+
+def test_a_conditional_flow_inside_a_chain_is_trained_over_its_range(tmp_path, monkeypatch):
+    """And not at the coupling of [theory] alone, where every other would be as it began."""
+    module = f"chain_{abs(hash(str(tmp_path)))}"
+    (tmp_path / f"{module}.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    flow = {"name": f"{module}:Mine", "low": 0.5, "high": 2.0}
+    training = {k: v for k, v in TABLES["training"].items() if k != "refined_steps"}
+    tables = {**TABLES, "flow": flow, "training": training}
+    objective = make_plan(tables).build("cpu")
+    assert isinstance(objective, OverCouplings)
+    couplings = []
+    inner = objective.objective.evaluate
+
+    def evaluate(n, rng):
+        couplings.append(objective.objective.action.parameters["m2"])
+        return inner(n, rng)
+
+    objective.objective.evaluate = evaluate
+    objective.evaluate(8, stream(1, 0, "couplings"))
+    quarters = [int(4 * (value - 0.5) / 1.5) for value in couplings]
+    assert quarters == [0, 1, 2, 3]
+
+
+def test_what_a_chain_is_conditional_on():
+    action = FreeScalar([3, 4], m2=1.0)
+    one, other = {"low": 0.5, "high": 2.0}, {"low": 0.8, "high": 3.0}
+    assert chain_of(action, one, other).conditional_on == ("m2", 0.8, 2.0)
+    assert chain_of(action, one).at(FreeScalar([3, 4], m2=1.5)).conditional_on == ("m2", 0.5, 2.0)
+    assert Chain([Identity()]).conditional_on is None
+    with pytest.raises(ConfigError, match=r"m2 = 0.5 ... 1, m2 = 1 ... 2: they should have"):
+        _ = Chain(
+            [
+                ConditionalContinuousFlow(action, coupling="m2", low=low, high=high, **SMALL)
+                for low, high in ((0.5, 1.0), (1.0, 2.0))
+            ]
+        ).conditional_on
 
 
 def test_couplings_per_batch_of_a_plain_flow():
