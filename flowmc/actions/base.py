@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,8 +15,11 @@ from flowmc.fields import FieldSpace, Place
 from flowmc.groups import Group, Real
 from flowmc.identity import Identified
 from flowmc.lattice import sum_over_sites
-from flowmc.registry import as_arguments, positional_of
+from flowmc.registry import ConfigError, as_arguments, positional_of
 from flowmc.terms import Term, added
+
+if TYPE_CHECKING:
+    from flowmc.kernels.base import State
 
 __all__ = ["Action", "ScaledAction", "SumAction", "at_couplings", "check_force"]
 
@@ -24,6 +27,8 @@ __all__ = ["Action", "ScaledAction", "SumAction", "at_couplings", "check_force"]
 # What computes an action: a class that overrides one of these has changed it.
 _DENSITY = ("__call__", "in_torch")
 _FORMULAS = (*_DENSITY, "force", "force_in_torch")
+# What says which action it is.
+_DECLARATIONS = ("as_data", *_DENSITY)
 # Fourth-order differences by steps of the coupling: central, and one-sided at its bounds.
 _DIFFERENCES = (
     {-2: 1.0, -1: -8.0, 1: 8.0, 2: -1.0},
@@ -67,11 +72,11 @@ class Action(Identified):
     interaction_range: int | None = None
 
     def __new__(cls, *args: Any, **keywords: Any) -> Any:
-        names = ("as_data", "__call__", "in_torch")
+        names = (*_DECLARATIONS, "given")
         if all(getattr(cls, name) is getattr(Action, name) for name in names):
             raise TypeError(
                 f"the action {cls.__name__} says neither what it is (as_data) nor how it is "
-                "computed (__call__): define one of them"
+                "computed (__call__; with auxiliary fields, given): define one of them"
             )
         return super().__new__(cls, *args, **keywords)
 
@@ -81,6 +86,7 @@ class Action(Identified):
         By compiled code where there is some for the terms, the device and the precision, and no
         gradients are wanted; else by torch.
         """
+        self._require_known()
         compiled = native.find_action(self, field)
         return self.in_torch(field) if compiled is None else compiled(field)
 
@@ -90,6 +96,7 @@ class Action(Identified):
         HMC integrates :math:`\dot P = -` this.  By compiled code like the action; else from the
         terms, and without terms by autograd through the action.
         """
+        self._require_known()
         compiled = native.find_force(self, field)
         return self.force_in_torch(field) if compiled is None else compiled(field)
 
@@ -111,7 +118,7 @@ class Action(Identified):
         They are not if a subclass of the class that declares them, or the object itself, has
         another ``__call__`` or force.
         """
-        return self._terms_without_own(_FORMULAS)
+        return self._terms_without_own(_FORMULAS) if self.is_known else None
 
     def _terms_without_own(self, formulas: Collection[str]) -> tuple[Term, ...] | None:
         """Return the terms unless one of the formulas is defined below their declaration."""
@@ -144,6 +151,56 @@ class Action(Identified):
             leaf = field.detach().requires_grad_(True)
             (euclidean,) = torch.autograd.grad(self(leaf).sum(), leaf)
         return self.group.gradient_from_euclidean(field, euclidean)
+
+    def refresh(self, state: State, rng: torch.Generator) -> State:
+        r"""Return a state with auxiliary fields :math:`\chi` drawn for its field.
+
+        Of actions whose density is an integral over auxiliary fields, as those of pseudofermions,
+        :math:`p(\phi) \propto \int d\chi\, e^{-S(\phi, \chi)}`: draws of
+        :math:`p(\chi | \phi) \propto e^{-S(\phi, \chi)}`, or an update that leaves it invariant,
+        carried by the state::
+
+            return state.with_carried("pseudofermion.chi", chi)
+
+        HMC asks for it at the beginning of every step; the trajectory is that of :meth:`given`.
+        When another kernel moves the field, what is carried is dropped.
+
+        Args:
+            state: with the field, and what was carried from the last step of HMC, if nothing else
+                moved the field since.
+            rng: draws.
+        """
+        return state
+
+    def given(self, state: State) -> Action:
+        r"""Return :math:`S(\cdot, \chi)` at the auxiliary fields that a state carries.
+
+        An action with auxiliary fields may also be callable itself, if
+        :math:`-\ln \int d\chi\, e^{-S(\phi, \chi)}` can be computed: then all kernels take it.
+        """
+        return self
+
+    @property
+    def has_auxiliaries(self) -> bool:
+        """Whether the density is an integral over auxiliary fields."""
+        return type(self).given is not Action.given
+
+    @property
+    def is_known(self) -> bool:
+        """Whether S is known of a field alone.
+
+        Not if :meth:`given` is defined below all formulas: these are of another action.
+        """
+        kind: Any = type(self)
+        return _is_known(kind)
+
+    def _require_known(self) -> None:
+        if not self.is_known:
+            raise ConfigError(
+                f"the action {self.name or type(self).__name__!r} is known at given auxiliary "
+                "fields only: HMC samples it, but nothing that needs S of a field alone, such as "
+                "flow proposals, exchanges and the observable 'action'"
+            )
 
     @property
     def space(self) -> FieldSpace:
@@ -321,6 +378,22 @@ class SumAction(Action):
     def space(self) -> FieldSpace:
         return self.terms[0].space
 
+    def refresh(self, state: State, rng: torch.Generator) -> State:
+        for term in self.terms:
+            state = term.refresh(state, rng)
+        return state
+
+    def given(self, state: State) -> Action:
+        return SumAction([term.given(state) for term in self.terms])
+
+    @property
+    def has_auxiliaries(self) -> bool:
+        return any(term.has_auxiliaries for term in self.terms)
+
+    @property
+    def is_known(self) -> bool:
+        return all(term.is_known for term in self.terms)
+
     def as_data(self) -> tuple[Term, ...] | None:
         parts = [term.compilable() for term in self.terms]
         if any(part is None for part in parts):
@@ -349,6 +422,11 @@ class ScaledAction(Action):
     name = "scaled"
 
     def __init__(self, action: Action, factor: float) -> None:
+        if action.has_auxiliaries:
+            raise ValueError(
+                f"a multiple of {action!r} is no action with the same auxiliary fields: write the "
+                "factor into its terms"
+            )
         self.action, self.factor = action, float(factor)
         self.group, self.lattice = action.group, action.lattice
         self.parameters, self.settings = action.parameters, dict(action.settings)
@@ -376,6 +454,17 @@ class ScaledAction(Action):
 
     def __repr__(self) -> str:
         return f"{self.factor:g} * {self.action!r}"
+
+
+@functools.lru_cache(maxsize=256)
+def _is_known(kind: Any) -> bool:
+    for ancestor in kind.__mro__:
+        own = vars(ancestor)
+        if not own.keys().isdisjoint(_DECLARATIONS):
+            return ancestor is not Action
+        if "given" in own:
+            return False
+    return False
 
 
 def at_couplings(action: Action, couplings: Mapping[str, float]) -> Action:

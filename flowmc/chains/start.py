@@ -178,7 +178,7 @@ def first_state(
 def _with_action(state: State, action: Action | None, first: int, where: str) -> State:
     value = state.action
     if value is None:
-        if action is None:
+        if action is None or not action.is_known:
             return state
         value = value_in_torch(action, state.field)
     _require_finite(torch.isfinite(value), first, where)

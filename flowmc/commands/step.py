@@ -149,7 +149,8 @@ def _tell(
         _label(entry): measure(entry, assembly.actions, stepped.state)[0, 0].tolist()
         for entry in config.observables
     }
-    total = float(action_of(config.action, stepped.state)[0])
+    known = config.action.is_known
+    total = float(action_of(config.action, stepped.state)[0]) if known else None
     if args.json:
         report = {
             "source": args.source,
@@ -163,7 +164,7 @@ def _tell(
         print(json.dumps(report, indent=2))
         return
     parts = [_in_words(name, values) for name, values in kernels.items()]
-    parts.append(f"S = {total:.12g}")
+    parts += [f"S = {total:.12g}"] if total is not None else []
     parts += [f"{k} = {v:.12g}" for k, v in observables.items() if isinstance(v, float)]
     print(f"{args.source} -> {args.destination}: " + ", ".join(parts))
 

@@ -148,7 +148,7 @@ def read_observables(table: Mapping[str, Any], action: Action) -> list[Observabl
         ConfigError: naming the observable or key that is unusable.
     """
     check_known(table, parameters(MeasureTable), "[measure]")
-    default = ["action"]
+    default = ["action"] if action.is_known else []
     if action.is_gauge:
         default += ["plaquette"]
     elif action.is_scalar:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,6 +27,10 @@ class HMC(Kernel):
 
     Momenta are drawn afresh, :math:`p_a \sim N(0, 1)`, and :math:`H = K + S` is accumulated in
     float64.  A non-finite :math:`\Delta H` is a rejection, counted in ``non_finite``.
+
+    Of an action with auxiliary fields these are refreshed first, and H is that at the fields drawn
+    (:meth:`~flowmc.actions.Action.refresh`): both leave their joint density invariant, hence that
+    of the field.
 
     Args:
         action: the target.
@@ -104,12 +109,21 @@ class HMC(Kernel):
 
     def init(self, field: Tensor) -> State:
         self.action.check_field(field)
+        if not self.action.is_known:
+            return State(field)
         return State(field, value_in_torch(self.action, field))
 
     @torch.no_grad()
     def step(self, state: State, rng: torch.Generator) -> tuple[State, Info]:
+        before = state
+        state = self.action.refresh(before, rng)
         action, group, field = self.action, self.action.group, state.field
-        start_action = action_of(action, state)
+        if action.has_auxiliaries:
+            # What states cache is S of the field alone.
+            action = action.given(state)
+            start_action = action_of(action, State(field))
+        else:
+            start_action = action_of(action, state)
         momentum = group.draw_algebra(field, rng)
         uniform = torch.rand(
             (3, state.chains), dtype=torch.float64, device=field.device, generator=rng
@@ -137,10 +151,11 @@ class HMC(Kernel):
 
         if bool(is_accepted.any()):
             chosen = is_accepted.reshape(-1, *[1] * (field.dim() - 1))
-            state = state.moved(
-                torch.where(chosen, proposal, field),
-                torch.where(is_accepted, end_action, start_action),
-            )
+            end = torch.where(chosen, proposal, field)
+            if self.action.has_auxiliaries:
+                state = _moved_with_auxiliaries(before, state, end)
+            else:
+                state = state.moved(end, torch.where(is_accepted, end_action, start_action))
         probability = torch.where(finite, (-energy_error).clamp(max=0).exp(), 0.0)
         return state, Info(
             is_accepted[:, None],
@@ -172,3 +187,12 @@ class HMC(Kernel):
 
     def set_tuning(self, values: Mapping[str, float]) -> None:
         self._log_step_size = float(values["log_step_size"])
+
+
+def _moved_with_auxiliaries(before: State, refreshed: State, field: Tensor) -> State:
+    """Return the state at another field, with what was drawn for the trajectory to it."""
+    drawn = {
+        name: one for name, one in refreshed.carried.items() if before.carried.get(name) is not one
+    }
+    moved = refreshed.moved(field)
+    return replace(moved, carried={**moved.carried, **drawn})
