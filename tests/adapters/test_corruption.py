@@ -79,6 +79,50 @@ def test_flipped_bit_in_the_links(sound, format, where):
     assert report["checksum"]["ok"] is False
 
 
+def test_every_format_notices_a_cut(tmp_path, make_configuration, equal_precision, writable):
+    """Whatever its layout: a file without its end is refused in one sentence, everywhere."""
+    path, copy = tmp_path / "conf", tmp_path / "copy"
+    dims = (2, 4, 2, 6)
+    write(path, make_configuration(dims, precision=equal_precision(writable)), writable)
+    content = path.read_bytes()
+    for cut in (1, 100, len(content) // 2, len(content) - 200, len(content) - 1):
+        path.write_bytes(content[:cut])
+        with pytest.raises(FormatError) as caught:
+            read(path)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+        with pytest.raises(FormatError):
+            convert(path, copy, writable)
+        assert not copy.exists() and inspect(path)["error"]
+
+
+def test_every_checksum_notices_a_flipped_bit(
+    tmp_path, make_configuration, equal_precision, writable
+):
+    """In the lowest bits of a link; a format that stores no checksum cannot know."""
+    path, copy = tmp_path / "conf", tmp_path / "copy"
+    precision = equal_precision(writable)
+    configuration = make_configuration((2, 4, 2, 6), precision=precision)
+    # Odd enough to be found again among the bytes of any format.
+    marker = configuration.links.real[1, 0, 1, 1, 2, 0, 1] = np.float32(0.123456789)
+    write(path, configuration, writable)
+    sound, code = path.read_bytes(), "f" if precision == 32 else "d"
+    places = [(order, struct.pack(f"{order}{code}", marker)) for order in "<>"]
+    ((order, wanted),) = [place for place in places if sound.count(place[1]) == 1]
+    flipped = bytearray(wanted)
+    flipped[0 if order == "<" else -1] ^= 1
+    path.write_bytes(sound.replace(wanted, bytes(flipped)))
+    report = inspect(path)
+    if report["checksum"] is None:
+        assert read(path).checksum is None
+        return
+    assert report["checksum"]["ok"] is False
+    for attempt in (lambda: read(path), lambda: convert(path, copy, writable)):
+        with pytest.raises(CheckError, match="checksum") as caught:
+            attempt()
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert not copy.exists()
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("index", [(0, 0, 0, 0, 0, 0, 0), (2, 1, 0, 1, 3, 2, 0)])
 def test_numbers_that_are_not_finite(tmp_path, make_configuration, writable_at, value, index):
