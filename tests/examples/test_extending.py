@@ -233,6 +233,9 @@ def test_example_runs(name, tmp_path, capsys, monkeypatch):
     assert found["updates"] == 4
     if name == "rescale":
         assert found["kernels"]["rescale"]["values"]["factor"]["title"] == "factor of the field"
+        # What a kernel does not count has not passed a check.
+        assert "non_finite" in found["kernels"]["hmc"]
+        assert "non_finite" not in found["kernels"]["rescale"]
 
 
 @pytest.mark.parametrize("lattice", [[4, 2], [2, 2, 4]])

@@ -65,7 +65,10 @@ def summarise_kernels(run: RecordedRun, warnings: list[str]) -> dict[str, dict[s
             kernels[part]["values"] = _values(run.reports[part], recorded[part])
             diagnostics = _diagnostics(run, part, recorded[part], warnings)
             kernels[part].update(diagnostics)
-        entry["non_finite"] = sum(kernels[part].get("non_finite", 0) for part in parts)
+        counts = [kernels[part]["non_finite"] for part in parts if "non_finite" in kernels[part]]
+        # Of a kernel that does not count them nothing is known.
+        if counts:
+            entry["non_finite"] = sum(counts)
         if entry["acceptance"] is not None and entry["acceptance"] == 0:
             warnings.append(f"{top}: not one proposal was accepted")
     return kernels
