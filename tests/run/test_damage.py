@@ -102,7 +102,8 @@ def check_damaged(sound, folder, seeds):
 
 
 def test_damaged_directories(plain, tmp_path):
-    refused = check_damaged(plain, tmp_path, range(50))
+    # The last two: a number of updates that is none, a text in the place of a unit.
+    refused = check_damaged(plain, tmp_path, [*range(50), 10434, 10740])
     assert refused["run"] > 20 and refused["report"] > 17 and refused["status"] > 13
 
 

@@ -194,8 +194,8 @@ class RunDirectory:
                 )
             if key == "run.updates" and not (type(before) is int and before <= after):
                 raise ConfigError(
-                    f"run.updates was {before} and is {after} now: a run can be extended, not "
-                    "shortened"
+                    f"run.updates was {_shown(before)} in {self.config} and is {after} now: a run "
+                    "can be extended, not shortened"
                 )
 
     def check_blank(self, config: RunConfig) -> None:

@@ -6,6 +6,8 @@ repeats with the same bytes.  :mod:`flowmc.chains` documents the layout for read
 
 The CRC-32 of the rows up to a checkpoint is in the checkpoint: of the bytes of all columns of the
 first row in the order of their names, ``updates`` last, then of the second row, and so on.
+
+All attributes are written once; their CRC-32 is one itself, ``attributes_crc32`` of the file.
 """
 
 from __future__ import annotations
@@ -27,10 +29,17 @@ from flowmc.jobs.own_files import datasets_in, naming, open_own, opened
 from flowmc.jobs.raw_hdf5 import contiguous, write_all
 from flowmc.registry import ConfigError
 
-__all__ = ["MeasurementFile", "MeasurementLayout", "check_rows", "rows_missing_in"]
+__all__ = [
+    "MeasurementFile",
+    "MeasurementLayout",
+    "check_attributes",
+    "check_rows",
+    "rows_missing_in",
+]
 
 PHASES = ("thermalization", "production")
 _WHAT = "measurement file"
+_SEAL = "attributes_crc32"
 # Bytes of rows that are held at a time.
 _SLAB = 1 << 24
 
@@ -135,6 +144,7 @@ class MeasurementFile:
     ) -> tuple[dict[str, tuple[tuple[int, ...], str]], dict[str, Any]]:
         """Return ``columns`` and ``column_attributes`` of a :class:`MeasurementLayout`."""
         with opened(Path(path), _WHAT) as file:
+            check_attributes(file)
             found = datasets_in(file[PHASES[0]])
             columns = {name: (shape[1:], dtype) for name, (shape, dtype) in _shapes(found).items()}
             attributes = {
@@ -226,6 +236,27 @@ def rows_missing_in(path: Path, update: int) -> int:
         return _missing_rows(datasets_in(file), rows, file.attrs)
 
 
+def check_attributes(file: h5py.File) -> None:
+    """Compare the attributes of a file with their checksum; earlier versions wrote none.
+
+    Raises:
+        ValueError: they have changed since they were written.
+    """
+    if _SEAL in file.attrs and int(file.attrs[_SEAL]) != _attributes_checksum(file):
+        raise ValueError("its attributes have changed since they were written")
+
+
+def _attributes_checksum(file: h5py.File) -> int:
+    found = {"": _attributes_of(file)}
+    file.visititems(lambda name, item: found.update({name: _attributes_of(item)}))
+    return zlib.crc32(json.dumps(found, sort_keys=True).encode())
+
+
+def _attributes_of(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
+    values = {key: np.asarray(item.attrs[key]).tolist() for key in item.attrs if key != _SEAL}
+    return {key: value if isinstance(value, str) else repr(value) for key, value in values.items()}
+
+
 def check_rows(path: Path, update: int, checksum: int | None) -> int:
     """Compare a file with what a checkpoint says of it; return the checksum of its rows.
 
@@ -308,6 +339,7 @@ def _create(path: Path, layout: MeasurementLayout, old: Mapping[str, h5py.Datase
             for path_below, attributes in layout.declarations.items():
                 if path_below not in layout.columns:
                     _declare(file[f"{phase}/{path_below}"], attributes)
+        file.attrs[_SEAL] = _attributes_checksum(file)
 
 
 def _declare(item: h5py.Group | h5py.Dataset, attributes: Mapping[str, Any]) -> None:

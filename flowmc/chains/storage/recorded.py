@@ -29,7 +29,7 @@ from flowmc.chains.storage.declarations import (
     titles_in,
 )
 from flowmc.chains.storage.directory import identity_of
-from flowmc.chains.storage.measurements import check_rows
+from flowmc.chains.storage.measurements import check_attributes, check_rows
 from flowmc.jobs.own_files import datasets_in, opened, read_text
 from flowmc.kernels import KernelReport
 from flowmc.registry import ConfigError, built_in_title
@@ -91,6 +91,7 @@ class RecordedRun(Measured):
                     f"{file} has layout {layout!r}, this flowmc reads {LAYOUT}: use the "
                     "version of flowmc that made it"
                 )
+            check_attributes(handle)
             datasets = datasets_in(handle)
             _check_shapes(attributes, datasets)
             thermalization = _phase(datasets, "thermalization")
