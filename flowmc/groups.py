@@ -32,6 +32,8 @@ __all__ = [
     "Group",
     "Real",
     "complex_product",
+    "cotangent",
+    "pairing",
     "parse_group",
     "traceless_antihermitian",
 ]
@@ -436,3 +438,29 @@ def parse_group(name: str) -> Group:
         if digits.isdigit() and int(digits) >= 2:
             return SUN(int(digits))
     raise ValueError(f"unknown group {name!r}: use 'R', 'U(1)' or 'SU(N)' with N >= 2")
+
+
+def cotangent(group: Group, field: Tensor, gradient: Tensor) -> Tensor:
+    r"""Return the inverse of :meth:`Group.gradient_from_euclidean` on tangent directions.
+
+    The result C is what autograd calls the gradient: :math:`df = \mathrm{Re\,tr}(C^\dagger dU)`.
+    For SU(N) with :math:`F = \sum_a T_a \partial_a f` and :math:`dU = \omega U`,
+    :math:`df = -2\,\mathrm{tr}(\omega F)`, hence :math:`C = 2 F U`.
+    """
+    return 2 * gradient @ field if group.element_shape else gradient
+
+
+def pairing(group: Group, gradient: Tensor, field: Tensor) -> Tensor:
+    """Return a scalar whose derivative along any motion of ``field`` is that of ``gradient``.
+
+    Args:
+        group: of the field's elements.
+        gradient: algebra gradient at ``field``, held constant.
+        field: ``(n, ...)`` with a graph.
+    """
+    constant = cotangent(group, field.detach(), gradient.detach())
+    if field.is_complex():
+        product = torch.view_as_real(constant) * torch.view_as_real(field)
+    else:
+        product = constant * field
+    return product.sum(dtype=torch.float64)

@@ -19,6 +19,8 @@ from flowmc.registry import ConfigError, as_arguments, positional_of
 from flowmc.terms import Term, added
 
 if TYPE_CHECKING:
+    from flowmc.actions.transformed import TransformedAction
+    from flowmc.flows.base import Flow
     from flowmc.kernels.base import State
 
 __all__ = ["Action", "ScaledAction", "SumAction", "at_couplings", "check_force"]
@@ -281,6 +283,13 @@ class Action(Identified):
                 f"cannot make a {type(self).__name__} on another lattice from its couplings "
                 f"({error}): implement on_lattice()"
             ) from error
+
+    def transformed(self, flow: Flow) -> TransformedAction:
+        """Return the action of z with the field f(z): :mod:`flowmc.actions.transformed`."""
+        # A class of its own below this one.
+        from flowmc.actions.transformed import TransformedAction
+
+        return TransformedAction(self, flow)
 
     def coupling_derivative(self, coupling: str, field: Tensor) -> Tensor:
         r"""Return :math:`\partial S / \partial\lambda` at fixed field, ``(chains,)`` float64.

@@ -10,6 +10,7 @@ from flowmc.kernels.independence import Independence
 from flowmc.kernels.local_flow import LocalFlow
 from flowmc.kernels.reporting import KernelReport, Reported
 from flowmc.kernels.sign_flip import SignFlip
+from flowmc.kernels.transformed import InVariables
 from flowmc.splitting import INTEGRATORS, Integrator
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Cycle",
     "EachReplica",
     "Exchange",
+    "InVariables",
     "Independence",
     "Info",
     "Integrator",

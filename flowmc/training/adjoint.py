@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from flowmc.flows.base import Flow
-from flowmc.groups import Group
+from flowmc.groups import Group, cotangent, pairing
 from flowmc.parallel import Communicator
 
-__all__ = ["PushedForce", "cotangent", "frozen", "pairing", "pull_back", "solve_linear"]
+__all__ = ["PushedForce", "frozen", "pull_back", "solve_linear"]
 
 
 class PushedForce:
@@ -197,32 +197,6 @@ def frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
-
-
-def cotangent(group: Group, field: Tensor, gradient: Tensor) -> Tensor:
-    r"""Return the inverse of :meth:`Group.gradient_from_euclidean` on tangent directions.
-
-    The result C is what autograd calls the gradient: :math:`df = \mathrm{Re\,tr}(C^\dagger dU)`.
-    For SU(N) with :math:`F = \sum_a T_a \partial_a f` and :math:`dU = \omega U`,
-    :math:`df = -2\,\mathrm{tr}(\omega F)`, hence :math:`C = 2 F U`.
-    """
-    return 2 * gradient @ field if group.element_shape else gradient
-
-
-def pairing(group: Group, gradient: Tensor, field: Tensor) -> Tensor:
-    """Return a scalar whose derivative along any motion of ``field`` is that of ``gradient``.
-
-    Args:
-        group: of the field's elements.
-        gradient: algebra gradient at ``field``, held constant.
-        field: ``(n, ...)`` with a graph.
-    """
-    constant = cotangent(group, field.detach(), gradient.detach())
-    if field.is_complex():
-        product = torch.view_as_real(constant) * torch.view_as_real(field)
-    else:
-        product = constant * field
-    return product.sum(dtype=torch.float64)
 
 
 def pull_back(group: Group, x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:

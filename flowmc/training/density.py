@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from flowmc.flows.models import FlowModel
-from flowmc.groups import Group
+from flowmc.groups import Group, pairing
 from flowmc.parallel import Communicator
 from flowmc.registry import ConfigError
-from flowmc.training.adjoint import PushedForce, pairing
+from flowmc.training.adjoint import PushedForce
 
 __all__ = ["DensityAt", "MixtureAt", "ModelDensity", "is_trainable"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flowmc.groups import pairing
 from flowmc.nonequilibrium.model import StochasticFlow
-from flowmc.training.adjoint import pairing
 from flowmc.training.objectives.base import Batch, Objective
 
 __all__ = ["MeanWork"]

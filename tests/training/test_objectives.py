@@ -6,10 +6,10 @@ from torch import nn
 
 from flowmc.actions import FreeScalar, Phi4, Wilson
 from flowmc.flows import AffineCouplingFlow, Chain, Flow, FlowModel, FreeFieldPrior, GaussianPrior
-from flowmc.groups import SUN
+from flowmc.groups import SUN, cotangent
 from flowmc.random import stream
 from flowmc.training import Ensemble, ExchangeKL, ReverseKL
-from flowmc.training.adjoint import PushedForce, cotangent, solve_linear
+from flowmc.training.adjoint import PushedForce, solve_linear
 
 
 class Rescale(Flow):

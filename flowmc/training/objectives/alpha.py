@@ -10,12 +10,13 @@ from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.flows.models import FlowModel
+from flowmc.groups import pairing
 from flowmc.kernels import HMC
 from flowmc.nonequilibrium import Process
 from flowmc.parallel import Communicator
 from flowmc.parallel.distribution import shares
 from flowmc.random import stream
-from flowmc.training.adjoint import frozen, pairing
+from flowmc.training.adjoint import frozen
 from flowmc.training.density import ModelDensity
 from flowmc.training.objectives.base import Batch, SamplerObjective, nothing
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from flowmc.flows.base import Flow
+from flowmc.groups import pairing
 from flowmc.parallel import Communicator
-from flowmc.training.adjoint import PushedForce, pairing
+from flowmc.training.adjoint import PushedForce
 from flowmc.training.ensemble import Ensemble
 from flowmc.training.objectives.base import Batch, Objective, nothing
 

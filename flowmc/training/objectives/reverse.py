@@ -9,8 +9,8 @@ from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.flows.models import FlowModel
+from flowmc.groups import pairing
 from flowmc.parallel import Communicator
-from flowmc.training.adjoint import pairing
 from flowmc.training.density import ModelDensity, is_trainable
 from flowmc.training.objectives.base import Batch, SamplerObjective, nothing
 
