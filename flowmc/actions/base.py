@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from flowmc.flows.base import Flow
     from flowmc.kernels.base import State
 
-__all__ = ["Action", "ScaledAction", "SumAction", "at_couplings", "check_force"]
+__all__ = ["Action", "ScaledAction", "SumAction", "at_couplings", "check_force", "name_of"]
 
 
 # What computes an action: a class that overrides one of these has changed it.
@@ -256,7 +256,7 @@ class Action(Identified):
         Raises:
             ValueError: for a coupling that this action does not have.
         """
-        raise ValueError(f"the action {self.name or type(self).__name__!r} has fixed couplings")
+        raise ValueError(f"the action {name_of(self)!r} has fixed couplings")
 
     def on_lattice(self, lattice: Sequence[int]) -> Action:
         """Return this action on a lattice of other extents.
@@ -474,6 +474,11 @@ def _is_known(kind: Any) -> bool:
         if "given" in own:
             return False
     return False
+
+
+def name_of(action: Action) -> str:
+    """Return the name of an action, or that of its class if it has none."""
+    return action.name or type(action).__name__
 
 
 def at_couplings(action: Action, couplings: Mapping[str, float]) -> Action:

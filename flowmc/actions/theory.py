@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flowmc.actions.base import Action, at_couplings
+from flowmc.actions.base import Action, at_couplings, name_of
 from flowmc.groups import Group, Real, parse_group
 from flowmc.memory import memory_here
 from flowmc.registry import (
@@ -22,7 +22,7 @@ from flowmc.registry import (
     written,
 )
 
-__all__ = ["build_action", "check_couplings", "describe_theory"]
+__all__ = ["TheoryTable", "build_action", "check_couplings", "describe_theory", "theory_table"]
 
 # The least that any calculation needs of a scalar field: the field, momenta, force and proposal in
 # double precision, neighbours, and complex modes with their momenta.
@@ -132,7 +132,7 @@ def describe_theory(action: Action, name: str | None = None) -> dict[str, Any]:
         name: the name it was configured by, if not the action's own.
     """
     theory: dict[str, Any] = {
-        "action": name or action.name or type(action).__name__,
+        "action": name or name_of(action),
         "group": action.group.name,
         "lattice": list(action.lattice),
         "couplings": dict(action.parameters),
@@ -140,6 +140,17 @@ def describe_theory(action: Action, name: str | None = None) -> dict[str, Any]:
     if action.settings:
         theory["settings"] = dict(action.settings)
     return theory
+
+
+def theory_table(described: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``[theory]`` table of what :func:`describe_theory` has returned.
+
+    :func:`build_action` makes the action of it again.
+    """
+    table = {"action": described["action"], "lattice": described["lattice"]}
+    if described.get("group", "R") != "R":
+        table["group"] = described["group"]
+    return table | described.get("settings", {}) | described["couplings"]
 
 
 def _lattice(value: Any, where: str) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flowmc.actions.base import Action
+from flowmc.actions.base import Action, name_of
 from flowmc.registry import BUILTIN, ConfigError
 
 __all__ = ["check_theory", "seeds_of"]
@@ -79,7 +79,7 @@ def _differences(metadata: Mapping[str, str], action: Action) -> Iterator[str]:
         for key, value in re.findall(r"(\w+)\s*=\s*([-+.\deE]+)", metadata.get("xlf-info", ""))
     }
     name, couplings = _named_action(said)
-    own = action.name or type(action).__name__
+    own = name_of(action)
     if name is not None and name != own:
         yield f"it says action {name}, [theory] has {own}"
         return

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flowmc import __version__
-from flowmc.actions.base import Action
+from flowmc.actions.base import Action, name_of
 from flowmc.groups import SUN
 
 __all__ = ["CARRIED", "base_name", "field_metadata"]
@@ -32,7 +32,7 @@ def field_metadata(action: Action, seed: int, earlier: Sequence[int] = ()) -> di
     if not isinstance(action.group, SUN):
         # The key that files of fields have for it; a NERSC header line would be too short
         couplings["ACTION"] = json.dumps(
-            {"name": action.name or type(action).__name__, "lattice": list(action.lattice)}
+            {"name": name_of(action), "lattice": list(action.lattice)}
             | {**action.parameters, **action.settings},
             sort_keys=True,
             default=repr,
@@ -43,7 +43,7 @@ def field_metadata(action: Action, seed: int, earlier: Sequence[int] = ()) -> di
     return {
         **couplings,
         "CREATOR": f"flowmc {__version__}",
-        "FLOWMC_ACTION": action.name or type(action).__name__,
+        "FLOWMC_ACTION": name_of(action),
         "FLOWMC_SEED": str(seed),
     }
 

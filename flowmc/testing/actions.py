@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowmc import native
 from flowmc.actions.base import Action, at_couplings, check_force
-from flowmc.actions.theory import build_action, describe_theory
+from flowmc.actions.theory import build_action, describe_theory, theory_table
 from flowmc.identity import identity
 from flowmc.kernels.integrators import trajectory
 from flowmc.splitting import INTEGRATORS
@@ -71,8 +71,7 @@ def check_theory_table(table: Mapping[str, Any]) -> Action:
     """
     action = build_action(table)
     told = describe_theory(action, table["action"])
-    again = {key: told[key] for key in ("action", "lattice")} | told["couplings"]
-    again |= told.get("settings", {}) | ({} if action.is_scalar else {"group": told["group"]})
+    again = theory_table(told)
     second = build_action(again)
     same = type(second) is type(action) and second.parameters == action.parameters
     field = action.hot(2, random_numbers("check of a table"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import flowmc
-from flowmc import docstrings, registry
+from flowmc import docstrings, observables, registry
 from flowmc.actions import Phi4
 from flowmc.actions.theory import build_action
 from flowmc.config.entries import read_observables, read_update, resolved_update
@@ -200,6 +200,24 @@ def test_models_say_what_docstrings_say():
     assert fields["copy"].is_required() and fields["_x"].default == 1.0
     assert fields["anything"].description is None
     assert docstrings.summary(Peculiar) == "Keys that models have other uses for"
+
+
+@pytest.mark.parametrize("kind", BUILTIN)
+def test_what_is_registered_has_the_name_that_it_says(kind):
+    for name in BUILTIN[kind]:
+        said = getattr(registry.resolve(kind, name), "name", None)
+        # Flows, priors and functions have no name of their own.
+        assert not isinstance(said, str) or said == name
+        if kind in ("actions", "kernels"):
+            assert said == name
+        if kind in ("actions", "kernels", "observables"):
+            assert registry.built_in_title(kind, name)
+
+
+def test_titles_are_not_inherited():
+    assert registry.title_of(Phi4) and not registry.title_of(OwnAction)
+    assert observables.observable(title="Mean")(own_observable).title == "Mean"
+    assert registry.title_of(own_observable) == "Mean"
 
 
 @pytest.mark.parametrize("kind", BUILTIN)

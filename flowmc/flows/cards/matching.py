@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowmc.actions.base import Action
+from flowmc.actions.theory import describe_theory
 from flowmc.flows.base import Flow, Inverse
 from flowmc.flows.cards.tables import FlowFileError
 from flowmc.flows.scalar.conditional import BetweenCouplings
@@ -148,12 +149,4 @@ def _describe(theory: Mapping[str, Any]) -> str:
 
 
 def _describe_action(action: Action) -> str:
-    return _describe(
-        {
-            "action": action.name or type(action).__name__,
-            "group": action.group.name,
-            "lattice": action.lattice,
-            "couplings": action.parameters,
-            "settings": action.settings,
-        }
-    )
+    return _describe(describe_theory(action))

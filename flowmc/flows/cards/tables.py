@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowmc.actions.base import Action
-from flowmc.actions.theory import build_action
+from flowmc.actions.theory import build_action, theory_table
 from flowmc.registry import ConfigError, defaults, resolve
 
 __all__ = ["FlowFileError", "card_action", "check_parts", "flat", "resolved"]
@@ -81,16 +81,7 @@ def card_action(card: Mapping[str, Any], where: str) -> Action:
     Raises:
         ConfigError: for a theory that is not installed.
     """
-    theory = dict(card["theory"])
-    table = {
-        "action": theory["action"],
-        "lattice": theory["lattice"],
-        **theory.get("settings", {}),
-        **theory["couplings"],
-    }
-    if theory.get("group", "R") != "R":
-        table["group"] = theory["group"]
-    return build_action(table, f"{where}: theory")
+    return build_action(theory_table(card["theory"]), f"{where}: theory")
 
 
 def flat(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flowmc.actions.base import Action
+from flowmc.actions.base import Action, name_of
 from flowmc.lattice import coordinates
 from flowmc.registry import ConfigError
 
@@ -61,7 +61,7 @@ class Block:
             raise ConfigError(f"local updates move scalar fields, but the theory is {action!r}")
         if action.interaction_range is None:
             raise ConfigError(
-                f"the action {action.name or type(action).__name__!r} does not say how far it "
+                f"the action {name_of(action)!r} does not say how far it "
                 "reaches: set its attribute interaction_range (1 for nearest neighbours) if it is "
                 "the same everywhere on the lattice"
             )
