@@ -19,7 +19,7 @@ from flowmc.flows.cards.matching import check_lattice
 from flowmc.flows.cards.tables import card_action, flat, resolved
 from flowmc.flows.models import FlowModel
 from flowmc.flows.scalar.super_resolution import SuperResolutionPrior, halved
-from flowmc.registry import ConfigError, nearest
+from flowmc.registry import ConfigError, check_known
 
 __all__ = ["super_resolution"]
 
@@ -67,9 +67,7 @@ def _from_file(source: str, lattice: tuple[int, ...]) -> tuple[FlowModel, dict[s
 
 def _from_table(table: Mapping[str, Any], coarse: FreeScalar) -> tuple[FlowModel, dict[str, Any]]:
     known = (*_PARTS, *_OF_FILES) if "fingerprint" in table else _PARTS
-    for key in table:
-        if key not in known:
-            raise ConfigError(f"base: unknown key {key!r}{nearest(key, known)}")
+    check_known(table, known, "base")
     if "prior" not in table:
         raise ConfigError("base: missing key 'prior'")
     # Nothing but its lattice is asked of a theory by priors and flows without weights.
