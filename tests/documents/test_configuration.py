@@ -3,6 +3,7 @@
 import copy
 import json
 import tomllib
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,21 @@ def test_the_command_prints_schemas_and_kinds(capsys):
     assert json.loads(capsys.readouterr().out)["properties"]["chains"]["properties"]["seed"]
     assert main(["schema", "trian"]) == 2
     assert "did you mean 'train'" in capsys.readouterr().err
+
+
+def test_parts_of_installed_packages_are_in_what_the_command_prints(monkeypatch, capsys):
+    own = EntryPoint("own", "flowmc.kernels:HMC", "flowmc.kernels")
+
+    def entry_points(group):
+        return EntryPoints([own] if group == own.group else [])
+
+    monkeypatch.setattr("importlib.metadata.entry_points", entry_points)
+    monkeypatch.setattr("flowmc.config.schema.entry_points", entry_points)
+    assert main(["schema", "run"]) == 0
+    variants = json.loads(capsys.readouterr().out)["properties"]["update"]["items"]["anyOf"]
+    [found] = [one for one in variants if one["properties"]["kernel"].get("const") == "own"]
+    assert "trajectory" in found["properties"]
+    assert '"own"' not in json.dumps(json_schema("run"))
 
 
 def test_examples_fit_their_schema(validators):
