@@ -34,7 +34,8 @@ from flowmc.native import find_action, find_force
 from flowmc.random import stream
 from flowmc.registry import BUILTIN, ConfigError, resolve
 
-THREADS = (1, 2, 3)
+# An odd number of parts, and none that halves what one thread does.
+THREADS = (1, 3)
 
 ACTIONS = {
     "phi4": Phi4([182, 186], lam=0.7, m2=-0.3),

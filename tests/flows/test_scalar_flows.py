@@ -136,8 +136,16 @@ def test_inverse(name):
     assert max(check_inverse(flow, x)) < tolerance(flow)
 
 
-@pytest.mark.parametrize("direction", ["forward", "inverse"])
-@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize(
+    ("name", "direction"),
+    [
+        # Both are the same integrator: of continuous flows one direction each is fast enough.
+        pytest.param(name, way, marks=pytest.mark.slow if ode and n % 2 == w else ())
+        for n, name in enumerate(FLOWS)
+        for w, way in enumerate(["forward", "inverse"])
+        for ode in ["continuous" in name or "conditional" in name or "between" in name]
+    ],
+)
 def test_log_density_against_the_full_jacobian(name, direction):
     flow = FLOWS[name]()
     x = fields(flow, 1)
@@ -227,7 +235,8 @@ def test_density_is_normalised(name):
     # A prior wider than the target keeps the variance of the weights small.
     model = FlowModel(GaussianPrior(theory(flow.lattice), scale=0.8).to(torch.float64), flow)
     with torch.no_grad():
-        x, log_density = model.sample(20000, torch.Generator().manual_seed(31))
+        draws = 20000 if flow.log_density_is_exact else 5000
+        x, log_density = model.sample(draws, torch.Generator().manual_seed(31))
         weights = (-target(x) - target.log_partition() - log_density).exp()
         by_inverse = model.log_prob(x[:50])
     assert float((by_inverse - log_density[:50]).abs().max()) < 10 * tolerance(flow)
@@ -388,34 +397,37 @@ def test_orbits():
     assert int(LatticeSpectrum([4, 4, 3]).multiplicity.sum()) == 48
 
 
-@pytest.mark.parametrize(("integrator", "order"), [("euler", 1), ("midpoint", 2), ("rk4", 4)])
-def test_order_of_the_integrators(integrator, order):
-    flow = continuous([4, 4], integrator=integrator)
+def test_order_of_the_integrators():
     reference = continuous([4, 4], integrator="dopri8", tolerance=1e-12)
-    x, zero = fields(flow), torch.zeros(3, dtype=torch.float64)
+    x, zero = fields(reference), torch.zeros(3, dtype=torch.float64)
     with torch.no_grad():
         y, density = reference.forward(x, zero)
-        errors = []
-        for steps in (64, 128):
-            flow.steps = steps
-            z, other = flow.forward(x, zero)
-            errors.append((float((z - y).norm()), float((other - density).norm())))
-    for coarse, fine in zip(*errors, strict=True):
-        assert math.log2(coarse / fine) == pytest.approx(order, abs=0.4)
+        for integrator, order in (("euler", 1), ("midpoint", 2), ("rk4", 4)):
+            flow = continuous([4, 4], integrator=integrator)
+            errors = []
+            for steps in (64, 128):
+                flow.steps = steps
+                z, other = flow.forward(x, zero)
+                errors.append((float((z - y).norm()), float((other - density).norm())))
+            for coarse, fine in zip(*errors, strict=True):
+                assert math.log2(coarse / fine) == pytest.approx(order, abs=0.4), integrator
 
 
-@pytest.mark.parametrize("adjoint", [False, True])
-def test_adaptive_gradients_agree_with_small_steps(adjoint):
-    fixed = continuous([3, 3], steps=100)
-    adaptive = continuous([3, 3], integrator="dopri5", tolerance=1e-8, adjoint=adjoint)
+def test_adaptive_gradients_agree_with_small_steps():
+    keys = {"integrator": "dopri5", "tolerance": 1e-8}
     gradients = []
-    for flow in (fixed, adaptive):
+    for flow in (
+        continuous([3, 3], steps=100),
+        continuous([3, 3], **keys),
+        continuous([3, 3], **keys, adjoint=True),
+    ):
         x = fields(flow).requires_grad_(True)
         y, density = flow.forward(x, torch.zeros(3, dtype=torch.float64))
         loss = y.pow(3).sum() + density.sum()
         gradients.append(torch.autograd.grad(loss, [x, *flow.parameters()]))
-    for exact, other in zip(*gradients, strict=True):
-        assert float((exact - other).abs().max() / exact.abs().max()) < 1e-5
+    for exact, *others in zip(*gradients, strict=True):
+        for other in others:
+            assert float((exact - other).abs().max() / exact.abs().max()) < 1e-5
 
 
 def test_density_error_is_that_of_the_discrete_map(monkeypatch):

@@ -55,7 +55,7 @@ def charge_squared(field, action):
     return topological_charge(field, action).square()
 
 
-@pytest.mark.parametrize("start", ["cold", "hot"])
+@pytest.mark.parametrize("start", ["cold", pytest.param("hot", marks=pytest.mark.slow)])
 def test_u1_by_hmc(start, rng):
     action = Wilson("U(1)", [8, 8], beta=2.0)
     field = action.cold(64) if start == "cold" else action.hot(64, rng)
@@ -65,7 +65,8 @@ def test_u1_by_hmc(start, rng):
     assert_agrees(series["charge_squared"], 1.239299)
 
 
-def test_u1_by_exchange_with_flows(rng):
+@pytest.mark.parametrize("updates", [150, pytest.param(300, marks=pytest.mark.slow)])
+def test_u1_by_exchange_with_flows(updates, rng):
     """T-REX from beta = 2 up to 4, where HMC is slow, and down to 1, by flows made by hand."""
     betas = [2.0, 4.0]
     actions = [Wilson("U(1)", [8, 8], beta=beta) for beta in betas]
@@ -78,7 +79,7 @@ def test_u1_by_exchange_with_flows(rng):
     )
     start = [action.hot(48, rng) for action in actions]
     observables = [plaquette, charge_squared]
-    series = measure(actions[0], kernel, start, observables, 300, 100, rng)
+    series = measure(actions[0], kernel, start, observables, updates, 60, rng)
     assert_agrees(series["plaquette"], 0.69777466)
     assert_agrees(series["charge_squared"], 1.239299)
 
