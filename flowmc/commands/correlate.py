@@ -15,17 +15,20 @@ from flowmc.correlate.combine_session import CombineSession
 from flowmc.correlate.combined import Combination
 from flowmc.correlate.config import read_correlate_config
 from flowmc.correlate.directory import CorrelateDirectory
-from flowmc.correlate.measurement import Section
 from flowmc.correlate.quantities import Derived
 from flowmc.correlate.session import Session
 from flowmc.messages import say
-from flowmc.reports.correlate_text import (
+from flowmc.reports.as_html import write_html
+from flowmc.reports.as_text import as_text
+from flowmc.reports.combine import combined_document
+from flowmc.reports.correlate import correlate_document
+from flowmc.reports.correlate_results import (
     combined_facts,
-    document,
+    correlate_json,
     facts_of,
-    results_text,
     write_results,
 )
+from flowmc.reports.document import Document
 
 __all__ = ["run"]
 
@@ -42,48 +45,50 @@ def run(args: argparse.Namespace) -> int:
     several = isinstance(tables.get("ensemble"), list)
     try:
         results = _combine if several else _correlate
-        facts, sections = results(tables, path.parent, directory, args.resume)
+        found, document = results(tables, path.parent, directory, args.resume)
     finally:
         directory.release()
-    print(json.dumps(document(facts, sections)) if args.json else results_text(sections))
+    print(json.dumps(found) if args.json else as_text(document))
     _say(f"results are in {directory.path}")
     return 0
 
 
 def _correlate(
     tables: Mapping[str, Any], base: Path, directory: CorrelateDirectory, resume: bool
-) -> tuple[dict[str, Any], list[Section]]:
-    """Measure and analyse one ensemble; return facts about it and the results."""
+) -> tuple[dict[str, Any], Document]:
+    """Measure and analyse one ensemble; return what is printed for machines and for people."""
     config = read_correlate_config(tables, base)
     session = Session(config, directory, resume=resume, say=_say)
     series = session.measure()
-    sections, facts = session.analyse(series), facts_of(series)
-    write_results(directory, facts, series.history.ensemble, sections)
+    sections = session.analyse(series)
+    document = correlate_document(
+        directory.path.resolve().name, config.resolved["theory"], series, sections
+    )
+    found = correlate_json(facts_of(series), sections, document)
+    write_results(directory, found, series.history.ensemble, sections)
     if config.analysis.report:
-        # Plots need matplotlib, which takes a second to import.
-        from flowmc.reports.correlate import write_page
-
-        write_page(directory, config.resolved["theory"], series, sections)
-    return facts, sections
+        write_html(document, directory.report)
+    return found, document
 
 
 def _combine(
     tables: Mapping[str, Any], base: Path, directory: CorrelateDirectory, resume: bool
-) -> tuple[dict[str, Any], list[Section]]:
-    """Measure and analyse several ensembles; return facts about them and the results."""
+) -> tuple[dict[str, Any], Document]:
+    """Measure and analyse several ensembles; return the same about them."""
     config = read_combine_config(tables, base)
     session = CombineSession(config, directory, resume=resume, say=_say)
     ensembles = session.measure()
     labels = [one.label for one in config.theories]
     derived = Derived.of(config.observables, config.analysis.times_of_masses)
     combination = Combination(ensembles, labels, derived)
-    sections, facts = combined_sections(combination), combined_facts(ensembles)
-    write_results(directory, facts, [one.series.history.ensemble for one in ensembles], sections)
+    sections = combined_sections(combination)
+    document = combined_document(directory.path.resolve().name, config, combination, sections)
+    found = correlate_json(combined_facts(ensembles), sections, document)
+    names = [one.series.history.ensemble for one in ensembles]
+    write_results(directory, found, names, sections)
     if config.analysis.report:
-        from flowmc.reports.combine import write_combined_page
-
-        write_combined_page(directory, config, combination, sections)
-    return facts, sections
+        write_html(document, directory.report)
+    return found, document
 
 
 def _say(text: str) -> None:

@@ -36,7 +36,9 @@ from flowmc.jobs.interrupts import Interrupts
 from flowmc.jobs.stopping import OUT_OF_TIME, Deadline
 from flowmc.messages import say
 from flowmc.registry import ConfigError
-from flowmc.reports.free_energy_text import document, results_text, write_results
+from flowmc.reports.as_text import as_text
+from flowmc.reports.free_energy import free_energy_document, free_energy_json
+from flowmc.reports.free_energy_results import write_results
 from flowmc.training.loop import TrainingError
 
 __all__ = ["run"]
@@ -133,9 +135,9 @@ def _run(
     for name in ("checkpoint.safetensors", TRAINING_CHECKPOINT):
         (path / name).unlink(missing_ok=True)
     if args.json:
-        print(json.dumps(document(config, outcome)))
+        print(json.dumps(free_energy_json(config, outcome, path.resolve().name)))
     else:
-        print(results_text(config, outcome))
+        print(as_text(free_energy_document(config, outcome, path.resolve().name)))
     say(f"results are in {path}")
     return 0
 

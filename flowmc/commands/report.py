@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,16 @@ from flowmc.messages import one_line, say
 from flowmc.registry import ConfigError
 from flowmc.reports.analysis.comparison import comparison_sentences
 from flowmc.reports.analysis.summary import Analysis, analyse_run
-from flowmc.reports.analysis.training import TrainingRecord, training_text
-from flowmc.reports.chain_text import comparison_text, report_text
+from flowmc.reports.analysis.training import TrainingRecord
+from flowmc.reports.as_html import write_html
+from flowmc.reports.as_json import as_json, strict_json
+from flowmc.reports.as_text import as_text
+from flowmc.reports.chain import run_document, run_json
+from flowmc.reports.comparison import comparison_document, warnings_between
+from flowmc.reports.document import Document
+from flowmc.reports.training import training_document, training_json
 
-__all__ = ["compare", "run", "strict_json", "summarise", "write_report"]
+__all__ = ["compare", "run", "summarise", "write_report"]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,31 +49,37 @@ def run(args: argparse.Namespace) -> int:
         say(one_line(str(error)), prefix="flowmc report: ")
         return 2
     if args.json:
-        document = analyses[0].as_dict() if len(analyses) == 1 else compare(analyses)
-        print(strict_json(document))
+        print(strict_json(run_json(analyses[0]) if len(analyses) == 1 else compare(analyses)))
         return 0
-    print("\n\n".join(report_text(analysis) for analysis in analyses))
-    if len(analyses) > 1:
-        comparison = compare(analyses)
-        print("\n" + comparison_text(comparison))
-        if args.page is None:
-            return 0
-        from flowmc.reports.comparison import write_comparison_page
+    documents = [run_document(analysis) for analysis in analyses]
+    print("\n\n".join(map(as_text, documents)))
+    if len(analyses) == 1:
+        return _written(lambda: _write(documents[0], analyses[0], args.page))
+    found = _compared(analyses)
+    document = comparison_document(analyses, found)
+    # What the runs say themselves stands above.
+    own = replace(document, warnings=tuple(warnings_between(analyses, found)))
+    print("\n" + as_text(own))
+    return 0 if args.page is None else _written(lambda: write_html(document, args.page))
 
-        return _written(lambda: write_comparison_page(analyses, comparison, args.page))
-    from flowmc.reports.chain import write_page
 
-    return _written(lambda: write_page(analyses[0], args.page))
+def _write(document: Document, analysis: Analysis, page: str | None = None) -> Path:
+    """Write the page of a run, where it is asked for or into its directory."""
+    if page is not None:
+        return write_html(document, page)
+    # Somebody else's directory, perhaps, where a planted link would lead elsewhere.
+    return write_html(document, analysis.run.path / "report.html", follow=False)
 
 
 def _training(record: TrainingRecord, args: argparse.Namespace) -> int:
     if args.json:
-        print(strict_json(record.as_dict()))
+        print(strict_json(training_json(record)))
         return 0
-    print(training_text(record))
-    from flowmc.reports.training import write_training_page
-
-    return _written(lambda: write_training_page(record, args.page))
+    document = training_document(record)
+    print(as_text(document))
+    stem = record.path.name.removesuffix(".safetensors")
+    page = args.page or record.path.with_name(f"{stem}.report.html")
+    return _written(lambda: write_html(document, page))
 
 
 def summarise(run_directory: str | Path) -> dict[str, Any]:
@@ -76,7 +88,7 @@ def summarise(run_directory: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: if the directory is no run, or has no production measurement yet.
     """
-    return analyse_run(RecordedRun.open(run_directory)).as_dict()
+    return run_json(analyse_run(RecordedRun.open(run_directory)))
 
 
 def write_report(run_directory: str | Path) -> Path:
@@ -86,9 +98,8 @@ def write_report(run_directory: str | Path) -> Path:
         ConfigError: as :func:`summarise`.
         OSError: if the directory cannot be written.
     """
-    from flowmc.reports.chain import write_page
-
-    return write_page(analyse_run(RecordedRun.open(run_directory)))
+    analysis = analyse_run(RecordedRun.open(run_directory))
+    return _write(run_document(analysis), analysis)
 
 
 def compare(analyses: Sequence[Analysis]) -> dict[str, Any]:
@@ -101,8 +112,18 @@ def compare(analyses: Sequence[Analysis]) -> dict[str, Any]:
     training; None if never), and the pull between the means.  ``gain_bound`` and
     ``break_even_bound`` are "none", "lower", "upper" or "unknown": what the numbers are where a
     tau_int is only a bound.  ``machines`` says what each run was given, and ``warnings`` where
-    that differs, as the seconds are of wall time.
+    that differs, as the seconds are of wall time.  ``page`` is what the page shows.
     """
+    found = _compared(analyses)
+    return {
+        "runs": [run_json(analysis) for analysis in analyses],
+        **found,
+        "page": as_json(comparison_document(analyses, found)),
+    }
+
+
+def _compared(analyses: Sequence[Analysis]) -> dict[str, Any]:
+    """Return the entries of a comparison that are not those of single runs."""
     first = analyses[0]
     names = [name for name in first.costs if all(name in other.costs for other in analyses)]
     table: dict[str, list[dict[str, Any]]] = {}
@@ -131,17 +152,11 @@ def compare(analyses: Sequence[Analysis]) -> dict[str, Any]:
                 }
             )
     return {
-        "runs": [analysis.as_dict() for analysis in analyses],
         "observables": table,
         "machines": [analysis.run.machine for analysis in analyses],
         "warnings": _different_machines(analyses),
         "pays": comparison_sentences([str(analysis.run.path) for analysis in analyses], table),
     }
-
-
-def strict_json(document: Any) -> str:
-    """Return JSON text in which NaN and infinity, which JSON does not know, are null."""
-    return json.dumps(_strict(document), indent=2, allow_nan=False)
 
 
 def _different_machines(analyses: Sequence[Analysis]) -> list[str]:
@@ -182,13 +197,3 @@ def _pull(first: Analysis, other: Analysis, name: str) -> float:
         if math.hypot(a.error, b.error) > 0
     ]
     return max(pulls, key=abs, default=math.nan)
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -1,347 +1,377 @@
-"""``report.html``: the report of one run as a single file that loads nothing else."""
+"""What a run says, as a document."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Mapping
-from html import escape
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from flowmc_adapters import atomic_write
-from numpy.typing import NDArray
-
-from flowmc.estimators.autocorrelation import format_value
-from flowmc.estimators.cost import average
-from flowmc.jobs.own_files import naming
+from flowmc.chains.storage.recorded import RecordedRun
+from flowmc.estimators.autocorrelation import Estimate
+from flowmc.estimators.cost import Cost, average
+from flowmc.reports import document as doc
+from flowmc.reports import plots
 from flowmc.reports.analysis.checks import checks_of
 from flowmc.reports.analysis.payoff import payoff_of
 from flowmc.reports.analysis.summary import Analysis
-from flowmc.reports.as_html import (
-    capital,
-    document_html,
-    html_table,
-    image,
-    independent_html,
-    payoff_html,
-    tau_html,
-    theory_text,
-    title_of,
-)
-from flowmc.reports.as_text import (
-    component_names,
-    duration,
-    duration_text,
-    kernel_title,
-    reported_text,
-    step_size_text,
-    value_text,
-)
+from flowmc.reports.as_json import as_json
 from flowmc.reports.flow import flow_section
 from flowmc.reports.ladder import ladder_section
-from flowmc.reports.plots import chain as report_plots
+from flowmc.reports.pieces import (
+    closed_code,
+    independent_of,
+    lower_if,
+    mean_of,
+    note,
+    payoff_section,
+    seconds,
+    table,
+    tau_int_of,
+)
+from flowmc.reports.words import (
+    capital,
+    component_names,
+    count_text,
+    kernel_title,
+    ordinal_text,
+    quantity_text,
+    step_size_text,
+    theory_text,
+)
 
-__all__ = ["page", "write_page"]
+if TYPE_CHECKING:
+    from flowmc.reports.plots.style import Drawing
+
+__all__ = ["run_document", "run_json"]
+
+_HISTORIES = (
+    "Grey: thermalisation, which does not count. Orange: the mean with its error, and the window "
+    "up to which the autocorrelation is summed."
+)
+_METHOD = (
+    "Errors and tau_int by the Γ method (U. Wolff, hep-lat/0306017, S = 2) with the mean of all "
+    "chains subtracted. tau_int is ½ for independent measurements; an independent sample costs "
+    "2 tau_int measurements."
+)
 
 
-def write_page(analysis: Analysis, path: str | Path | None = None) -> Path:
-    """Write ``report.html`` into the run directory, or to another path, atomically.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    is_asked_for = path is not None
-    path = analysis.run.path / "report.html" if path is None else Path(path)
-    text = page(analysis).encode()
-    # Into somebody else's directory, perhaps, where a planted link would lead elsewhere.
-    with naming(path), atomic_write(path, follow=is_asked_for) as file:
-        file.write(text)
-    return path
+def run_json(analysis: Analysis) -> dict[str, Any]:
+    """Return what ``flowmc report --json`` prints of one run; see docs/reports.md."""
+    return {**analysis.as_dict(), "page": as_json(run_document(analysis))}
 
 
-def page(analysis: Analysis) -> str:
-    """Return the page as HTML text."""
+def run_document(analysis: Analysis) -> doc.Document:
+    """Return the document of a run."""
     run = analysis.run
-    sections = [
-        _summary(analysis),
-        _payoff(analysis),
+    histories: list[doc.Part] = [
+        note(_HISTORIES),
         *(_observable(analysis, name) for name in analysis.observables),
         *(flow_section(analysis, name) for name in analysis.flows),
     ]
-    sections.insert(
-        2,
-        '<h2>Histories</h2><p class="note">Grey: thermalisation, which does not count. Orange: the '
-        "mean with its error, and the window up to which the autocorrelation is summed.</p>",
-    )
+    sections = [_results(analysis), _payoff(analysis), doc.Section("Histories", tuple(histories))]
     if analysis.exchange is not None:
         sections.append(ladder_section(analysis))
-    sections += [_kernels(analysis), _cost(analysis), _checks(analysis), _sources(analysis)]
-    return document_html(
-        os.path.basename(os.path.abspath(run.path)) or str(run.path),
-        theory_text(run.config.get("theory", {})),
-        _facts(analysis),
-        analysis.warnings,
-        sections,
+    sections += [_kernels(analysis), *_cost(analysis), _checks(analysis), _sources(analysis)]
+    headline = (
+        f"{run.path}: {run.updates} updates of {count_text(run.chains, 'chain')}"
+        + (f", {run.replicas} replicas" if run.replicas > 1 else "")
+        + f", measured every {ordinal_text(run.measure_every)}"
+        + (f", without the first {run.discarded} updates" if run.discarded else "")
+    )
+    return doc.Document(
+        run.path.resolve().name or str(run.path),
+        theory_text(run.config.get("theory", {}), run.theory_title),
+        tuple(_facts(analysis)),
+        tuple(sections),
+        headline,
+        tuple(analysis.warnings),
     )
 
 
-def _facts(analysis: Analysis) -> list[tuple[str, str]]:
+def _facts(analysis: Analysis) -> Iterator[tuple[str, doc.Inline]]:
     run = analysis.run
-    requested = run.attributes.get("updates")
-    updates = f"{run.updates:,}"
-    if isinstance(requested, int) and requested > run.updates:
-        updates += f" of {requested:,}"
-    facts = [
-        ("updates", updates),
-        ("chains", f"{run.chains:,}"),
-        ("measurements per chain", f"{run.production.rows:,}"),
-    ]
-    if run.replicas > 1:
-        facts.insert(2, ("replicas", str(run.replicas)))
+    requested, updates = run.attributes.get("updates"), doc.Value(run.updates)
+    is_partial = isinstance(requested, int) and requested > run.updates
+    yield "updates", (updates, " of ", doc.Value(requested)) if is_partial else updates
     if run.discarded:
-        facts.insert(1, ("left out before", f"{run.discarded:,}"))
+        yield "left out before", doc.Value(run.discarded)
+    yield "chains", doc.Value(run.chains)
+    if run.replicas > 1:
+        yield "replicas", doc.Value(run.replicas)
+    yield "measurements per chain", doc.Value(run.production.rows)
     if run.seconds is not None:
-        facts.append(("wall time", duration(run.seconds)))
+        yield "wall time", seconds(run.seconds)
     per_update = run.seconds_per_update()
     if per_update is not None:
-        facts.append(("time per update", duration(per_update)))
-    return facts
+        yield "time per update", seconds(per_update)
 
 
-def _summary(analysis: Analysis) -> str:
+def _results(analysis: Analysis) -> doc.Section:
+    """Return the table of the target: of a vector a page has the slowest component."""
     rows = []
     for name, replicas in analysis.observables.items():
         estimates, costs = replicas[0], analysis.costs.get(name, [])
-        # Of a vector the slowest component stands here, and all of them below its plot.
-        slowest = max(estimates, key=lambda estimate: _finite(estimate.tau_int))
-        cost = average(costs) if costs else None
-        vector = f'<span class="note">{len(estimates)} components</span>'
-        rows.append(
-            [
-                escape(title_of(name)),
-                vector if analysis.is_vector[name] else escape(str(slowest)),
-                tau_html(slowest),
-                f"{slowest.samples:,}",
-                independent_html(slowest),
-                "–" if cost is None else _marked(duration(cost.seconds), cost.is_bound),
-            ]
-        )
-    header = [
+        if analysis.is_vector[name]:
+            slowest = max(estimates, key=lambda estimate: _finite(estimate.tau_int))
+            cells = _result(slowest, costs)[1:]
+            count = f"{len(estimates)} components"
+            rows.append(doc.Row((_name(analysis, name), count, *cells), shown=doc.PAGE))
+            for index, estimate in enumerate(estimates):
+                own = costs[index : index + 1] if len(costs) == len(estimates) else []
+                label = quantity_text(f"{name}[{index}]")
+                rows.append(doc.Row((label, *_result(estimate, own)), shown=doc.TEXT))
+        else:
+            rows.append(doc.Row((_name(analysis, name), *_result(estimates[0], costs))))
+    header = (
         "observable",
         "mean",
-        "τ<sub>int</sub> (measurements)",
+        doc.Column("tau_int", unit="measurements"),
         "samples",
-        "independent samples",
-        "time per independent sample",
-    ]
-    return "<h2>Results</h2>" + html_table(header, rows, numbers=range(1, 6))
+        doc.Column("independent samples", shown=doc.PAGE),
+        doc.Column("time per independent sample", short="per independent"),
+    )
+    return doc.Section("Results", (table(header, rows),))
 
 
-def _observable(analysis: Analysis, name: str) -> str:
-    run = analysis.run
-    estimates = analysis.observables[name][0]
-    components = ""
-    if analysis.is_vector[name]:
-        names = component_names(name, len(estimates))
-        plot = report_plots.vector_plot(title_of(name), names, estimates, run.measure_every)
-        number = ""
-        rows = [
-            [label, escape(str(estimate)), tau_html(estimate), independent_html(estimate)]
-            for label, estimate in zip(names, estimates, strict=True)
-        ]
-        header = ["component", "mean", "τ<sub>int</sub> (measurements)", "independent samples"]
-        components = (
-            "<details><summary>All components</summary>"
-            + html_table(header, rows, numbers=range(1, 4))
-            + "</details>"
-        )
-    else:
-        before, production = analysis.series[name]
-        thermalization = (production[:0] if before is None else before)[:, :, 0]
-        production = production[:, :, 0]
-        draw = (
-            report_plots.topological_charge_plot
-            if estimates[0].hops is not None
-            else report_plots.history_plot
-        )
-        plot = draw(
-            # The charge has its full name in the heading; with its flow time it is too long here.
-            title_of(name).removeprefix("Topological charge "),
-            (run.production.updates - run.offset, production),
-            (run.thermalization.updates - _end(run.thermalization.updates), thermalization),
-            estimates[0],
-            run.measure_every,
-        )
-        number = f"<small>{escape(str(estimates[0]))}</small>"
-        hops = estimates[0].hops
-        if hops is not None:
-            number += f"<small>{hops:,} change{'' if hops == 1 else 's'} of Q</small>"
+def _result(estimate: Estimate, costs: Sequence[Cost]) -> tuple[doc.Value, ...]:
+    """Return mean, tau_int, samples and what an independent one costs, the mean of the costs."""
+    cost = average(costs) if costs else None
     return (
-        f"<h3>{escape(title_of(name))}{number}</h3>{image(plot, f'History of {name}')}{components}"
+        mean_of(estimate),
+        tau_int_of(estimate),
+        doc.Value(estimate.samples),
+        independent_of(estimate),
+        doc.Value(None) if cost is None else seconds(cost.seconds, is_bound=cost.is_bound),
     )
 
 
-def _kernels(analysis: Analysis) -> str:
+def _name(analysis: Analysis, observable: str) -> doc.Name:
+    return doc.Name(observable, analysis.run.title(observable))
+
+
+def _observable(analysis: Analysis, name: str) -> doc.Section:
+    run, estimates = analysis.run, analysis.observables[name][0]
+    title, hops = run.title(name), estimates[0].hops
+    description = f"History of {name}"
+    if not analysis.is_vector[name]:
+        aside: tuple[doc.Inline, ...] = (mean_of(estimates[0]),)
+        if hops is not None:
+            aside += ((doc.Value(hops), f" change{'' if hops == 1 else 's'} of Q"),)
+        figure = doc.Figure(lambda: _history(analysis, name), description)
+        return doc.Section(title, (figure,), aside, shown=doc.PAGE)
+    names = component_names(name, len(estimates))
+    figure = doc.Figure(
+        lambda: plots.chain.vector_plot(title, names, estimates, run.measure_every), description
+    )
+    rows = (
+        (one, mean_of(estimate), tau_int_of(estimate), independent_of(estimate))
+        for one, estimate in zip(names, estimates, strict=True)
+    )
+    tau_int = doc.Column("tau_int", unit="measurements")
+    components = table(("component", "mean", tau_int, "independent samples"), rows)
+    return doc.Section(
+        title, (figure, doc.Details("All components", (components,))), shown=doc.PAGE
+    )
+
+
+def _history(analysis: Analysis, name: str) -> Drawing:
+    run, estimate = analysis.run, analysis.observables[name][0][0]
+    before, production = analysis.series[name]
+    thermalization = production[:0] if before is None else before
+    draw = (
+        plots.chain.history_plot if estimate.hops is None else plots.chain.topological_charge_plot
+    )
+    updates = run.thermalization.updates
+    return draw(
+        # The charge has its full name in the heading; with its flow time it is too long here.
+        run.title(name).removeprefix("Topological charge "),
+        (run.production.updates - run.offset, production[:, :, 0]),
+        (updates - (updates[-1] if len(updates) else 0), thermalization[:, :, 0]),
+        estimate,
+        run.measure_every,
+    )
+
+
+def _kernels(analysis: Analysis) -> doc.Section:
     run, shares = analysis.run, analysis.time_shares()
-    rows, classes = [], []
+    rows = []
     for name, entry in analysis.kernels.items():
-        bar = _bar(shares[name]) if name in shares else ""
-        seconds, calls = entry["seconds"], entry["calls"]
-        rows.append(
-            [
-                escape(capital(kernel_title(name, run))),
-                escape(value_text(entry["acceptance"], entry["acceptance_error"])),
-                "" if calls is None else f"{calls:,.0f}",
-                "" if seconds is None else escape(duration(seconds)),
-                "" if not calls or seconds is None else escape(duration(seconds / calls)),
-                bar,
-                _details(entry),
-            ]
+        time, calls = entry["seconds"], entry["calls"]
+        acceptance, error = entry["acceptance"], entry["acceptance_error"]
+        is_timed = time is not None and bool(calls)
+        cells = (
+            _kernel(run, name),
+            doc.Value(acceptance, math.nan if error is None else error),
+            None if calls is None else doc.Value(int(calls)),
+            None if time is None else seconds(time),
+            seconds(time / calls) if is_timed else None,
+            doc.Value(shares[name], form=".0%") if name in shares else None,
+            _diagnostics(entry),
         )
         is_part = name in run.reports and run.reports[name].update != name
-        classes.append("part" if is_part else "")
+        rows.append(doc.Row(cells, is_part))
     if "rest" in shares:
-        rows.append(["measurements, files and start", "", "", "", "", _bar(shares["rest"]), ""])
-        classes.append("part")
-    header = ["kernel", "acceptance", "calls", "time", "per call", "share", "diagnostics"]
-    text = "<h2>Kernels</h2>" + html_table(header, rows, numbers=range(1, 5), classes=classes)
+        rest = doc.Value(shares["rest"], form=".0%")
+        empty = (None,) * 4
+        last = doc.Row(("measurements, files and start", *empty, rest, ""), True, doc.PAGE)
+        rows.append(last)
+    header = (
+        "kernel",
+        "acceptance",
+        "calls",
+        "time",
+        doc.Column("per call", shown=doc.PAGE),
+        doc.Column("share", kind="share", shown=doc.PAGE),
+        doc.Column("diagnostics", short="", kind="words"),
+    )
+    figures = [
+        figure for name in run.production.kernels for figure in _kernel_figures(analysis, name)
+    ]
+    return doc.Section("Kernels", (table(header, rows), *figures))
+
+
+def _diagnostics(entry: Mapping[str, Any]) -> doc.Inline:
+    """Return what a kernel reports, separated by commas."""
+    found: list[doc.Inline] = [
+        (f"{one['title']} = ", _reported(one))
+        for one in entry["values"].values()
+        if one["value"] is not None
+    ]
+    if "ess" in entry:
+        found.append(("ESS = ", doc.Value(entry["ess"], entry["ess_error"])))
+        found.append(("largest weight ", doc.Value(entry["max_weight_share"], form=".2%")))
+    if entry.get("longest_rejection_run") is not None:
+        found.append(("longest rejection ", doc.Value(entry["longest_rejection_run"])))
+    if "step_size" in entry:
+        found.append(step_size_text(entry["step_size"]))
+    if entry.get("non_finite"):
+        text = f"{entry['non_finite']} not finite"
+        found.append(doc.Verdict(False, text, text))
+    return tuple(part for one in found for part in (", ", one))[1:]
+
+
+def _reported(one: Mapping[str, Any]) -> doc.Value:
+    value, error, unit = one["value"], one["error"], one["unit"]
+    if one["reduction"] in ("mean", "last"):
+        return doc.Value(value, math.nan if error is None else error, unit=unit)
+    return doc.Value(value, form=",.10g" if one["reduction"] == "sum" else ".2g", unit=unit)
+
+
+def _kernel_figures(analysis: Analysis, name: str) -> list[doc.Figure]:
+    run = analysis.run
+    values, title = run.production.kernels[name], kernel_title(name, run)
+    if "accepted" not in values or "tried" not in values:
+        return []
     updates = run.production.updates - run.offset
-    for name, values in run.production.kernels.items():
-        if "accepted" not in values or "tried" not in values:
-            continue
-        counts = values["accepted"], values["tried"]
-        # Of a ladder the target's kernel is drawn; the others are in the table.
-        if "energy_error" in values and not run.reports[name].replica:
-            title = kernel_title(name, run)
-            plot = report_plots.energy_error_plot(title, updates, values["energy_error"], *counts)
-            text += image(plot, f"Energy errors of {title}")
-        elif "log_weights" in values:
-            title = kernel_title(name, run)
-            plot = report_plots.weights_plot(
-                title, updates, values["log_weights"], values.get("log_weight"), *counts
+    counts = values["accepted"], values["tried"]
+    # Of a ladder the target's kernel is drawn; the others are in the table.
+    if "energy_error" in values and not run.reports[name].replica:
+        return [
+            doc.Figure(
+                lambda: plots.chain.energy_error_plot(
+                    title, updates, values["energy_error"], *counts
+                ),
+                f"Energy errors of {title}",
             )
-            text += image(plot, f"Log-weights of {title}")
-    return text
+        ]
+    if "log_weights" in values:
+        return [
+            doc.Figure(
+                lambda: plots.chain.weights_plot(
+                    title, updates, values["log_weights"], values.get("log_weight"), *counts
+                ),
+                f"Log-weights of {title}",
+            )
+        ]
+    return []
 
 
-def _payoff(analysis: Analysis) -> str:
-    payoff = payoff_of(analysis)
-    table = ""
+def _payoff(analysis: Analysis) -> doc.Section:
+    payoff, numbers = payoff_of(analysis), None
     if payoff.hmc_share is not None and payoff.verdict != "hmc alone":
-        rows = [
-            [
-                escape(title_of(one.observable)),
-                _marked(duration_text(one.seconds, one.seconds_error), one.is_bound),
-                _marked(format_value(one.tau_int, one.tau_int_error), one.is_bound),
-            ]
+        rows = (
+            (
+                _name(analysis, one.observable),
+                seconds(one.seconds, one.seconds_error, one.is_bound),
+                doc.Value(one.tau_int, one.tau_int_error, bound=lower_if(one.is_bound)),
+            )
             for one in payoff.demands
-        ]
-        header = [
-            "observable",
-            "time per independent sample, all kernels",
-            "τ<sub>int</sub> of HMC alone, above which they pay (measurements)",
-        ]
-        table = html_table(header, rows, numbers=range(1, 3))
-    return payoff_html(payoff.answer, payoff.next, table)
+        )
+        tau_int = doc.Column("tau_int of HMC alone, above which they pay", unit="measurements")
+        header = ("observable", "time per independent sample, all kernels", tau_int)
+        numbers = table(header, rows, doc.PAGE)
+    return payoff_section(payoff.answer, payoff.next, numbers)
 
 
-def _marked(text: str, is_bound: bool) -> str:
-    return f'<span class="bound">≥ {escape(text)}</span>' if is_bound else escape(text)
-
-
-def _cost(analysis: Analysis) -> str:
+def _cost(analysis: Analysis) -> list[doc.Section]:
     training = analysis.run.training_seconds()
     if not analysis.costs or not training:
-        return ""
-    rows = []
-    for name, costs in analysis.costs.items():
-        cost = average(costs)
-        rows.append(
-            [
-                escape(title_of(name)),
-                escape(duration(cost.seconds)),
-                escape(duration(cost.seconds_with_training)),
-                f"{cost.independent_samples:,.0f}",
-            ]
+        return []
+    rows = (
+        (
+            _name(analysis, name),
+            seconds(cost.seconds),
+            seconds(cost.seconds_with_training),
+            doc.Value(cost.independent_samples, form=",.0f"),
         )
-    header = ["observable", "without training", "training amortised over this run", "independent"]
-    return (
-        "<h2>Cost of an independent sample</h2>"
-        f"<p>The flows of this run were trained for {escape(duration(training))}. "
-        "How many samples repay that depends on what they replace: "
-        "<code>flowmc report BASELINE THIS</code> prints the break-even number.</p>"
-        + html_table(header, rows, numbers=range(1, 4))
+        for name, cost in ((name, average(costs)) for name, costs in analysis.costs.items())
     )
+    header = (
+        "observable",
+        "without training",
+        doc.Column("training amortised over this run", short="amortised over this run"),
+        doc.Column("independent samples", shown=doc.PAGE),
+    )
+    took = ("Training of the flows took ", seconds(training), ". Per independent sample:")
+    what = "For the break-even number give a run without the flow first: flowmc report A B"
+    parts = (doc.Paragraph(took), table(header, rows), doc.Paragraph(what))
+    return [doc.Section("Cost of an independent sample", parts)]
 
 
-def _checks(analysis: Analysis) -> str:
+def _checks(analysis: Analysis) -> doc.Section:
     """Return all checks with their numbers: those that passed are worth knowing too."""
     checks = checks_of(analysis)
-    passed = sum(check.passed for check in checks)
-    rows = [
-        [
-            f"{escape(_subject(analysis, check.subject))}: {escape(check.what)}",
-            escape(check.value),
-            escape(check.limit),
-            "passed" if check.passed else '<span class="bound">see above</span>',
-        ]
-        for check in checks
-    ]
-    table = html_table(["check", "number", "limit", "verdict"], rows, numbers=range(1, 3))
-    return f"<h2>Checks: {passed} of {len(checks)} passed</h2>{table}"
+    rows = (
+        (
+            (_subject(analysis, one.subject), f": {one.what}"),
+            one.value,
+            one.limit,
+            doc.Verdict(one.passed, *(("passed", "") if one.passed else ("see above", "!"))),
+        )
+        for one in checks
+    )
+    header = ("check", "number", "limit", doc.Column("verdict", short="", kind="words"))
+    title = f"{sum(one.passed for one in checks)} of {len(checks)} checks passed"
+    return doc.Section(title, (table(header, rows),), is_titled=True)
 
 
-def _subject(analysis: Analysis, name: str) -> str:
+def _subject(analysis: Analysis, name: str) -> doc.Name:
     """Return how an observable or a kernel is called."""
     if name in analysis.observables:
-        return title_of(name)
-    return capital(kernel_title(name, analysis.run))
+        return _name(analysis, name)
+    return _kernel(analysis.run, name)
 
 
-def _sources(analysis: Analysis) -> str:
+def _kernel(run: RecordedRun, name: str) -> doc.Name:
+    report, title = run.reports.get(name), kernel_title(name, run)
+    # A pair is called by its couplings.
+    return doc.Name(
+        name, title if report is not None and report.pair is not None else capital(title)
+    )
+
+
+def _sources(analysis: Analysis) -> doc.Section:
     run = analysis.run
-    text = "<h2>Where it comes from</h2>"
+    parts: list[doc.Part] = []
     if run.config_text:
-        text += (
-            "<details><summary>Configuration</summary>"
-            f"<pre>{escape(run.config_text.strip())}</pre></details>"
-        )
+        parts.append(closed_code("Configuration", run.config_text.strip()))
     if run.provenance:
-        pretty = json.dumps(run.provenance, indent=2, ensure_ascii=False)
-        text += f"<details><summary>Provenance</summary><pre>{escape(pretty)}</pre></details>"
-    return text + (
-        '<p class="note">Errors and τ<sub>int</sub> by the Γ method (U. Wolff, hep-lat/0306017, '
-        "S = 2) with the mean of all chains subtracted. τ<sub>int</sub> is ½ for independent "
-        "measurements; an independent sample costs 2 τ<sub>int</sub> measurements.</p>"
-    )
-
-
-def _bar(share: float) -> str:
-    return (
-        f'<span class="bar"><span class="share"><i style="width:{100 * share:.1f}%"></i></span>'
-        f"{share:.0%}</span>"
-    )
-
-
-def _details(entry: Mapping[str, Any]) -> str:
-    parts = [escape(text) for text in reported_text(entry["values"])]
-    if "ess" in entry:
-        parts.append(f"ESS = {value_text(entry['ess'], entry['ess_error'])}")
-        parts.append(f"largest weight {entry['max_weight_share']:.2%}")
-    if entry.get("longest_rejection_run") is not None:
-        parts.append(f"longest rejection {entry['longest_rejection_run']}")
-    if "step_size" in entry:
-        parts.append(step_size_text(entry["step_size"]))
-    if entry.get("non_finite"):
-        parts.append(f'<span class="bound">{entry["non_finite"]} not finite</span>')
-    return ", ".join(parts)
+        text = json.dumps(run.provenance, indent=2, ensure_ascii=False)
+        parts.append(closed_code("Provenance", text))
+    parts.append(note(_METHOD))
+    return doc.Section("Where it comes from", tuple(parts), shown=doc.PAGE)
 
 
 def _finite(value: float) -> float:
     return value if math.isfinite(value) else -math.inf
-
-
-def _end(updates: NDArray) -> int:
-    return int(updates[-1]) if len(updates) else 0

@@ -1,224 +1,214 @@
-"""``report.html`` of ``flowmc correlate``: a single file that loads nothing else."""
+"""What ``flowmc correlate`` says about one ensemble, as a document."""
 
 from __future__ import annotations
 
-import math
-import os
 import re
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
-from flowmc_adapters import atomic_write
-
-from flowmc.correlate.directory import CorrelateDirectory
 from flowmc.correlate.measurement import Entry, Section, Series
 from flowmc.estimators.history import Result, fluctuations_of
 from flowmc.estimators.reweighting import WeightVerdict
+from flowmc.reports import document as doc
+from flowmc.reports import plots
 from flowmc.reports.analysis.correlate_payoff import payoff_of_sections
-from flowmc.reports.as_html import (
-    document_html,
-    html_table,
-    image,
-    payoff_html,
-    sentence,
-    tau_html,
-    theory_text,
-)
-from flowmc.reports.as_text import quantity_text
-from flowmc.reports.correlate_text import AGAINST, marked, warnings_of
-from flowmc.reports.plots.correlate import (
-    bracket_plot,
-    change_plot,
-    steps_plot,
-    vectors_plot,
-    weights_plot,
-)
+from flowmc.reports.analysis.correlate_warnings import warnings_of
+from flowmc.reports.pieces import ERROR_NOTE, note, payoff_section, table, tau_int_of
+from flowmc.reports.words import quantity_text, theory_text
 
-__all__ = ["section_html", "write_page", "write_parts"]
+__all__ = ["correlate_document", "document_of", "section_of"]
 
+# Columns of the table: key of Entry.against, heading.
+AGAINST = {
+    "rho": "rho",
+    "gain_independent": "gain vs two ensembles",
+    "gain_reweighting": "gain vs reweighting",
+    "combined": "all combined",
+    "difference": "own - combined",
+}
+_SOUND = doc.Verdict(True, "sound", "sound")
+_UNSOUND = doc.Verdict(False, "not to be trusted", "do not trust them")
 _CHANGES = 3  # of a target that are drawn
 _COEFFICIENTS = 12  # of vector fields that are listed
 
 
-def write_page(
-    directory: CorrelateDirectory,
-    theory: Mapping[str, Any],
-    series: Series,
-    sections: Sequence[Section],
-) -> None:
-    """Write the page, replacing an older one atomically.
+def correlate_document(
+    name: str, theory: Mapping[str, Any], series: Series, sections: Sequence[Section]
+) -> doc.Document:
+    """Return the document of one ensemble.
 
-    Raises:
-        OSError: if the directory cannot be written.
+    Args:
+        name: of the directory.
+        theory: ``[theory]``.
+        series: what was measured.
+        sections: the results.
     """
     history = series.history
-    facts = [
+    facts: list[tuple[str, doc.Inline]] = [
         ("ensemble", history.ensemble),
-        ("configurations", f"{len(history):,}"),
-        ("replicas", str(len(history.numbers))),
-        ("distance of numbers", str(history.spacing)),
+        ("configurations", doc.Value(len(history))),
+        ("replicas", doc.Value(len(history.numbers))),
+        ("distance of numbers", doc.Value(history.spacing)),
     ]
     parts = [
-        section_html(
+        section_of(
             section,
-            _coefficients(section.details.get("coefficients") or {}),
-            *_plots(series, section),
+            *_coefficients(section.details.get("coefficients") or {}),
+            *_figures(series, section),
         )
         for section in sections
     ]
-    write_parts(directory, theory, facts, sections, parts)
+    return document_of(name, theory, facts, sections, parts)
 
 
-def write_parts(
-    directory: CorrelateDirectory,
+def document_of(
+    name: str,
     theory: Mapping[str, Any],
-    facts: Sequence[tuple[str, str]],
+    facts: Sequence[tuple[str, doc.Inline]],
     sections: Sequence[Section],
-    parts: Sequence[str],
-) -> None:
-    """Write the page from what its sections look like.
+    parts: Sequence[doc.Section],
+) -> doc.Document:
+    """Return a document from its head and its sections.
 
     Args:
-        directory: where.
+        name: of the directory.
         theory: ``[theory]``.
-        facts: for the head, name and text.
-        sections: whose warnings are shown at the top.
-        parts: the sections as HTML.
-
-    Raises:
-        OSError: if the directory cannot be written.
+        facts: for the head.
+        sections: the results, for warnings and gains.
+        parts: what the document says about each.
     """
-    warnings = [text for section in sections for text in warnings_of(section)]
     pays = payoff_of_sections(sections)
-    text = document_html(
-        os.path.basename(os.path.abspath(directory.path)) or str(directory.path),
+    return doc.Document(
+        name,
         theory_text(theory),
-        facts,
-        list(dict.fromkeys(warnings)),
-        [payoff_html(pays["answer"], pays["next"]), *parts],
-    )
-    with atomic_write(directory.report) as file:
-        file.write(text.encode())
-
-
-def section_html(section: Section, *more: str) -> str:
-    """Return a section: title, notes, weights and results, and what else there is, as HTML."""
-    return (
-        f"<h2>{escape(section.title[:1].upper() + section.title[1:])}</h2>"
-        + "".join(f'<p class="note">{escape(sentence(text))}</p>' for text in section.notes)
-        + _weights(section.weights)
-        + (_table(section.entries) if section.entries else "")
-        + "".join(more)
+        tuple(facts),
+        (payoff_section(pays["answer"], pays["next"]), *parts),
+        warnings=tuple(warnings_of(sections)),
     )
 
 
-def _weights(weights: Mapping[str, WeightVerdict]) -> str:
-    if not weights:
-        return ""
-    rows = [
-        [
-            escape(name),
-            f"{one.ess:.3f} ± {one.ess_error:.3f}",
-            f"{one.samples * one.ess:,.0f} of {one.samples:,}",
-            f"{one.max_share:.2%}",
-            "–" if math.isnan(one.pareto_k) else f"{one.pareto_k:.2f}",
-            f"{one.spread:.3g}",
-            '<span class="bound">not to be trusted</span>' if one.warnings else "sound",
-        ]
-        for name, one in weights.items()
-    ]
-    header = [
+def section_of(section: Section, *more: doc.Part) -> doc.Section:
+    """Return title, notes, weights and results of a section, and what else there is."""
+    notes = (note(text, doc.EVERYWHERE) for text in section.notes)
+    parts = (*notes, *_weights(section.weights), *_results(section.entries), *more)
+    return doc.Section(section.title, parts, is_titled=True)
+
+
+def _weights(weights: Mapping[str, WeightVerdict]) -> list[doc.Part]:
+    header = (
         "weights at",
         "ESS",
         "effective configurations",
         "largest share",
         "Pareto k",
         "spread of ln W",
-        "verdict",
-    ]
-    return html_table(header, rows, numbers=range(1, 6))
+        doc.Column("verdict", short="", kind="words"),
+    )
+    rows = (
+        (
+            name,
+            doc.Value(one.ess, one.ess_error),
+            (doc.Value(round(one.samples * one.ess)), " of ", doc.Value(one.samples)),
+            doc.Value(one.max_share, form=".2%"),
+            doc.Value(one.pareto_k, form=".2f"),
+            doc.Value(one.spread),
+            _UNSOUND if one.warnings else _SOUND,
+        )
+        for name, one in weights.items()
+    )
+    return [table(header, rows)]
 
 
-def _table(entries: Sequence[Entry]) -> str:
-    columns = [
-        (key, heading) for key, heading in AGAINST if any(key in one.against for one in entries)
-    ]
-    rows = [
+def _results(entries: Sequence[Entry]) -> list[doc.Part]:
+    against = {key: text for key, text in AGAINST.items() if any(key in e.against for e in entries)}
+    rows: list[Sequence[doc.Inline]] = [
         [
-            escape(quantity_text(one.observable)),
-            _value_html(one.result),
-            tau_html(one.result.estimate),
-            *(
-                escape(marked(one.against[key])) if key in one.against else "–"
-                for key, _ in columns
-            ),
+            quantity_text(one.observable),
+            _value(one.result),
+            tau_int_of(one.result.estimate),
+            *(_value(one.against.get(key)) for key in against),
         ]
         for one in entries
     ]
-    header = [
-        "quantity",
-        "value",
-        "τ<sub>int</sub> (configurations)",
-        *(escape(heading) for _, heading in columns),
-    ]
-    return html_table(header, rows, numbers=range(1, len(header)))
+    tau_int = doc.Column("tau_int", unit="configurations")
+    found: list[doc.Part] = [table(("quantity", "value", tau_int, *against.values()), rows)]
+    return [*found, ERROR_NOTE] if any(one.result.is_bound for one in entries) else found
 
 
-def _coefficients(coefficients: Mapping[str, float]) -> str:
+def _value(result: Result | None) -> doc.Value:
+    if result is None:
+        return doc.Value(None)
+    return doc.Value(result.value, result.error, error_is_bound=result.is_bound)
+
+
+def _coefficients(coefficients: Mapping[str, float]) -> list[doc.Part]:
     """Return a table of the first vector fields and their coefficients."""
-    if not coefficients:
-        return ""
     chosen = list(coefficients.items())[:_COEFFICIENTS]
+    rows: list[tuple[doc.Inline, ...]] = [
+        (name, doc.Value(value, form=".4g")) for name, value in chosen
+    ]
     left_out = len(coefficients) - len(chosen)
-    rows = [[escape(name), f"{value:.4g}"] for name, value in chosen]
     if left_out:
-        rows.append([f"and {left_out} more in summary.json", ""])
-    return html_table(["vector field", "coefficient"], rows, numbers=range(1, 2))
+        rows.append((f"and {left_out} more in summary.json", None))
+    return [table(("vector field", "coefficient"), rows, doc.PAGE)]
 
 
-def _value_html(result: Result) -> str:
-    text = escape(str(result))
-    return f'<span class="bound">{text} (bound)</span>' if result.is_bound else text
-
-
-def _plots(series: Series, section: Section) -> list[str]:
+def _figures(series: Series, section: Section) -> list[doc.Figure]:
     """Return whatever pictures a section has the material for."""
     found = []
+    own = series.under(section.label)
     logs = {
         _weights_title(section, path.removesuffix("log_weight").rstrip("/")): values
-        for path, values in series.under(section.label).items()
+        for path, values in own.items()
         if path.endswith("log_weight")
     }
     if logs:
-        found.append(image(weights_plot(logs), f"Histogram of ln W, {section.label}"))
-    own = series.under(section.label)
+        description = f"Histogram of ln W, {section.label}"
+        found.append(doc.Figure(lambda: plots.correlate.weights_plot(logs), description))
     if "bracket" in own and section.details.get("coefficients"):
-        plot = bracket_plot(own["insertion"], own["bracket"])
-        found.append(image(plot, f"Histograms of the bracket, {section.label}"))
-    table = section.details.get("by_step")
-    if table:
+        description = f"Histograms of the bracket, {section.label}"
+        found.append(
+            doc.Figure(
+                lambda: plots.correlate.bracket_plot(own["insertion"], own["bracket"]), description
+            )
+        )
+    by_step = section.details.get("by_step")
+    if by_step:
         results = {one.observable: one.result for one in section.entries}
-        found.append(image(steps_plot(table, results), "Derivatives against the step"))
+        found.append(
+            doc.Figure(
+                lambda: plots.correlate.steps_plot(by_step, results), "Derivatives against the step"
+            )
+        )
     vectors = {
         name: results
         for name, results in _vectors(section.entries).items()
         if name.startswith(("effective_mass", "connected", "change of effective_mass"))
     }
     if vectors:
-        found.append(image(vectors_plot(vectors), ", ".join(vectors)))
+        found.append(doc.Figure(lambda: plots.correlate.vectors_plot(vectors), ", ".join(vectors)))
     changes = [
         one
         for one in section.entries
         if one.observable.startswith("change of ") and not one.observable.endswith("]")
     ]
-    for entry in changes[:_CHANGES]:
-        if entry.result.observable is not None and entry.result.error > 0:
-            deltas = fluctuations_of(entry.result.observable, series.history)
-            value = entry.result.value
-            plot = change_plot(entry.observable, series.history, value + deltas, value)
-            found.append(image(plot, entry.observable))
-    return found
+    return [*found, *(figure for one in changes[:_CHANGES] for figure in _change(series, one))]
+
+
+def _change(series: Series, entry: Entry) -> list[doc.Figure]:
+    """Return what every configuration contributes to a difference."""
+    result, history = entry.result, series.history
+    if result.observable is None or not result.error > 0:
+        return []
+    contributions = result.value + fluctuations_of(result.observable, history)
+    return [
+        doc.Figure(
+            lambda: plots.correlate.change_plot(
+                entry.observable, history, contributions, result.value
+            ),
+            entry.observable,
+        )
+    ]
 
 
 def _weights_title(section: Section, place: str) -> str:

@@ -1,25 +1,32 @@
-"""``report.html`` of ``flowmc free-energy``."""
+"""What ``flowmc free-energy`` says: its document, and the keys of its JSON."""
 
 from __future__ import annotations
 
-import os
-from html import escape
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-from flowmc_adapters import atomic_write
 
+from flowmc.actions.theory import describe_theory
 from flowmc.config.toml_text import toml_text
-from flowmc.estimators.autocorrelation import format_value
 from flowmc.estimators.free_energy import FreeEnergy
 from flowmc.free_energy.config import FreeEnergyConfig
 from flowmc.free_energy.outcome import Outcome
+from flowmc.reports import document as doc
+from flowmc.reports import plots
 from flowmc.reports.analysis.free_energy_payoff import payoff_of_outcome
-from flowmc.reports.as_html import document_html, html_table, image, payoff_html, theory_text
-from flowmc.reports.as_text import duration
-from flowmc.reports.plots.free_energy import estimates_plot, line_plot, protocol_plot, work_plot
+from flowmc.reports.as_json import as_json, strict
+from flowmc.reports.pieces import (
+    ERROR_NOTE,
+    closed_code,
+    filled,
+    note,
+    payoff_section,
+    seconds,
+    table,
+)
+from flowmc.reports.words import theory_text
 
-__all__ = ["write_page"]
+__all__ = ["free_energy_document", "free_energy_json"]
 
 TITLES = {
     "q": "ln Z from a flow",
@@ -29,150 +36,237 @@ TITLES = {
     "annealing": "ln Z by annealing",
     "snf": "ln Z by a stochastic normalizing flow",
 }
+_BIAS = (
+    "The bias is that of a logarithm of a mean, and is not subtracted. One-sided estimates from "
+    "the start err low and from the target high as long as samples miss the tail of the weights; "
+    "the bridge uses both."
+)
+_CROOKS = (
+    "Crooks: the distribution of the work from the start crosses that of minus the work from the "
+    "target where W = ΔF = −ln Z."
+)
+_ONE_WAY = "ΔF = −ln Z is where the work from the target, which was not measured, would cross."
+_BOUNDS: dict[str, doc.Bound] = {"both": "unknown", "lower": "lower", "upper": "upper"}
 
 
-def write_page(directory: Path, config: FreeEnergyConfig, outcome: Outcome) -> None:
-    """Write ``report.html``.
-
-    Raises:
-        OSError: as from writing.
-    """
-    best = outcome.best.estimate
-    facts = [
-        ("ln(Z / Z start)" if outcome.is_ratio else "ln Z", _bounded(best)),
-        ("samples", f"{best.samples:,}"),
-        ("wall time", duration(outcome.seconds)),
+def free_energy_document(config: FreeEnergyConfig, outcome: Outcome, name: str) -> doc.Document:
+    """Return the document of a measurement of this name."""
+    best, coverage = outcome.best.estimate, outcome.coverage
+    facts: list[tuple[str, doc.Inline]] = [
+        (_quantity(outcome), _value(best)),
+        ("samples", doc.Value(best.samples)),
+        ("wall time", seconds(outcome.seconds)),
     ]
     if outcome.exact is not None:
-        facts.insert(1, ("exact", f"{outcome.exact:.7g}"))
-    if outcome.coverage is not None:
-        share = format_value(outcome.coverage.share, outcome.coverage.error)
-        facts.append(("of the target covered", share))
+        facts.insert(1, ("exact", doc.Value(outcome.exact, form=".7g")))
+    if coverage is not None:
+        facts.append(("of the target covered", doc.Value(coverage.share, coverage.error)))
     pays = payoff_of_outcome(config, outcome)
-    sections = [payoff_html(pays["answer"], pays["next"]), _estimates(outcome)]
+    sections = [payoff_section(pays["answer"], pays["next"]), _estimates(outcome)]
     if outcome.bridge is not None or "forward" in outcome.works:
-        sections.append(_works(config, outcome))
+        sections += _works(config, outcome)
     if outcome.line:
         sections.append(_line(outcome))
     if outcome.process is not None:
-        sections.append(
-            "<h2>Along the protocol</h2>"
-            + image(protocol_plot(outcome.process), "Work and acceptance by step")
-        )
-    configuration = escape(toml_text(config.resolved))
-    sections.append(
-        f"<h2>How it was made</h2><details><summary>Configuration</summary><pre>{configuration}"
-        "</pre></details>"
-    )
-    text = document_html(
-        f"{TITLES[config.table.method]}: {os.path.basename(directory.resolve())}",
+        sections.append(_protocol(outcome))
+    made = closed_code("Configuration", toml_text(config.resolved))
+    sections.append(doc.Section("How it was made", (made,)))
+    return doc.Document(
+        f"{TITLES[config.table.method]}: {name}",
         theory_text(config.resolved["theory"]),
-        facts,
-        outcome.warnings,
-        sections,
+        tuple(facts),
+        tuple(sections),
+        warnings=tuple(outcome.warnings),
     )
-    with atomic_write(directory / "report.html") as file:
-        file.write(text.encode())
 
 
-def _bounded(estimate: FreeEnergy) -> str:
-    """Return a value with the marks of a bound, an exclamation mark if its error is one."""
-    text = f"{estimate}!" if estimate.error_is_bound else str(estimate)
-    return text.replace(">= ", "≥ ").replace("<= ", "≤ ").replace("~ ", "≈ ")
+def free_energy_json(config: FreeEnergyConfig, outcome: Outcome, name: str) -> dict[str, Any]:
+    """Return what ``--json`` prints; see docs/free_energies.md."""
+    best = outcome.best.estimate
+    result: dict[str, Any] = {
+        "method": config.table.method,
+        "theory": describe_theory(config.action),
+        "quantity": "log_z_ratio" if outcome.is_ratio else "log_z",
+        "log_z": best.value,
+        "log_z_error": best.error,
+        "bound": best.bound,
+        "error_is_bound": best.error_is_bound,
+        "text": str(best),
+        "exact": outcome.exact,
+        "pull": _pull(best, outcome.exact),
+        "estimates": {named.key: _entry(named.estimate) for named in outcome.estimates},
+        "warnings": outcome.warnings,
+        "pays": payoff_of_outcome(config, outcome),
+        "seconds": outcome.seconds,
+    }
+    if outcome.coverage is not None:
+        names = ("share", "error", "reverse_ess", "forward_ess")
+        result["mode_coverage"] = {key: getattr(outcome.coverage, key) for key in names}
+    if outcome.bridge is not None:
+        result["overlap"] = outcome.bridge.overlap
+    if outcome.tunnelling is not None and outcome.tunnelling.count is not None:
+        result["tunnellings"] = outcome.tunnelling.count
+    if outcome.process is not None:
+        process = outcome.process
+        result["process"] = {
+            "steps": len(process.step_work),
+            "mean_work": process.mean_work,
+            "work_spread": process.work_spread,
+            "dissipated_work": process.dissipated,
+            "dissipated_work_reverse": process.dissipated_reverse,
+            "acceptance": float(np.mean(process.acceptance)),
+        }
+    if outcome.line:
+        result["line"] = [
+            {
+                **couplings,
+                "log_z": one.value,
+                "log_z_error": one.error,
+                "bound": one.bound,
+                "error_is_bound": one.error_is_bound,
+                "tau_int": one.tau_int,
+                "overlap": overlap,
+            }
+            for couplings, one, overlap in outcome.line
+        ]
+    result["page"] = as_json(free_energy_document(config, outcome, name))
+    return dict(strict(result))
 
 
-def _estimates(outcome: Outcome) -> str:
-    rows, classes = [], []
-    for named in outcome.estimates:
-        one = named.estimate
-        pull = "–"
-        if outcome.exact is not None and one.error:
-            pull = f"{(one.value - outcome.exact) / one.error:+.1f}"
-        doubtful = one.bound != "none" or one.error_is_bound
-        text = escape(_bounded(one))
-        rows.append(
-            [
-                escape(named.title),
-                f'<span class="bound">{text}</span>' if doubtful else text,
-                pull,
-                f"{one.bias:+.1e}" if one.bias else "–",
-                *(_digits(value) for value in (one.ess, one.pareto_k, one.tau_int)),
-                f"{one.samples:,}",
-            ]
+def _quantity(outcome: Outcome) -> str:
+    return "ln(Z / Z_{start})" if outcome.is_ratio else "ln Z"
+
+
+def _value(estimate: FreeEnergy) -> doc.Value:
+    bound = _BOUNDS.get(estimate.bound, "none")
+    return doc.Value(
+        estimate.value, estimate.error, bound=bound, error_is_bound=estimate.error_is_bound
+    )
+
+
+def _estimates(outcome: Outcome) -> doc.Section:
+    rows = [
+        (
+            named.title,
+            _value(named.estimate),
+            doc.Value(_pull(named.estimate, outcome.exact), form="+.1f"),
+            doc.Value(named.estimate.bias or None, form="+.1e"),
+            doc.Value(named.estimate.ess),
+            doc.Value(named.estimate.pareto_k),
+            doc.Value(named.estimate.tau_int),
+            doc.Value(named.estimate.samples),
         )
-        classes.append("")
-    header = [
+        for named in outcome.estimates
+    ]
+    header = (
         "estimate",
-        "ln Z",
-        "pull",
-        "bias",
+        _quantity(outcome),
+        doc.Column("pull", shown=doc.PAGE if outcome.exact is None else doc.EVERYWHERE),
+        doc.Column("bias", shown=doc.PAGE),
         "ESS",
         "Pareto k",
-        "τ<sub>int</sub>",
+        "tau_int",
         "samples",
-    ]
-    table = html_table(header, rows, numbers=range(1, len(header)), classes=classes)
-    one_sided = (
-        '<p class="note">The bias is that of a logarithm of a mean, and is not subtracted. '
-        "One-sided estimates from the start err low and from the target high as long as samples "
-        "miss the tail of the weights; the bridge uses both.</p>"
     )
-    note = one_sided if any(named.estimate.bias for named in outcome.estimates) else ""
+    parts: list[doc.Part] = [table(header, rows)]
+    if any(named.estimate.bias for named in outcome.estimates):
+        parts.append(note(_BIAS))
     if any(named.estimate.error_is_bound for named in outcome.estimates):
-        note += '<p class="note">!: the error is a lower bound.</p>'
-    plot = ""
+        parts.append(ERROR_NOTE)
+    if outcome.exact is not None:
+        text = filled("exact: {}", doc.Value(outcome.exact, form=".8f"))
+        parts.append(doc.Paragraph(text, shown=doc.TEXT))
+    coverage = outcome.coverage
+    if coverage is not None:
+        covered = filled(
+            "share of the target that the flow covers: {}; reverse ESS {} (blind to missing "
+            "modes), forward ESS {}",
+            doc.Value(coverage.share, coverage.error),
+            doc.Value(coverage.reverse_ess),
+            doc.Value(coverage.forward_ess),
+        )
+        parts.append(note(covered, doc.EVERYWHERE))
     if len(outcome.estimates) > 1 or outcome.exact is not None:
-        plot = image(estimates_plot(outcome), "The estimates with their errors")
-    return f"<h2>Estimates</h2>{table}{note}{plot}"
+        description = "The estimates with their errors"
+        parts.append(doc.Figure(lambda: plots.free_energy.estimates_plot(outcome), description))
+    return doc.Section("Estimates", tuple(parts))
 
 
-def _works(config: FreeEnergyConfig, outcome: Outcome) -> str:
+def _works(config: FreeEnergyConfig, outcome: Outcome) -> list[doc.Section]:
     forward = outcome.works.get("forward", outcome.works.get("forward 0"))
     reverse = outcome.works.get("reverse", outcome.works.get("reverse 0"))
     if forward is None:
-        return ""
-    is_flow = config.table.method in ("q", "p", "both")
-    heading = "Weights" if is_flow else "Work"
-    note = (
-        "Crooks: the distribution of the work from the start crosses that of minus the work from "
-        "the target where W = ΔF = −ln Z."
-        if reverse is not None
-        else "ΔF = −ln Z is where the work from the target, which was not measured, would cross."
-    )
-    overlap = ""
-    if outcome.bridge is not None:
-        overlap = f" The two ends overlap by {outcome.bridge.overlap:.3g}."
+        return []
+    text: doc.Inline = _CROOKS if reverse is not None else _ONE_WAY
     # Of the ratio, without the constant of the start.
-    shift = -outcome.bridge.estimate.value if outcome.bridge is not None else None
-    exact = outcome.exact
-    if outcome.bridge is not None and exact is not None:
-        exact = outcome.bridge.estimate.value - outcome.best.estimate.value + exact
-    picture = work_plot(np.ravel(forward), reverse, shift, None if exact is None else -exact)
-    return (
-        f"<h2>{heading}</h2>{image(picture, 'Distributions of the work')}"
-        f'<p class="note">{note}{overlap}</p>'
+    shift, exact = None, outcome.exact
+    if outcome.bridge is not None:
+        overlap = doc.Value(outcome.bridge.overlap)
+        text = filled(f"{text} The two ends overlap by {{}}.", overlap)
+        shift = -outcome.bridge.estimate.value
+        if exact is not None:
+            exact += outcome.bridge.estimate.value - outcome.best.estimate.value
+    figure = doc.Figure(
+        lambda: plots.free_energy.work_plot(
+            np.ravel(forward), reverse, shift, None if exact is None else -exact
+        ),
+        "Distributions of the work",
     )
+    heading = "Weights" if config.table.method in ("q", "p", "both") else "Work"
+    return [doc.Section(heading, (figure, note(text)))]
 
 
-def _line(outcome: Outcome) -> str:
-    names = list(outcome.line[0][0])
+def _line(outcome: Outcome) -> doc.Section:
     rows = [
-        [
-            *(f"{value:g}" for value in couplings.values()),
-            escape(_bounded(estimate)),
-            _digits(estimate.tau_int),
-            _digits(overlap),
-        ]
+        (
+            *(doc.Value(value, form="g") for value in couplings.values()),
+            _value(estimate),
+            doc.Value(estimate.tau_int),
+            doc.Value(overlap),
+        )
         for couplings, estimate, overlap in outcome.line
     ]
-    header = [*map(escape, names), "ln Z", "τ<sub>int</sub>", "overlap with the one before"]
-    table = html_table(header, rows, numbers=range(len(header)))
-    return (
-        "<h2>Along the line</h2>"
-        + image(line_plot(outcome), "ln Z along the line of couplings")
-        + f"<details><summary>All ensembles</summary>{table}</details>"
+    header = (
+        *map(doc.Column, outcome.line[0][0]),
+        doc.Column(_quantity(outcome)),
+        doc.Column("tau_int"),
+        doc.Column("overlap with the one before", short="overlap"),
+    )
+    parts: tuple[doc.Part, ...] = (table(header, rows),)
+    if any(estimate.error_is_bound for _, estimate, _ in outcome.line):
+        parts += (ERROR_NOTE,)
+    figure = doc.Figure(
+        lambda: plots.free_energy.line_plot(outcome), "ln Z along the line of couplings"
+    )
+    return doc.Section(
+        "Along the line", (figure, doc.Details("All ensembles", parts, shown=doc.EVERYWHERE))
     )
 
 
-def _digits(value: float) -> str:
-    return f"{value:.3g}" if np.isfinite(value) else "–"
+def _protocol(outcome: Outcome) -> doc.Section:
+    process = outcome.process
+    assert process is not None
+    steps = doc.Value(len(process.step_work))
+    text = filled("dissipated work {} in {} steps", doc.Value(process.dissipated), steps)
+    figure = doc.Figure(
+        lambda: plots.free_energy.protocol_plot(process), "Work and acceptance by step"
+    )
+    return doc.Section("Along the protocol", (note(text, doc.EVERYWHERE), figure))
+
+
+def _entry(estimate: FreeEnergy) -> dict[str, Any]:
+    names = ("value", "error", "bias", "samples", "ess", "tau_int", "pareto_k", "max_weight_share")
+    return {
+        **{name: getattr(estimate, name) for name in names},
+        "bound": estimate.bound,
+        "error_is_bound": estimate.error_is_bound,
+        "text": str(estimate),
+        "warnings": list(estimate.warnings),
+    }
+
+
+def _pull(estimate: FreeEnergy, exact: float | None) -> float | None:
+    """Return how many standard deviations the estimate is off; None if that has no meaning."""
+    if exact is None or not estimate.error:
+        return None
+    return (estimate.value - exact) / estimate.error

@@ -1,85 +1,88 @@
-"""The page of a training, ``FLOW.report.html``: a single file that loads nothing else."""
+"""What a training says, as a document."""
 
 from __future__ import annotations
 
-from html import escape
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-from flowmc_adapters import atomic_write
 
 from flowmc.config.toml_text import toml_text
-from flowmc.jobs.own_files import naming
-from flowmc.reports.analysis.training import TrainingRecord
-from flowmc.reports.as_html import document_html, html_table, image, payoff_html, theory_text
-from flowmc.reports.as_text import duration, value_text
-from flowmc.reports.plots.training import OTHERS, quality_plot, steps_plot
+from flowmc.reports import document as doc
+from flowmc.reports import plots
+from flowmc.reports.analysis.training import OTHERS, TrainingRecord
+from flowmc.reports.as_json import as_json
+from flowmc.reports.pieces import closed_code, note, payoff_section, seconds, table
+from flowmc.reports.words import duration, theory_text
 
-__all__ = ["training_page", "write_training_page"]
+__all__ = ["training_document", "training_json"]
 
-
-def write_training_page(record: TrainingRecord, path: str | Path | None = None) -> Path:
-    """Write the page beside the flow, or to another path, replacing an older one atomically.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    stem = record.path.name.removesuffix(".safetensors")
-    path = record.path.with_name(f"{stem}.report.html") if path is None else Path(path)
-    text = training_page(record).encode()
-    with naming(path), atomic_write(path) as file:
-        file.write(text)
-    return path
+_BATCHES = (
+    "The ESS of a batch is biased up: it cannot be below one over its size. What the finished flow "
+    "is measured with is drawn in orange."
+)
 
 
-def training_page(record: TrainingRecord) -> str:
-    """Return the page as HTML text."""
-    steps = f"{record.step:,}" + (f" of {record.planned:,}" if record.planned else "")
-    facts = [("steps", steps), ("training time", duration(record.seconds))]
-    measured = record.measured
+def training_json(record: TrainingRecord) -> dict[str, Any]:
+    """Return what ``flowmc report FLOW --json`` prints; see docs/reports.md."""
+    return {**record.as_dict(), "page": as_json(training_document(record))}
+
+
+def training_document(record: TrainingRecord) -> doc.Document:
+    """Return the document of a training."""
+    planned, steps = record.planned, doc.Value(record.step)
+    facts: list[tuple[str, doc.Inline]] = [
+        ("steps", (steps, " of ", doc.Value(planned)) if planned else steps),
+        ("training time", seconds(record.seconds)),
+    ]
     for name, title in (("ess", "ESS"), ("acceptance", "acceptance")):
-        if measured.get(name) is not None:
-            text = value_text(measured[name], measured.get(f"{name}_error"))
-            facts.append((f"{title}, measured", text))
-    sections = [payoff_html(record.answer, record.next)]
+        if record.measured.get(name) is not None:
+            facts.append((f"{title}, measured", _measured(record, name)))
+    sections = [payoff_section(record.answer, record.next)]
     if len(record.steps):
-        sections.append("<h2>Step by step</h2>" + image(quality_plot(record), "Loss and ESS"))
-        if any(np.isfinite(record.columns.get(name, np.nan)).any() for name in OTHERS):
-            sections.append(image(steps_plot(record), "Weights, gradient and learning rate"))
-        sections.append(
-            '<p class="note">The ESS of a batch is biased up: it cannot be below one over its '
-            "size. What the finished flow is measured with is drawn in orange.</p>"
-        )
-    sections.append(_numbers(record))
+        sections.append(_steps(record))
+    sections.append(doc.Section("Numbers", tuple(_numbers(record))))
     if record.config:
-        sections.append(
-            "<h2>How it was made</h2><details><summary>Configuration</summary>"
-            f"<pre>{escape(toml_text(dict(record.config)))}</pre></details>"
-        )
+        made = closed_code("Configuration", toml_text(dict(record.config)))
+        sections.append(doc.Section("How it was made", (made,)))
     theory = record.config.get("theory", {})
-    return document_html(
+    of = f" of {planned}" if planned else ""
+    return doc.Document(
         f"Training of {record.path.name.removesuffix('.safetensors')}",
         theory_text(theory) if isinstance(theory, dict) else "",
-        facts,
-        record.warnings,
-        sections,
+        tuple(facts),
+        tuple(sections),
+        f"{record.path}: {record.step}{of} steps in {duration(record.seconds)}",
+        tuple(record.warnings),
     )
 
 
-def _numbers(record: TrainingRecord) -> str:
-    rows = [
-        [escape(name.replace("_", " ")), "last tenth of the steps", value_text(*mean)]
+def _measured(record: TrainingRecord, name: str) -> doc.Value:
+    return doc.Value(record.measured[name], record.measured.get(f"{name}_error", np.nan))
+
+
+def _steps(record: TrainingRecord) -> doc.Section:
+    parts: list[doc.Part] = [
+        doc.Figure(lambda: plots.training.quality_plot(record), "Loss and ESS")
+    ]
+    if any(np.isfinite(record.columns.get(name, np.nan)).any() for name in OTHERS):
+        description = "Weights, gradient and learning rate"
+        parts.append(doc.Figure(lambda: plots.training.steps_plot(record), description))
+    parts.append(note(_BATCHES))
+    return doc.Section("Step by step", tuple(parts))
+
+
+def _numbers(record: TrainingRecord) -> list[doc.Table]:
+    last = (
+        (name.replace("_", " "), doc.Value(*record.at_the_end(name)))
         for name in record.columns
         if name != "learning_rate"
-        for mean in [record.at_the_end(name)]
-    ]
-    rows += [
-        [
-            escape(name.replace("_", " ")),
-            "the finished flow",
-            escape(value_text(value, record.measured.get(f"{name}_error"))),
-        ]
+    )
+    measured = (
+        (name.replace("_", " "), _measured(record, name))
         for name, value in record.measured.items()
         if isinstance(value, int | float) and not name.endswith("_error")
+    )
+    return [
+        table(("last tenth of the steps", "mean"), last),
+        table(("measured", "value"), measured),
     ]
-    return "<h2>Numbers</h2>" + html_table(["quantity", "of", "value"], rows, numbers=range(2, 3))

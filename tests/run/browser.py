@@ -7,6 +7,7 @@ browser and written to its descriptor 4.
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -54,9 +55,8 @@ class Browser:
         self._read, from_browser = os.pipe()
 
         def descriptors() -> None:
-            # Both above 4 first: one could lie where the other must go.
-            ends = os.dup(to_browser), os.dup(from_browser)
-            high = [os.dup2(end, 20 + place) for place, end in enumerate(ends)]
+            # Both to free places above 4 first: one could lie where the other must go.
+            high = [fcntl.fcntl(end, fcntl.F_DUPFD, 5) for end in (to_browser, from_browser)]
             os.dup2(high[0], 3)
             os.dup2(high[1], 4)
 
@@ -88,8 +88,14 @@ class Browser:
         os.close(self._read)
         self._profile.cleanup()
 
-    def open(self, path: Path, width: int, *, dark: bool = False, paper: bool = False) -> None:
+    def open(self, path: Path, width: int, *, dark: bool = False) -> None:
         """Load a file into a window of a width in CSS pixels."""
+        self.show(width, dark=dark)
+        self.call("Page.navigate", url=path.resolve().as_uri())
+        self._wait("Page.loadEventFired")
+
+    def show(self, width: int, *, dark: bool = False) -> None:
+        """Give the window another width or scheme: the page that is open is laid out anew."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -98,9 +104,7 @@ class Browser:
             mobile=False,
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", media="print" if paper else "", features=[scheme])
-        self.call("Page.navigate", url=path.resolve().as_uri())
-        self._wait("Page.loadEventFired")
+        self.call("Emulation.setEmulatedMedia", media="", features=[scheme])
 
     def evaluate(self, expression: str) -> Any:
         """Return the value of a JavaScript expression."""

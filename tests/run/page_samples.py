@@ -1,21 +1,39 @@
-"""Small directories and files of every kind that has a page, and their pages."""
+"""Small directories and files of every kind that has a page, their pages and JSON documents."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 
+from flowmc.chains.storage.recorded import RecordedRun
 from flowmc.cli import main
-from flowmc.commands.report import write_report
+from flowmc.commands.report import compare
 from flowmc.config.toml_text import toml_text
+from flowmc.reports.analysis.summary import analyse_run
+from flowmc.reports.analysis.training import TrainingRecord
+from flowmc.reports.as_html import as_html
+from flowmc.reports.as_json import strict_json
+from flowmc.reports.chain import run_document, run_json
+from flowmc.reports.comparison import comparison_document
+from flowmc.reports.document import Document
+from flowmc.reports.training import training_document, training_json
 from tests.run.small_runs import save_untrained_flow
 from tests.run.test_combine import tables_of, write_draws
 from tests.run.test_correlate import u1_config, write_u1
 from tests.run.test_flow_report import make_flow_run
 from tests.run.test_report import make_run
+
+
+class Page(NamedTuple):
+    """A page and the JSON document of the command that writes it."""
+
+    path: Path
+    document: dict[str, Any]
+
 
 FREE = {"action": "free", "lattice": [4, 4], "m2": 0.5}
 HMC = {"kernel": "hmc", "trajectory": 1.0, "steps": 4, "jitter": 0.3}
@@ -44,7 +62,39 @@ def add_polyakov(path: Path) -> None:
             file[f"{phase}/observables/polyakov_loop"] = values
 
 
-def correlate_page(folder: Path) -> Path:
+def written(folder: Path) -> Page:
+    """Return what a command has written into its directory."""
+    return Page(folder / "report.html", json.loads((folder / "summary.json").read_text()))
+
+
+def page_of(folder: Path, name: str, document: Document, found: dict) -> Page:
+    """Write a page; its JSON document is that of the command."""
+    path = folder / f"{name}.html"
+    path.write_text(as_html(document))
+    return Page(path, json.loads(strict_json(found)))
+
+
+def run_pages(folder: Path) -> dict[str, Page]:
+    """Make the pages of runs, each of which is analysed once, and of two of them compared."""
+    chain = make_run(folder / "chain", charge=True, independence=True)
+    add_polyakov(chain)
+    flow = make_flow_run(folder / "flow", rows=300)
+    ladder = make_run(folder / "ladder", replicas=3, rows=400)
+    runs = {"chain": chain, "ladder": ladder, "gradient flow": flow}
+    analyses = {name: analyse_run(RecordedRun.open(path)) for name, path in runs.items()}
+    two = [analyses["chain"], analyses["ladder"]]
+    compared = compare(two)
+    found = dict(zip(("chain", "ladder"), compared["runs"], strict=True))
+    found["gradient flow"] = run_json(analyses["gradient flow"])
+    pages = {
+        name: page_of(folder, name, run_document(one), found[name])
+        for name, one in analyses.items()
+    }
+    comparison = page_of(folder, "comparison", comparison_document(two, compared), compared)
+    return {**pages, "comparison": comparison}
+
+
+def correlate_page(folder: Path) -> Page:
     write_u1(folder / "files")
     tables = u1_config(
         folder / "files",
@@ -55,10 +105,10 @@ def correlate_page(folder: Path) -> Path:
     )
     tables["measure"]["observables"].append("polyakov_loop")
     command("correlate", write(folder / "c.toml", tables), "--output", folder / "out")
-    return folder / "out" / "report.html"
+    return written(folder / "out")
 
 
-def combine_page(folder: Path) -> Path:
+def combine_page(folder: Path) -> Page:
     ensembles = []
     for seed, beta in enumerate((1.4, 2.0, 2.6)):
         write_draws(folder / f"b{beta}", beta, 30, seed)
@@ -70,10 +120,10 @@ def combine_page(folder: Path) -> Path:
         analysis={"report": True},
     )
     command("correlate", write(folder / "c.toml", tables), "--output", folder / "out")
-    return folder / "out" / "report.html"
+    return written(folder / "out")
 
 
-def free_energy_pages(folder: Path) -> dict[str, Path]:
+def free_energy_pages(folder: Path) -> dict[str, Page]:
     phi4 = {"action": "phi4", "lattice": [4, 4], "m2": -1.0, "lambda": 0.5}
     save_untrained_flow(folder / "flow.safetensors")
     configurations = {
@@ -101,11 +151,11 @@ def free_energy_pages(folder: Path) -> dict[str, Path]:
     for name, tables in configurations.items():
         config = write(folder / f"{name}.toml", tables)
         command("free-energy", config, "--output", folder / name)
-        pages[f"free energy, {name}"] = folder / name / "report.html"
+        pages[f"free energy, {name}"] = written(folder / name)
     return pages
 
 
-def training_page(folder: Path) -> Path:
+def training_page(folder: Path) -> Page:
     """Write what a training leaves, with a step that was skipped and a killed process's line."""
     save_untrained_flow(folder / "flow.safetensors")
     rng = np.random.default_rng(1)
@@ -124,26 +174,16 @@ def training_page(folder: Path) -> Path:
             }
             log.write(json.dumps(entry) + "\n")
         log.write('{"step": 10')
-    command("report", folder / "flow.safetensors")
-    return folder / "flow.report.html"
+    record = TrainingRecord.open(folder / "flow.safetensors")
+    return page_of(folder, "training", training_document(record), training_json(record))
 
 
-def make_pages(folder: Path) -> dict[str, Path]:
-    """Make one page of every kind; return their paths by name."""
-    chain = make_run(folder / "chain", charge=True, independence=True)
-    add_polyakov(chain)
-    ladder = make_run(folder / "ladder", replicas=3, rows=400)
-    compared = folder / "comparison.html"
-    command("report", chain, ladder, "--page", compared)
-    pages = {
-        "chain": write_report(chain),
-        "ladder": write_report(ladder),
-        "gradient flow": write_report(make_flow_run(folder / "flow", rows=300)),
-        "comparison": compared,
-    }
+def make_pages(folder: Path) -> dict[str, Page]:
+    """Make one page of every kind; return them by name."""
+    pages = run_pages(folder)
     makers = {"correlate": correlate_page, "combine": combine_page, "training": training_page}
-    for name, page_of in makers.items():
+    for name, make in makers.items():
         (folder / name).mkdir()
-        pages[name] = page_of(folder / name)
+        pages[name] = make(folder / name)
     (folder / "free").mkdir()
     return {**pages, **free_energy_pages(folder / "free")}

@@ -42,7 +42,7 @@ def _pages(request, monkeypatch):
     Not of tests that ask for `page`.
     """
     if "page" not in request.fixturenames:
-        monkeypatch.setattr("flowmc.reports.free_energy_text.write_page", lambda *_: None)
+        monkeypatch.setattr("flowmc.reports.free_energy_results.write_html", lambda *_: None)
 
 
 @pytest.fixture
@@ -405,6 +405,9 @@ def without_times(path):
     assert found.pop("seconds") > 0
     # Answers in seconds of an independent sample.
     assert found.pop("pays")["answer"]
+    page = found["page"]
+    assert page["facts"].pop("wall time") and page.pop("title").endswith(path.name)
+    assert page["sections"].pop(0)["title"] == "Does it pay?"
     return found
 
 

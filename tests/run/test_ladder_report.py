@@ -12,7 +12,7 @@ from flowmc.commands import report
 from flowmc.commands.report import summarise
 from flowmc.estimators.ladder import expected_round_trip_rate
 from flowmc.reports.analysis.kernel_summary import summarise_kernels
-from flowmc.reports.as_text import step_size_text
+from flowmc.reports.words import step_size_text
 from tests.estimators.test_ladder_transport import simulate
 from tests.run.test_report import drawings_of, invoke, make_run, refuse
 

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from tests.run.browser import Browser, find_browser
+from tests.run.page_numbers import blocks_of_page, numbers_not_in
 from tests.run.page_samples import make_pages
 
 # The browser's text sizes and places are those of its own typeface.
@@ -85,11 +86,12 @@ def pages(tmp_path_factory):
 
 def test_every_page_on_every_screen(browser, pages):
     seen, faults = {"figures": 0, "texts": 0, "legends": 0}, []
-    for name, path in pages.items():
-        assert "Does it pay?" in path.read_text(), name
+    for name, page in pages.items():
+        assert "Does it pay?" in page.path.read_text(), name
+        browser.open(page.path, 1280)
         for width in (1280, 960, 390):
             for dark in (False, True):
-                browser.open(path, width, dark=dark)
+                browser.show(width, dark=dark)
                 result = browser.evaluate(EXAMINE)
                 where = f"{name}, {width} pixels, {'dark' if dark else 'light'}"
                 faults += [f"{where}: {text}" for text in result["found"]]
@@ -112,7 +114,7 @@ def test_every_page_on_every_screen(browser, pages):
     ],
 )
 def test_planted_faults_are_seen(browser, pages, tmp_path, old, new, fault):
-    text = pages["chain"].read_text()
+    text = pages["chain"].path.read_text()
     if "legend" in old:
         text, count = re.subn(
             r'id="(f\w+-legend_1)"', r'id="\1" transform="translate(0 -90)"', text
@@ -130,3 +132,30 @@ def test_planted_faults_are_seen(browser, pages, tmp_path, old, new, fault):
     else:
         assert any("planted" in one for one in browser.errors)
         browser.errors.clear()
+
+
+def test_every_number_of_a_page_is_in_its_json(pages):
+    for name, page in pages.items():
+        text = page.path.read_text()
+        assert numbers_not_in(text, page.document) == [], name
+        assert len(blocks_of_page(text)) > 20
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (r"(<dd>[^<]*\.\d)(\d)", r"\g<1>7\2"),
+        (r"(<td class=\"number\"[^>]*><span>[^<]*\.)", r"\g<1>9"),
+        (r"<h2>Kernels</h2>", "<h2>Kernels</h2><p>An ESS of 0.31.</p>"),
+        (r"<h2>Kernels</h2>", "<h2>Kernels</h2>0.31"),
+        (r"</td></tr></tbody>", '</td></tr><tr><td class="number">5</td></tr></tbody>'),
+        (r"(<h3>[^<]*<small>-?\d\.\d)", r"\g<1>5"),
+        (r"(<li>[^<]*) (\d)", r"\g<1> 7\g<2>"),
+        (r"steps = 10", "steps = 11"),
+        (r"(<strong>)\d", r"\g<1>9"),
+    ],
+)
+def test_a_number_that_only_the_page_has_is_seen(pages, old, new):
+    page = pages["chain"]
+    text, count = re.subn(old, new, page.path.read_text(), count=1)
+    assert count and numbers_not_in(text, page.document)

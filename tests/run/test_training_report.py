@@ -6,6 +6,8 @@ import pytest
 
 from flowmc.cli import main
 from flowmc.reports.analysis.training import TrainingRecord
+from flowmc.reports.as_html import as_html
+from flowmc.reports.training import training_document
 from tests.run.small_runs import save_untrained_flow
 
 CONFIG = {"training": {"steps": 1000}, "theory": {"action": "phi4", "lattice": [4, 4]}}
@@ -86,6 +88,4 @@ def test_lines_of_a_log_from_before(tmp_path):
     path.write_text('{"step": 10, "loss": 1.0, "ess": 0.1, "seconds": 1.0, "skipped": 0}\n')
     record = TrainingRecord.open(path)
     assert set(record.columns) == {"loss", "ess"}
-    from flowmc.reports.training import training_page
-
-    assert training_page(record).count("<figure") == 1
+    assert as_html(training_document(record)).count("<figure") == 1

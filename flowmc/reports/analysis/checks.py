@@ -18,7 +18,7 @@ from flowmc.estimators.autocorrelation import (
     Estimate,
     beyond_window,
 )
-from flowmc.reports.as_text import value_text
+from flowmc.reports.words import value_text
 
 if TYPE_CHECKING:
     from flowmc.reports.analysis.summary import Analysis

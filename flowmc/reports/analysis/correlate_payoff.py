@@ -13,7 +13,7 @@ from typing import Any
 from flowmc.correlate.measurement import Section
 from flowmc.estimators.autocorrelation import format_value
 from flowmc.estimators.history import Result
-from flowmc.reports.as_text import quantity_text
+from flowmc.reports.words import quantity_text
 
 __all__ = ["payoff_of_sections"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from flowmc.free_energy.config import FreeEnergyConfig
 from flowmc.free_energy.outcome import Outcome
-from flowmc.reports.as_text import duration
+from flowmc.reports.words import duration
 
 __all__ = ["payoff_of_outcome"]
 

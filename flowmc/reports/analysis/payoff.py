@@ -23,7 +23,7 @@ import numpy as np
 from flowmc.chains.storage.recorded import RecordedRun
 from flowmc.estimators.autocorrelation import Estimate, format_value
 from flowmc.estimators.cost import average
-from flowmc.reports.as_text import duration_text, kernel_title
+from flowmc.reports.words import duration_text, kernel_title
 
 if TYPE_CHECKING:
     from flowmc.reports.analysis.summary import Analysis

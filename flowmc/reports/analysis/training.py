@@ -18,12 +18,18 @@ from numpy.typing import NDArray
 
 from flowmc.flows.cards.files import FlowFileError, read_card
 from flowmc.registry import ConfigError
-from flowmc.reports.as_text import count_text, duration, table, value_text
+from flowmc.reports.words import count_text, duration, value_text
 
-__all__ = ["TrainingRecord", "training_text"]
+__all__ = ["OTHERS", "TrainingRecord"]
 
 SUFFIXES = (".log.jsonl", ".checkpoint.safetensors", ".safetensors")
 COLUMNS = ("loss", "ess", "max_weight_share", "gradient_norm", "learning_rate", "density_error")
+# Those beside loss and ESS that are drawn, with their labels.
+OTHERS = {
+    "max_weight_share": "largest weight of a batch",
+    "gradient_norm": "norm of the gradient",
+    "learning_rate": "learning rate",
+}
 LAST = 0.1  # share of the steps over which the end of a training is averaged
 HEAVY_SHARE = 0.05  # of one weight in all of them
 
@@ -216,30 +222,6 @@ class TrainingRecord:
             "warnings": self.warnings,
             "pays": {"verdict": "undecided", "answer": self.answer, "next": self.next},
         }
-
-
-def training_text(record: TrainingRecord) -> str:
-    """Return the report of a training as it is printed in a terminal."""
-    of = f" of {record.planned}" if record.planned else ""
-    lines = [f"{record.path}: {record.step}{of} steps in {duration(record.seconds)}"]
-    if record.warnings:
-        lines += ["", *(f"! {text}" for text in record.warnings)]
-    rows = [
-        [name.replace("_", " "), value_text(*record.at_the_end(name))]
-        for name in record.columns
-        if name != "learning_rate"
-    ]
-    if rows:
-        lines += ["", *table(["last tenth of the steps", "mean"], rows)]
-    measured = [
-        [name.replace("_", " "), value_text(value, record.measured.get(f"{name}_error"))]
-        for name, value in record.measured.items()
-        if isinstance(value, int | float) and not name.endswith("_error")
-    ]
-    if measured:
-        lines += ["", *table(["measured", "value"], measured)]
-    lines += ["", "Does it pay?", *record.answer, *(f"next: {text}" for text in record.next)]
-    return "\n".join(lines)
 
 
 def _card(path: Path) -> dict[str, Any]:

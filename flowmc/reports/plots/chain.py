@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -24,7 +23,10 @@ from flowmc.reports.plots.style import (
     drawn_twice,
     label_decades,
     legend_above,
+    outline,
     svg_text,
+    with_errors,
+    without_scale,
 )
 
 __all__ = [
@@ -161,7 +163,7 @@ def vector_plot(
         index = np.arange(len(estimates))
         mean = np.array([estimate.mean for estimate in estimates])
         error = np.array([estimate.error for estimate in estimates])
-        means.errorbar(index, mean, error, fmt="o", markersize=4, color=BLUE, capsize=2.5)
+        with_errors(means, index, mean, error, BLUE)
         positive = bool((mean > 0).all())
         if positive and len(mean) > 2 and mean.max() > 10 * mean.min():
             means.set_yscale("log")
@@ -170,7 +172,7 @@ def vector_plot(
         means.set_xlabel("component")
         tau = np.array([estimate.tau_int for estimate in estimates])
         tau_error = np.array([estimate.tau_int_error for estimate in estimates])
-        taus.errorbar(index, tau, tau_error, fmt="o", markersize=4, color=BLUE, capsize=2.5)
+        with_errors(taus, index, tau, tau_error, BLUE)
         taus.axhline(0.5, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
         taus.set_ylim(bottom=0)
         taus.set_ylabel(f"{TAU_INT}  (measurements)")
@@ -224,8 +226,7 @@ def energy_error_plot(
             histogram.axvline(mean, color=RED, linewidth=1.2)
             histogram.set_title(f"⟨ΔH⟩ = {mean:.3g}", color=RED)
         histogram.set_xlabel(f"ΔH of {name}")
-        histogram.set_yticks([])
-        histogram.spines["left"].set_visible(False)
+        without_scale(histogram)
 
         _acceptance(history, updates, accepted, tried)
         return svg_text(figure)
@@ -265,19 +266,10 @@ def weights_plot(
                 (kept, RED, "states of the chain"),
             ]:
                 if values.size:
-                    histogram.hist(
-                        values - shift,
-                        edges,
-                        density=True,
-                        histtype="stepfilled",
-                        facecolor=(*to_rgb(colour), 0.25),
-                        edgecolor=colour,
-                        label=label,
-                    )
+                    outline(histogram, values - shift, edges, colour, label)
             legend_above(figure, histogram, layout)
         histogram.set_xlabel(f"ln w/⟨w⟩ of {name}")
-        histogram.set_yticks([])
-        histogram.spines["left"].set_visible(False)
+        without_scale(histogram)
         _acceptance(history, updates, accepted, tried)
         return svg_text(figure)
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from flowmc.estimators.history import History, Result
-from flowmc.reports.as_text import quantity_text
 from flowmc.reports.plots.style import (
     BLUE,
     ORANGE,
@@ -20,8 +18,12 @@ from flowmc.reports.plots.style import (
     FigureLayout,
     drawn_twice,
     legend_above,
+    outline,
     svg_text,
+    with_errors,
+    without_scale,
 )
+from flowmc.reports.words import quantity_text
 
 __all__ = [
     "Points",
@@ -48,12 +50,9 @@ def weights_plot(layout: FigureLayout, log_weights: Mapping[str, NDArray]) -> st
             if finite.size:
                 centred = finite - finite.mean()
                 bins = min(60, max(10, round(math.sqrt(finite.size))))
-                axes.hist(
-                    centred, bins=bins, density=True, histtype="step", color=color, label=name
-                )
+                outline(axes, centred, bins, color, name)
         axes.set_xlabel("ln W less its mean")
-        axes.set_yticks([])
-        axes.spines["left"].set_visible(False)
+        without_scale(axes)
         legend_above(figure, axes, layout)
         return svg_text(figure)
 
@@ -70,17 +69,10 @@ def bracket_plot(layout: FigureLayout, insertion: NDArray, bracket: NDArray) -> 
             (SERIES[1], "−∂S/∂λ, plain reweighting", insertion),
             (SERIES[0], "B, with vector fields", bracket),
         ):
-            axes.hist(
-                values - values.mean(),
-                bins=bins,
-                density=True,
-                histtype="step",
-                color=color,
-                label=f"{name}: σ = {values.std():.3g}",
-            )
+            label = f"{name}: σ = {values.std():.3g}"
+            outline(axes, values - values.mean(), bins, color, label)
         axes.set_xlabel("less its mean")
-        axes.set_yticks([])
-        axes.spines["left"].set_visible(False)
+        without_scale(axes)
         legend_above(figure, axes, layout)
         return svg_text(figure)
 
@@ -101,10 +93,10 @@ def steps_plot(
         for axes, name in zip(panels, names, strict=True):
             entry = table[name]
             squares = np.square(entry["steps"])
-            _points(axes, squares, entry["values"], entry["errors"], BLUE)
+            with_errors(axes, squares, entry["values"], entry["errors"], BLUE)
             result = results[name]
             if len(squares) > 1:
-                _points(axes, [0.0], [result.value], [result.error], ORANGE)
+                with_errors(axes, [0.0], [result.value], [result.error], ORANGE)
                 axes.set_xlim(-0.04 * squares.max(), 1.06 * squares.max())
             axes.set_title(quantity_text(name))
             axes.set_xlabel("step²")
@@ -120,7 +112,7 @@ def vectors_plot(layout: FigureLayout, vectors: Mapping[str, Mapping[int, Result
             places = sorted(vectors[name])
             values = [vectors[name][place].value for place in places]
             errors = [vectors[name][place].error for place in places]
-            _points(axes, places, values, errors, BLUE)
+            with_errors(axes, places, values, errors, BLUE)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_title(quantity_text(name))
             axes.set_xlabel("t")
@@ -148,7 +140,7 @@ def couplings_plot(
             ):
                 if points:
                     places, values, errors = zip(*points, strict=True)
-                    _points(axes, places, values, errors, color, label)
+                    with_errors(axes, places, values, errors, color, label=label)
             axes.set_title(quantity_text(name))
             axes.set_xlabel(coupling)
         legend_above(figure, panels[0], layout)
@@ -186,24 +178,3 @@ def change_plot(
         histogram.set_xticks([])
         histogram.tick_params(labelleft=False)
         return svg_text(figure)
-
-
-def _points(
-    axes: Axes,
-    places: Any,
-    values: Sequence[float],
-    errors: Sequence[float],
-    color: str,
-    label: str = "",
-) -> None:
-    known = [error if math.isfinite(error) else 0.0 for error in errors]
-    axes.errorbar(
-        places,
-        values,
-        known,
-        fmt="o",
-        markersize=3.5,
-        color=color,
-        capsize=2,
-        label=label,
-    )

@@ -18,6 +18,7 @@ from flowmc.reports.plots.style import (
     FigureLayout,
     drawn_twice,
     svg_text,
+    with_errors,
 )
 
 __all__ = ["flow_plot"]
@@ -38,17 +39,7 @@ def flow_plot(layout: FigureLayout, flow: FlowSummary, measure_every: int) -> st
         times = np.concatenate([[0.0], flow.flow_times])
         for name, estimates in flow.energies.items():
             mean, error = _curve(estimates)
-            energy.errorbar(
-                times,
-                mean,
-                error,
-                fmt="o-",
-                markersize=3.5,
-                linewidth=1.0,
-                capsize=2,
-                color=COLOURS[name],
-                label=name,
-            )
+            with_errors(energy, times, mean, error, COLOURS[name], fmt="o-", label=name)
         energy.set_xlim(0, 1.03 * times[-1])
         if flow.scales:
             energy.axhline(REFERENCE, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)))
@@ -70,9 +61,7 @@ def flow_plot(layout: FigureLayout, flow: FlowSummary, measure_every: int) -> st
         estimates = flow.energies["clover"]
         tau = np.array([estimate.tau_int for estimate in estimates]) * measure_every
         tau_error = np.array([estimate.tau_int_error for estimate in estimates]) * measure_every
-        taus.errorbar(
-            flow.flow_times, tau, tau_error, fmt="o", markersize=3.5, capsize=2, color=BLUE
-        )
+        with_errors(taus, flow.flow_times, tau, tau_error, BLUE)
         taus.set_ylim(bottom=0)
         taus.set_xlim(0, 1.03 * times[-1])
         taus.set_ylabel(f"{TAU_INT} of E(t), clover  (updates)")

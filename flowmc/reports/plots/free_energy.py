@@ -18,7 +18,10 @@ from flowmc.reports.plots.style import (
     FigureLayout,
     drawn_twice,
     legend_above,
+    outline,
     svg_text,
+    titled_rows,
+    with_errors,
 )
 
 __all__ = ["estimates_plot", "line_plot", "protocol_plot", "work_plot"]
@@ -54,10 +57,7 @@ def work_plot(
         bins = np.linspace(low - margin, high + margin, count).tolist()
         names = ("W from the start", "−W from the target")
         for part, colour, name in zip(parts, (BLUE, ORANGE), names, strict=False):
-            axes.hist(part, bins, density=True, histtype="stepfilled", alpha=0.25, color=colour)
-            axes.hist(
-                part, bins, density=True, histtype="step", color=colour, linewidth=1.3, label=name
-            )
+            outline(axes, part, bins, colour, name)
         if exact is not None:
             axes.axvline(exact, color=INK, linewidth=1.0, linestyle=(0, (4, 3)), label="exact ΔF")
         if shift is not None:
@@ -99,16 +99,7 @@ def estimates_plot(layout: FigureLayout, outcome: Outcome) -> str:
                 textcoords="offset points",
                 color=INK,
             )
-        titles = [named.title for named in outcome.estimates]
-        if layout.is_narrow:
-            # Beside the axis they would take all the room there is.
-            axes.set_yticks([])
-            for row, title in enumerate(titles):
-                place = axes.get_yaxis_transform()
-                axes.text(0.01, row - 0.2, title, transform=place, va="bottom")
-        else:
-            axes.set_yticks(range(rows), titles)
-        axes.set_ylim(rows - 0.5, -0.75)
+        titled_rows(axes, layout, [named.title for named in outcome.estimates])
         axes.set_xlabel("ln(Z / Z start)" if outcome.is_ratio else "ln Z")
         return svg_text(figure)
 
@@ -121,7 +112,7 @@ def line_plot(layout: FigureLayout, outcome: Outcome) -> str:
     values = np.array([one.value for _, one, _ in outcome.line])
     errors = np.array([one.error for _, one, _ in outcome.line])
     with layout.figure(3.0, (1.6, 1.0)) as (figure, (left, right)):
-        left.errorbar(couplings, values, errors, fmt="o-", markersize=4, capsize=2, color=BLUE)
+        with_errors(left, couplings, values, errors, BLUE, fmt="o-")
         left.set_xlabel(name)
         left.set_ylabel("ln(Z / Z start)" if outcome.is_ratio else "ln Z")
         right.plot(couplings, errors, "o-", markersize=4, color=GREEN)

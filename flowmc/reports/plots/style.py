@@ -22,11 +22,14 @@ from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
     "BLUE",
@@ -47,6 +50,10 @@ __all__ = [
     "drawn_twice",
     "label_decades",
     "legend_above",
+    "outline",
+    "titled_rows",
+    "with_errors",
+    "without_scale",
 ]
 
 BLUE, RED, GREEN, ORANGE, SKY, PURPLE = (
@@ -220,6 +227,47 @@ def legend_above(figure: Figure, axes: Axes, layout: FigureLayout) -> None:
             columnspacing=1.0,
             handlelength=1.4,
         )
+
+
+def with_errors(
+    axes: Axes, places: ArrayLike, values: ArrayLike, errors: ArrayLike, colour: str, **more: Any
+) -> None:
+    """Draw values as points, with their errors as far as these are known."""
+    known = np.nan_to_num(np.asarray(errors, dtype=float), posinf=0.0)
+    look = {"fmt": "o", "markersize": 4, "linewidth": 1.0, "capsize": 2.5, **more}
+    axes.errorbar(places, values, known, color=colour, **look)
+
+
+def outline(axes: Axes, values: NDArray, bins: Any, colour: str, label: str) -> None:
+    """Draw a distribution, filled lightly, so that another can lie upon it."""
+    axes.hist(
+        values,
+        bins,
+        density=True,
+        histtype="stepfilled",
+        facecolor=(*to_rgb(colour), 0.25),
+        edgecolor=colour,
+        label=label,
+    )
+
+
+def without_scale(axes: Axes) -> None:
+    """Leave out the vertical axis of a density."""
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+
+
+def titled_rows(axes: Axes, layout: FigureLayout, titles: Sequence[str]) -> None:
+    """Name the rows 0, 1, ... of a panel, from above."""
+    if layout.is_narrow:
+        # Beside the axis they would take all the room there is.
+        axes.set_yticks([])
+        place = axes.get_yaxis_transform()
+        for row, title in enumerate(titles):
+            axes.text(0.01, row - 0.22, title, transform=place, va="bottom")
+    else:
+        axes.set_yticks(range(len(titles)), titles)
+    axes.set_ylim(len(titles) - 0.5, -0.75)
 
 
 def label_decades(axes: Axes, which: str) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from flowmc.reports.analysis.training import TrainingRecord
+from flowmc.reports.analysis.training import OTHERS, TrainingRecord
 from flowmc.reports.plots.style import (
     BLUE,
     GREY,
@@ -17,14 +17,7 @@ from flowmc.reports.plots.style import (
     svg_text,
 )
 
-__all__ = ["OTHERS", "quality_plot", "steps_plot"]
-
-# Columns beside loss and ESS that are drawn, with their labels.
-OTHERS = {
-    "max_weight_share": "largest weight of a batch",
-    "gradient_norm": "norm of the gradient",
-    "learning_rate": "learning rate",
-}
+__all__ = ["quality_plot", "steps_plot"]
 
 SMOOTH = 50  # bins of a running median
 FLAT = 20.0  # times the range of the last half, beyond which the beginning is cut off
