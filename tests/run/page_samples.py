@@ -21,11 +21,11 @@ from flowmc.reports.chain import run_document, run_json
 from flowmc.reports.comparison import comparison_document
 from flowmc.reports.document import Document
 from flowmc.reports.training import training_document, training_json
+from tests.run.recorded_runs import make_run
 from tests.run.small_runs import save_untrained_flow
 from tests.run.test_combine import tables_of, write_draws
 from tests.run.test_correlate import u1_config, write_u1
 from tests.run.test_flow_report import make_flow_run
-from tests.run.test_report import make_run
 
 
 class Page(NamedTuple):

@@ -9,8 +9,8 @@ import pytest
 
 from flowmc.commands.report import summarise
 from tests.estimators.test_scale import TIMES, exact_t0, exact_w0, series
+from tests.run.recorded_runs import invoke, make_run, refuse
 from tests.run.small_runs import write
-from tests.run.test_report import invoke, make_run, refuse
 
 LABEL = "gradient_flow(flow_time=4.0,points=20)"
 CONFIG = """

@@ -14,7 +14,7 @@ from flowmc.estimators.ladder import expected_round_trip_rate
 from flowmc.reports.analysis.kernel_summary import summarise_kernels
 from flowmc.reports.words import step_size_text
 from tests.estimators.test_ladder_transport import simulate
-from tests.run.test_report import drawings_of, invoke, make_run, refuse
+from tests.run.recorded_runs import drawings_of, invoke, make_run, refuse
 
 REJECTION = [0.75, 0.6]  # of make_run
 
