@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, assert_never
 
+import numpy as np
+
 from flowmc.reports import document as doc
 from flowmc.reports.words import plain
 
@@ -36,11 +38,13 @@ def strict_json(value: Any, indent: int | None = 2) -> str:
 
 
 def strict(value: Any) -> Any:
-    """Return a value with None for every number in it that is not finite."""
+    """Return a value of Python's own types, with None for every number that is not finite."""
     if isinstance(value, Mapping):
         return {str(key): strict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [strict(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

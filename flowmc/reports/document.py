@@ -175,7 +175,7 @@ class Figure:
     """A plot.
 
     Attributes:
-        draw: makes it; called when a page is written, so that nothing else needs matplotlib.
+        draw: makes it; called when a page is written, and by nothing else.
         description: for those who cannot see it.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 from flowmc.chains.storage.recorded import RecordedRun
@@ -81,7 +82,7 @@ def rounded(value: Value, thousands: str = ",") -> str:
     elif value.form:
         text = format(number, value.form)
     else:
-        text = f"{number:{thousands}d}" if isinstance(number, int) else f"{number:.3g}"
+        text = f"{number:{thousands}d}" if isinstance(number, Integral) else f"{number:.3g}"
     return f"{text} {value.unit}" if value.unit else text
 
 

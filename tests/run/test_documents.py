@@ -1,10 +1,17 @@
 """One document, three writers: what each of them makes of the same parts."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 
+from flowmc.correlate.measurement import Entry, Section
+from flowmc.estimators.autocorrelation import Estimate
+from flowmc.estimators.history import Result
+from flowmc.estimators.reweighting import WeightVerdict
 from flowmc.reports import document as doc
+from flowmc.reports.analysis.correlate_warnings import warnings_of
 from flowmc.reports.as_html import as_html
 from flowmc.reports.as_json import as_json, strict_json
 from flowmc.reports.as_text import as_text
@@ -139,6 +146,7 @@ def test_page_sets_signs_and_escapes():
         (doc.Value(0.12345, form=".1%"), "12.3%", "12.3%"),
         (doc.Value(3.0, 0.5, unit="MeV"), "3.00(50) MeV", "3.00(50) MeV"),
         (doc.Value(12345), "12345", "12,345"),
+        (doc.Value(np.int64(12345)), "12345", "12,345"),
         (doc.Value(math.inf), "inf", "inf"),
     ],
 )
@@ -147,4 +155,36 @@ def test_values(value, text, page):
     assert as_text(one) == text
     shown = as_html(one)
     assert f">{page}</" in shown
-    assert numbers_not_in(shown, {"page": as_json(one)}) == []
+    assert numbers_not_in(shown, {"page": json.loads(strict_json(as_json(one)))}) == []
+
+
+def entry(name, tau_int, *warnings):
+    estimate = Estimate(0.5, 0.1, tau_int, 0.1, 40, 3, warnings=warnings)
+    return Entry(name, Result(name, estimate))
+
+
+def few(tau_int):
+    return f"40 measurements are fewer than 100 times what tau_int may be (tau_int = {tau_int})"
+
+
+def test_a_kind_of_warning_is_said_once_with_all_quantities():
+    vector = [entry(f"correlator[{t}]", 1.0, few(1.0)) for t in range(4)]
+    loops = [entry(f"polyakov_loop[{k}]", 0.7 + k, few(0.7 + k)) for k in range(2)]
+    poor = WeightVerdict(40, 0.1, 0.01, 0.5, 0.8, 1.0, ("a heavy tail",))
+    one = Section("source", "the ensemble", [*vector, *loops, entry("action", 0.5)], {}, {}, ["x"])
+    two = Section(
+        "beta=2.1",
+        "at beta=2.1",
+        [entry("plaquette", 2.5, few(2.5), "weights: a heavy tail")],
+        {"beta=2.1": poor},
+    )
+    about = "correlator, 4 components, Re polyakov_loop, Im polyakov_loop"
+    assert warnings_of([one]) == ["x", f"{few(1.7)} [{about}]"]
+    assert warnings_of([one, two]) == [
+        "x",
+        f"{few(2.5)} [source: {about}; beta=2.1: plaquette]",
+        "a heavy tail [beta=2.1: weights at beta=2.1]",
+    ]
+    # A coupling is a name: two ensembles are two things to look at.
+    names = [entry(f"S{b}", 1.0, f"beta={b}: {few(1.0)}") for b in (1.5, 2.5)]
+    assert len(warnings_of([Section("combination", "", names)])) == 2
