@@ -61,9 +61,7 @@ def _correlate(
     session = Session(config, directory, resume=resume, say=_say)
     series = session.measure()
     sections = session.analyse(series)
-    document = correlate_document(
-        directory.path.resolve().name, config.resolved["theory"], series, sections
-    )
+    document = correlate_document(directory.path.resolve().name, config, series, sections)
     found = correlate_json(facts_of(series), sections, document)
     write_results(directory, found, series.history.ensemble, sections)
     if config.analysis.report:

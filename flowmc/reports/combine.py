@@ -46,7 +46,7 @@ def combined_document(
         elif section.weights:
             more = [_weights(combination, section.label)]
         parts.append(section_of(section, *more))
-    return document_of(name, config.theory, facts, sections, parts)
+    return document_of(name, config.theory, config.action, facts, sections, parts)
 
 
 def _weights(combination: Combination, label: str) -> doc.Figure:

@@ -6,9 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flowmc.actions.base import Action
+from flowmc.correlate.config import CorrelateConfig
 from flowmc.correlate.measurement import Entry, Section, Series
 from flowmc.estimators.history import Result, fluctuations_of
 from flowmc.estimators.reweighting import WeightVerdict
+from flowmc.registry import title_of
 from flowmc.reports import document as doc
 from flowmc.reports import plots
 from flowmc.reports.analysis.correlate_payoff import payoff_of_sections
@@ -33,13 +36,13 @@ _COEFFICIENTS = 12  # of vector fields that are listed
 
 
 def correlate_document(
-    name: str, theory: Mapping[str, Any], series: Series, sections: Sequence[Section]
+    name: str, config: CorrelateConfig, series: Series, sections: Sequence[Section]
 ) -> doc.Document:
     """Return the document of one ensemble.
 
     Args:
         name: of the directory.
-        theory: ``[theory]``.
+        config: what was asked.
         series: what was measured.
         sections: the results.
     """
@@ -58,12 +61,13 @@ def correlate_document(
         )
         for section in sections
     ]
-    return document_of(name, theory, facts, sections, parts)
+    return document_of(name, config.resolved["theory"], config.action, facts, sections, parts)
 
 
 def document_of(
     name: str,
     theory: Mapping[str, Any],
+    action: Action,
     facts: Sequence[tuple[str, doc.Inline]],
     sections: Sequence[Section],
     parts: Sequence[doc.Section],
@@ -73,6 +77,7 @@ def document_of(
     Args:
         name: of the directory.
         theory: ``[theory]``.
+        action: that of the table.
         facts: for the head.
         sections: the results, for warnings and gains.
         parts: what the document says about each.
@@ -80,7 +85,7 @@ def document_of(
     pays = payoff_of_sections(sections)
     return doc.Document(
         name,
-        theory_text(theory),
+        theory_text(theory, title_of(type(action))),
         tuple(facts),
         (payoff_section(pays["answer"], pays["next"]), *parts),
         warnings=tuple(warnings_of(sections)),

@@ -11,6 +11,7 @@ from flowmc.config.toml_text import toml_text
 from flowmc.estimators.free_energy import FreeEnergy
 from flowmc.free_energy.config import FreeEnergyConfig
 from flowmc.free_energy.outcome import Outcome
+from flowmc.registry import title_of
 from flowmc.reports import document as doc
 from flowmc.reports import plots
 from flowmc.reports.analysis.free_energy_payoff import payoff_of_outcome
@@ -73,7 +74,7 @@ def free_energy_document(config: FreeEnergyConfig, outcome: Outcome, name: str) 
     sections.append(doc.Section("How it was made", (made,)))
     return doc.Document(
         f"{TITLES[config.table.method]}: {name}",
-        theory_text(config.resolved["theory"]),
+        theory_text(config.resolved["theory"], title_of(type(config.action))),
         tuple(facts),
         tuple(sections),
         warnings=tuple(outcome.warnings),

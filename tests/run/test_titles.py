@@ -1,11 +1,14 @@
 """A part of one's own is called in reports by the title that it declares."""
 
 import pytest
+import torch
 
 from flowmc import read_run
 from flowmc.actions import Phi4
 from flowmc.cli import main
+from flowmc.io import write_field
 from flowmc.observables import observable
+from flowmc.random import stream
 from tests.run.small_runs import config, write
 
 
@@ -49,6 +52,26 @@ def test_titles_stand_beside_the_values(run):
     assert recorded.title("phi2") == "⟨φ²⟩"
     assert recorded.title("fourth(scale=2.0)") == "Mean fourth power (scale=2.0)"
     assert recorded.title("plain_mean") == "plain mean"
+
+
+def test_the_documents_of_correlate_have_them(tmp_path, monkeypatch):
+    documents = []
+    # Without the figures, which take longer than all else.
+    monkeypatch.setattr(
+        "flowmc.commands.correlate.write_html", lambda one, _: documents.append(one)
+    )
+    action = Phi4([4, 4], m2=1.0, lam=0.5)
+    for number in range(1, 21):
+        field = torch.randn(1, 4, 4, dtype=torch.float64, generator=stream(number, 0, "titles"))
+        write_field(tmp_path / f"a.{number}.npy", field, action, format="npy")
+    tables = {
+        "theory": config()["theory"] | {"action": f"{__name__}:Quartic", "m2": 1.0},
+        "ensemble": {"files": str(tmp_path / "a.*.npy")},
+        "measure": {"observables": ["phi2"]},
+    }
+    path, out = write(tmp_path / "a.toml", tables), str(tmp_path / "out")
+    assert main(["correlate", path, "--output", out]) == 0
+    assert documents[0].theory.startswith("quartic theory on")
 
 
 def test_the_page_has_them(run, tmp_path):
