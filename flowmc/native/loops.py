@@ -75,6 +75,8 @@ class _Program(NamedTuple):
             the same site first.
         starts: (2 paths + 1,): where the parts of a path begin, and of these the others.
         backward_order: joints by level in which their derivatives are known.
+        levels: where levels begin in ``order``, and its end.
+        backward_levels: the same of ``backward_order``.
     """
 
     tables: np.ndarray
@@ -84,6 +86,8 @@ class _Program(NamedTuple):
     parts: np.ndarray
     starts: np.ndarray
     backward_order: np.ndarray
+    levels: np.ndarray
+    backward_levels: np.ndarray
 
 
 @njit(inline="always")
@@ -221,6 +225,39 @@ def _kicks(
 
 
 @compiled
+def _trajectories(
+    links, momenta, paths, elements, program, factors, rows, start, stop, blocks, dimensions, tag,
+    is_drift, sizes, steps,
+):  # fmt: skip
+    """Run all operations for a range of groups, which share the memory for paths."""
+    count = dimensions + program.joints.shape[0] + _COPIES
+    for group in range(start, stop):
+        base = group * blocks
+        for index in range(is_drift.shape[0]):
+            if is_drift[index]:
+                drifts(links, momenta, base, 0, blocks, dimensions, tag, sizes, index, steps, group)
+                continue
+            _copy(links, paths, base, 0, 0, blocks, dimensions, count, tag)
+            levels = program.levels
+            for level in range(levels.shape[0] - 1):
+                _join(
+                    paths, program, 0, levels[level], levels[level + 1], 0, blocks, blocks,
+                    dimensions, tag,
+                )  # fmt: skip
+            _close(paths, elements, program, factors, rows, 0, 0, blocks, blocks, dimensions, tag)
+            levels = program.backward_levels
+            for level in range(levels.shape[0] - 1):
+                _pass_on(
+                    paths, elements, program, 0, levels[level], levels[level + 1], 0, blocks,
+                    blocks, dimensions, tag,
+                )  # fmt: skip
+            _kicks(
+                momenta, paths, elements, program, base, 0, 0, blocks, blocks, dimensions, tag,
+                sizes, index, steps, group,
+            )  # fmt: skip
+
+
+@compiled
 def _traces(paths, program, factors, rows, start, stop, blocks, dimensions, tag, partial):
     """Add up factor times normalised trace of all loops, by chunks of blocks."""
     width = lanes(paths)
@@ -244,16 +281,9 @@ def _traces(paths, program, factors, rows, start, stop, blocks, dimensions, tag,
                 accumulate(partial, task * width, scaled(trace, factor))
 
 
-class _Prepared(NamedTuple):
-    """A program, and where the levels of its joints begin and end, forwards and backwards."""
-
-    program: _Program
-    levels: list[int]
-    backward_levels: list[int]
-
-
 @functools.lru_cache(maxsize=32)
-def _prepare(plan: Plan, layout: LinkLayout) -> _Prepared:
+def _prepare(plan: Plan, layout: LinkLayout) -> _Program:
+    """Return the program of a plan."""
     tables: dict[tuple[int, ...], int] = {(0,) * plan.dimensions: 0}
 
     def table(at: tuple[int, ...]) -> int:
@@ -297,7 +327,7 @@ def _prepare(plan: Plan, layout: LinkLayout) -> _Prepared:
                 backward[index] = max(backward[index], before)
     order = sorted(range(len(joints)), key=lambda k: (levels[k], k))
     backward_order = sorted(range(len(joints)), key=lambda k: (backward[k], -k))
-    program = _Program(
+    return _Program(
         np.concatenate([_table(layout, at) for at in tables]),
         np.array(joints, dtype=np.int64).reshape(-1, 4),
         np.array(order, dtype=np.int64),
@@ -305,13 +335,15 @@ def _prepare(plan: Plan, layout: LinkLayout) -> _Prepared:
         np.array(parts, dtype=np.int64).reshape(-1, 4),
         np.array(starts, dtype=np.int64),
         np.array(backward_order, dtype=np.int64),
+        _bounds(levels),
+        _bounds(backward),
     )
-    return _Prepared(program, _bounds(levels), _bounds(backward))
 
 
-def _bounds(levels: Sequence[int]) -> list[int]:
+def _bounds(levels: Sequence[int]) -> np.ndarray:
     """Return where every level begins in the sorted list, and its end."""
-    return [sum(level < n for level in levels) for n in range(max(levels, default=-1) + 2)]
+    ends = [sum(level < n for level in levels) for n in range(max(levels, default=-1) + 2)]
+    return np.array(ends, dtype=np.int64)
 
 
 def _table(layout: LinkLayout, at: Sequence[int]) -> np.ndarray:
@@ -373,7 +405,7 @@ class LoopDynamics(LinkFields, Dynamics):
             for row in range(len(new)):
                 weights.append(None if term.weights is None else (term.weights, row))
         plan = plan_for(tuple(words), self.dimensions)
-        self.program, self.levels, self.backward_levels = _prepare(plan, self.layout)
+        self.program = _prepare(plan, self.layout)
         self.factors, self.rows = self._factors(plan, coefficients, weights)
         self.force_scale = 1.0 if self.n == 1 else 1 / (2 * self.n)
         # Against the products of a phase of the plaquette action.
@@ -419,7 +451,7 @@ class LoopDynamics(LinkFields, Dynamics):
     ) -> None:
         layout, dimensions, tag, program = self.layout, self.dimensions, self.tag, self.program
         groups, blocks = layout.groups, layout.blocks
-        is_drift = [operation[0] == "drift" for operation in operations]
+        is_drift = np.array([operation[0] == "drift" for operation in operations])
         scales = np.where(is_drift, 1.0, self.force_scale)
         scales *= [operation[1] for operation in operations]
         sizes = constant_lanes(scales.tolist(), self.width, self.dtype)
@@ -457,15 +489,15 @@ class LoopDynamics(LinkFields, Dynamics):
             phases.append(close)
             phases += [
                 functools.partial(pass_on, first=first, last=last)
-                for first, last in itertools.pairwise(self.backward_levels)
+                for first, last in itertools.pairwise(program.backward_levels)
             ]
             phases.append(functools.partial(kick_links, index=index))
 
         def whole(start: int, stop: int) -> None:
-            memory = self._memory(1)
-            for group in range(start, stop):
-                for phase in phases:
-                    phase(memory, group, 0, 0, blocks)
+            _trajectories(
+                field, momenta, *self._memory(1), program, self.factors, self.rows, start, stop,
+                blocks, dimensions, tag, is_drift, sizes, steps,
+            )  # fmt: skip
 
         # Untouched pages of it cost nothing where each thread has its own instead.
         shared = self._memory(groups)
@@ -488,7 +520,7 @@ class LoopDynamics(LinkFields, Dynamics):
                 self.tag,
             )  # fmt: skip
 
-        levels = itertools.pairwise(self.levels)
+        levels = itertools.pairwise(self.program.levels)
         return [copy, *(functools.partial(join, first=one, last=two) for one, two in levels)]
 
     def _of_all_groups(

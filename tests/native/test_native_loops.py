@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -215,7 +216,7 @@ def test_paths_wait_for_those_elsewhere(monkeypatch):
     action = Improved("SU(2)", (4, 3), beta=2.0, words=words)
     field, _, _ = draw(action, 1)
     assert (action.force(field) - action.force_in_torch(field)).abs().max() < 1e-12
-    monkeypatch.setattr(loops, "_bounds", lambda levels: [0, len(levels)])
+    monkeypatch.setattr(loops, "_bounds", lambda levels: np.array([0, len(levels)]))
     loops._prepare.cache_clear()
     assert not (action.force(field) - action.force_in_torch(field)).abs().max() < 1e-3
     loops._prepare.cache_clear()
