@@ -57,6 +57,9 @@ from flowmc.terms import Loops, LoopWeights, Plaquettes
 __all__ = ["LoopDynamics"]
 
 
+# Blocks for which one loop, or link, is done before the next one: few streams of memory at a time,
+# and what loops share is still in the cache.
+_TILE = 16
 # Places of a block for paths whose lanes are flipped: one for each side of a loop.
 _COPIES = 2
 
@@ -64,7 +67,8 @@ _COPIES = 2
 class _Program(NamedTuple):
     """A plan as arrays.  Links are the paths 0 to d - 1; -1 stands for no path.
 
-    In memory there are, of every site, the links, the joints, and ``_COPIES`` places more.
+    In memory there are the links, the joints, and ``_COPIES`` places more, each of all sites in
+    order: neighbours of one kind are read one after the other.
 
     Attributes:
         tables: flat (displacements, blocks) int32, entries as in :class:`LinkLayout`.
@@ -91,45 +95,54 @@ class _Program(NamedTuple):
 
 
 @njit(inline="always")
-def _place_of(paths, which, entry, base, block, slot, count, tag):
+def _blocks_of(paths, program, dimensions, tag):
+    """Return for how many blocks there is memory."""
+    count = dimensions + program.joints.shape[0] + _COPIES
+    return paths.shape[0] // (count * components(tag, 0) * lanes(paths))
+
+
+@njit(inline="always")
+def _place_of(paths, which, entry, base, block, slot, copies, total, tag):
     """Return the position of a path of the site of an entry, as seen from a block.
 
     Where lanes are flipped it is that of a copy.  Choosing between positions, and not between
     values, leaves the numbers to the instructions that use them; each block has places of its own
     for copies, and so has each thread.
     """
-    place = (base + (entry >> FLIP_BITS)) * count + which
+    place = which * total + base + (entry >> FLIP_BITS)
     if entry & FLIPS:
         u = flip(load_link(paths, place, tag), entry & FLIPS)
-        place = (base + block) * count + count - _COPIES + slot
+        place = (copies + slot) * total + base + block
         store(paths, place * components(tag, 0) * lanes(paths), u)
     return place
 
 
 @compiled
-def _copy(links, paths, base, path_base, start, stop, dimensions, count, tag):
+def _copy(links, paths, program, base, path_base, start, stop, dimensions, tag):
     """Put the links of a range of blocks beside the joints."""
+    total = _blocks_of(paths, program, dimensions, tag)
     stride = components(tag, 0) * lanes(links)
     for block in range(start, stop):
         for mu in range(dimensions):
             u = load_link(links, (base + block) * dimensions + mu, tag)
-            store(paths, ((path_base + block) * count + mu) * stride, u)
+            store(paths, (mu * total + path_base + block) * stride, u)
 
 
 @compiled
 def _join(paths, program, base, first, last, start, stop, blocks, dimensions, tag):
     """Multiply the joints ``first`` to ``last`` in order, in a range of blocks."""
     joints = program.joints
-    count = dimensions + joints.shape[0] + _COPIES
+    copies = dimensions + joints.shape[0]
+    total = _blocks_of(paths, program, dimensions, tag)
     stride = components(tag, 0) * lanes(paths)
     for block in range(start, stop):
         for index in range(first, last):
             joint = program.order[index]
             entry = program.tables[np.uint64(joints[joint, 3] * blocks + block)]
-            left = load_link(paths, (base + block) * count + joints[joint, 0], tag)
-            place = _place_of(paths, joints[joint, 1], entry, base, block, 0, count, tag)
+            left = load_link(paths, joints[joint, 0] * total + base + block, tag)
+            place = _place_of(paths, joints[joint, 1], entry, base, block, 0, copies, total, tag)
             right = load_link(paths, place, tag)
-            position = ((base + block) * count + dimensions + joint) * stride
+            position = ((dimensions + joint) * total + base + block) * stride
             if joints[joint, 2]:
                 store(paths, position, multiply_inverse(left, right))
             else:
@@ -137,12 +150,14 @@ def _join(paths, program, base, first, last, start, stop, blocks, dimensions, ta
 
 
 @njit(inline="always")
-def _side(paths, program, loop, which, base, block, blocks, count, tag):
+def _side(paths, program, loop, which, base, block, blocks, copies, total, tag):
     """Return one side of a loop, of two paths: p for ``which = 0``, s for 3."""
     sides = program.sides
     entry = program.tables[np.uint64(sides[loop, which + 2] * blocks + block)]
-    place = _place_of(paths, sides[loop, which + 1], entry, base, block, which // 3, count, tag)
-    first = (base + block) * count + sides[loop, which]
+    place = _place_of(
+        paths, sides[loop, which + 1], entry, base, block, which // 3, copies, total, tag
+    )
+    first = sides[loop, which] * total + base + block
     return multiply(load_link(paths, first, tag), load_link(paths, place, tag))
 
 
@@ -150,41 +165,39 @@ def _side(paths, program, loop, which, base, block, blocks, count, tag):
 def _close(paths, elements, program, factors, rows, base, start, stop, blocks, dimensions, tag):
     """Write H of every loop of a range of blocks."""
     loops, joints = program.sides.shape[0], program.joints.shape[0]
-    count = dimensions + joints + _COPIES
+    copies, total = dimensions + joints, _blocks_of(paths, program, dimensions, tag)
     width = lanes(paths)
     stride = components(tag, 1) * width
-    for block in range(start, stop):
+    for tile in range(start, stop, _TILE):
         for loop in range(loops):
-            if program.sides[loop, 1] >= 0:
-                p = _side(paths, program, loop, 0, base, block, blocks, count, tag)
-                s = _side(paths, program, loop, 3, base, block, blocks, count, tag)
-                h = plaquette_algebra(p, s)
-            else:
-                here = (base + block) * count
-                p = load_link(paths, here + program.sides[loop, 0], tag)
-                s = load_link(paths, here + program.sides[loop, 3], tag)
-                h = plaquette_algebra(p, s)
-            factor = load(factors, (rows[loop, 0] + block * rows[loop, 1]) * width, 1)
-            store(elements, ((base + block) * (loops + joints) + loop) * stride, scaled(h, factor))
+            for block in range(tile, min(tile + _TILE, stop)):
+                if program.sides[loop, 1] >= 0:
+                    p = _side(paths, program, loop, 0, base, block, blocks, copies, total, tag)
+                    s = _side(paths, program, loop, 3, base, block, blocks, copies, total, tag)
+                    h = plaquette_algebra(p, s)
+                else:
+                    p = load_link(paths, program.sides[loop, 0] * total + base + block, tag)
+                    s = load_link(paths, program.sides[loop, 3] * total + base + block, tag)
+                    h = plaquette_algebra(p, s)
+                factor = load(factors, (rows[loop, 0] + block * rows[loop, 1]) * width, 1)
+                store(elements, (loop * total + base + block) * stride, scaled(h, factor))
 
 
 @njit(inline="always")
 def _derivative(paths, elements, program, path, base, block, blocks, dimensions, tag):
     """Add up the parts of the derivative of a path."""
-    joints = program.joints.shape[0]
-    count = program.sides.shape[0] + joints
-    number_of_paths = dimensions + joints + _COPIES
+    memory = _blocks_of(paths, program, dimensions, tag)
     parts = program.parts
     total = zero_algebra(paths, tag)
     for index in range(program.starts[2 * path], program.starts[2 * path + 1]):
-        f = load_algebra(elements, (base + block) * count + parts[index, 0], tag)
+        f = load_algebra(elements, parts[index, 0] * memory + base + block, tag)
         total = add_multiple(total, f, splat(paths, parts[index, 1], 1))
     for index in range(program.starts[2 * path + 1], program.starts[2 * path + 2]):
         entry = program.tables[np.uint64(parts[index, 3] * blocks + block)]
         there = base + (entry >> FLIP_BITS)
         f = transport(
-            load_link(paths, there * number_of_paths + parts[index, 2], tag),
-            load_algebra(elements, there * count + parts[index, 0], tag),
+            load_link(paths, parts[index, 2] * memory + there, tag),
+            load_algebra(elements, parts[index, 0] * memory + there, tag),
         )
         if entry & FLIPS:
             f = flip(f, entry & FLIPS)
@@ -197,7 +210,8 @@ def _pass_on(
     paths, elements, program, base, first, last, start, stop, blocks, dimensions, tag
 ):  # fmt: skip
     """Write the derivatives of joints ``first`` to ``last`` in backward order."""
-    loops, joints = program.sides.shape[0], program.joints.shape[0]
+    loops = program.sides.shape[0]
+    total = _blocks_of(paths, program, dimensions, tag)
     stride = components(tag, 1) * lanes(paths)
     for block in range(start, stop):
         for index in range(first, last):
@@ -205,7 +219,7 @@ def _pass_on(
             f = _derivative(
                 paths, elements, program, dimensions + joint, base, block, blocks, dimensions, tag
             )
-            store(elements, ((base + block) * (loops + joints) + loops + joint) * stride, f)
+            store(elements, ((loops + joint) * total + base + block) * stride, f)
 
 
 @compiled
@@ -216,12 +230,15 @@ def _kicks(
     """Add the derivatives of the links of a range of blocks to the momenta."""
     width = lanes(paths)
     time = scaled(load(sizes, size * width, 1), load(steps, step * width, 1))
-    for block in range(start, stop):
+    for tile in range(start, stop, _TILE):
         for mu in range(dimensions):
-            f = _derivative(paths, elements, program, mu, path_base, block, blocks, dimensions, tag)
-            position = (base + block) * dimensions + mu
-            p = kick(load_algebra(momenta, position, tag), f, time)
-            store(momenta, position * components(tag, 1) * width, p)
+            for block in range(tile, min(tile + _TILE, stop)):
+                f = _derivative(
+                    paths, elements, program, mu, path_base, block, blocks, dimensions, tag
+                )
+                position = (base + block) * dimensions + mu
+                p = kick(load_algebra(momenta, position, tag), f, time)
+                store(momenta, position * components(tag, 1) * width, p)
 
 
 @compiled
@@ -230,14 +247,13 @@ def _trajectories(
     is_drift, sizes, steps,
 ):  # fmt: skip
     """Run all operations for a range of groups, which share the memory for paths."""
-    count = dimensions + program.joints.shape[0] + _COPIES
     for group in range(start, stop):
         base = group * blocks
         for index in range(is_drift.shape[0]):
             if is_drift[index]:
                 drifts(links, momenta, base, 0, blocks, dimensions, tag, sizes, index, steps, group)
                 continue
-            _copy(links, paths, base, 0, 0, blocks, dimensions, count, tag)
+            _copy(links, paths, program, base, 0, 0, blocks, dimensions, tag)
             levels = program.levels
             for level in range(levels.shape[0] - 1):
                 _join(
@@ -261,7 +277,8 @@ def _trajectories(
 def _traces(paths, program, factors, rows, start, stop, blocks, dimensions, tag, partial):
     """Add up factor times normalised trace of all loops, by chunks of blocks."""
     width = lanes(paths)
-    count = dimensions + program.joints.shape[0] + _COPIES
+    copies = dimensions + program.joints.shape[0]
+    total = _blocks_of(paths, program, dimensions, tag)
     chunks = -(-blocks // CHUNK)
     for task in range(start, stop):
         group, chunk = task // chunks, task % chunks
@@ -269,13 +286,12 @@ def _traces(paths, program, factors, rows, start, stop, blocks, dimensions, tag,
         for block in range(chunk * CHUNK, min(blocks, (chunk + 1) * CHUNK)):
             for loop in range(program.sides.shape[0]):
                 if program.sides[loop, 1] >= 0:
-                    p = _side(paths, program, loop, 0, base, block, blocks, count, tag)
-                    s = _side(paths, program, loop, 3, base, block, blocks, count, tag)
+                    p = _side(paths, program, loop, 0, base, block, blocks, copies, total, tag)
+                    s = _side(paths, program, loop, 3, base, block, blocks, copies, total, tag)
                     trace = plaquette_trace(p, s)
                 else:
-                    here = (base + block) * count
-                    p = load_link(paths, here + program.sides[loop, 0], tag)
-                    s = load_link(paths, here + program.sides[loop, 3], tag)
+                    p = load_link(paths, program.sides[loop, 0] * total + base + block, tag)
+                    s = load_link(paths, program.sides[loop, 3] * total + base + block, tag)
                     trace = plaquette_trace(p, s)
                 factor = load(factors, (rows[loop, 0] + block * rows[loop, 1]) * width, 1)
                 accumulate(partial, task * width, scaled(trace, factor))
@@ -507,11 +523,13 @@ class LoopDynamics(LinkFields, Dynamics):
     def _joining(self, field: np.ndarray) -> list[Callable]:
         """Return the phases that make all paths."""
         blocks = self.layout.blocks
-        count = self.dimensions + len(self.program.joints) + _COPIES
 
         def copy(memory, group, base, start, stop):
             paths, _ = memory
-            _copy(field, paths, group * blocks, base, start, stop, self.dimensions, count, self.tag)
+            _copy(
+                field, paths, self.program, group * blocks, base, start, stop, self.dimensions,
+                self.tag,
+            )  # fmt: skip
 
         def join(memory, group, base, start, stop, first, last):
             paths, _ = memory

@@ -120,7 +120,8 @@ def test_agrees_with_torch(group, lattice, chains, shape):
         action = Improved(group, lattice, beta=2.3, words=words, weights=weights)
         assert why_in_torch(action) is None
         for dtype, tolerance in ((torch.float64, 1e-13), (torch.float32, 5e-5)):
-            if dtype == torch.float32 and (shape != "rectangle" or len(lattice) == 3):
+            # Single precision is another compilation, of the same formulas.
+            if dtype == torch.float32 and (group, shape) != ("SU(3)", "rectangle"):
                 continue
             field, momentum, step_size = draw(action, chains, dtype)
             ours = find_trajectory(action, field, LEAPFROG)(field, momentum, step_size, 2)
