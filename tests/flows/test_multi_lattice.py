@@ -23,7 +23,7 @@ TABLES = {
     "prior": {"name": "free_field", "mass_extent": 5.0},
     "flow": {"name": "multi_lattice", "coarsest": 3, "reach": 1, **SMALL, "steps": 4},
     "training": {
-        "steps": 150,
+        "steps": 110,
         "batch": 96,
         "optimiser": "soap",
         "learning_rate": 1e-2,
@@ -128,8 +128,8 @@ def test_training_on_a_mix_of_sizes(tmp_path):
         loaded = load_flow(path, lattice=[extent, extent])
         model = loaded.model.to(torch.float64)
         with torch.no_grad():
-            x, log_q = model.sample(1000, stream(2, 0, "test"))
-            z, log_prior = model.prior.sample(1000, stream(2, 0, "test"))
+            x, log_q = model.sample(500, stream(2, 0, "test"))
+            z, log_prior = model.prior.sample(500, stream(2, 0, "test"))
         trained = effective_sample_size(-target(x) - log_q).value
         before = effective_sample_size(-target(z) - log_prior).value
         assert trained > 0.9 and 1 - trained < 0.5 * (1 - before)

@@ -24,12 +24,12 @@ TABLES = {
     "theory": {"action": "free", "lattice": [4, 4], "m2": 1.0},
     "ensemble": {"files": "files"},
     "prior": {"name": "free_field", "m2": 3.0},
-    "flow": {"name": "continuous", **SMALL, "steps": 8},
+    "flow": {"name": "continuous", **SMALL, "steps": 5},
     "training": {
         "objective": "forward_kl",
-        "steps": 150,
+        "steps": 75,
         "batch": 50,
-        "learning_rate": 5e-3,
+        "learning_rate": 1e-2,
         "precision": 32,
         "evaluate_samples": 64,
     },
@@ -109,14 +109,14 @@ def test_training_on_files(tmp_path):
     assert train(make_plan(TABLES, tmp_path), path)
     model = load_flow(path).model.to(torch.float64)
     with torch.no_grad():
-        x, log_q = model.sample(4000, stream(6, 0, "test"))
+        x, log_q = model.sample(1500, stream(6, 0, "test"))
     log_weights = -ACTION(x) - log_q
     weights = torch.softmax(log_weights, 0)
-    assert 1 / float(weights.square().sum()) > 0.8 * 4000
+    assert 1 / float(weights.square().sum()) > 0.8 * 1500
     phi2 = x.square().mean((1, 2)).double()
     mean = float((weights * phi2).sum())
     error = math.sqrt(float((weights * (phi2 - mean)).square().sum()))
-    exact = float(ACTION.sample(200000, stream(7, 0, "test")).square().mean())
+    exact = float(ACTION.propagator()[0, 0])
     assert abs(mean - exact) < 5 * error
 
 
