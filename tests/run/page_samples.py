@@ -79,7 +79,7 @@ def run_pages(folder: Path) -> dict[str, Page]:
     chain = make_run(folder / "chain", charge=True, independence=True)
     add_polyakov(chain)
     flow = make_flow_run(folder / "flow", rows=300)
-    ladder = make_run(folder / "ladder", replicas=3, rows=400)
+    ladder = make_run(folder / "ladder", replicas=3, rows=400, vector=False)
     runs = {"chain": chain, "ladder": ladder, "gradient flow": flow}
     analyses = {name: analyse_run(RecordedRun.open(path)) for name, path in runs.items()}
     two = [analyses["chain"], analyses["ladder"]]

@@ -191,13 +191,13 @@ def drawn_twice(
 
 def svg_text(figure: Figure) -> str:
     """Return a figure as SVG text to stand in a page; the same data give the same bytes."""
-    # Once: savefig would do it twice, which is most of the time.
-    engine = figure.get_layout_engine()
-    assert engine is not None
+    # Once each: savefig would lay out and draw twice, which is most of the time.
+    engine, canvas = figure.get_layout_engine(), figure.canvas
+    assert engine is not None and isinstance(canvas, FigureCanvasSVG)
     engine.execute(figure)
     figure.set_layout_engine("none")
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    canvas.print_svg(buffer, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :].strip()
     # The size is the page's business, and a style sheet in here would be the whole page's.
