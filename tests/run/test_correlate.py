@@ -91,7 +91,9 @@ def test_nersc_and_ildg_give_identical_numbers(tmp_path, capsys):
             "derivative": [{"method": "difference", "coupling": "beta", "steps": [0.01, 0.02]}],
         }
         config = write_config(tmp_path / f"{format}.toml", tables)
-        status, document, _ = correlate(capsys, config, "--output", tmp_path / f"out_{format}")
+        status, document, _ = correlate(
+            capsys, config, "--output", tmp_path / f"out_{format}" / "out"
+        )
         assert status == 0
         documents.append(document)
     assert documents[0] == documents[1] == documents[2]
