@@ -35,15 +35,20 @@ def exact_draws(action: Action, chains: int, rng: torch.Generator) -> Tensor:
 def statistics_of(action: Action, field: Tensor) -> Tensor:
     """Return numbers that tell distributions of fields apart, ``(chains, statistics)`` float64.
 
-    S, and of links the plaquette and all Polyakov loops, of sites the second moments, the first
-    site and the sum.
+    S; of links the plaquette and all Polyakov loops; of scalars the second moments, the first site
+    and the sum; of spins their components at the first site and the sums of these.
     """
     columns = [action(field)]
     if action.is_gauge:
         columns += [plaquette(field, action), *polyakov_loop(field, action).T]
-    else:
+    elif action.is_scalar:
         flat = field.reshape(len(field), -1)
         columns += [phi2(field, action), susceptibility(field, action), flat[:, 0], flat.sum(1)]
+    else:
+        angles = not field.is_complex()
+        parts = [field.cos(), field.sin()] if angles else [field.real, field.imag]
+        spins = torch.stack(parts, -1).reshape(len(field), action.volume, -1)
+        columns += [*spins[:, 0].T, *spins.sum(1).T]
     return torch.stack([column.to(torch.float64) for column in columns], 1)
 
 

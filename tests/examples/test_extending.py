@@ -38,7 +38,9 @@ from flowmc.testing import (
     check_action,
     check_flow,
     check_kernel,
+    check_steps,
     gauge_transformation,
+    statistics_of,
 )
 from flowmc.vector_fields import KernelFields
 
@@ -142,6 +144,9 @@ def test_spins_are_where_they_say():
     spins = module("spin_action").Chiral("SU(3)", [4, 6], beta=1.0)
     assert not spins.is_gauge and not spins.is_scalar and spins.volume == 24
     check_action(spins)
+    check_steps(lambda: HMC(spins), spins)
+    field = spins.hot(3, torch.Generator().manual_seed(1))
+    assert statistics_of(spins, field).shape == (3, 1 + 2 * 18)
     both = 0.5 * spins + spins.on_lattice([4, 6])
     assert both.space == spins.space and both.field_shape(2) == (2, 4, 6, 3, 3)
     assert both.cold(2, torch.float32).dtype == torch.complex64
