@@ -30,6 +30,7 @@ from flowmc.native import (
     why_in_torch,
 )
 from flowmc.splitting import INTEGRATORS
+from flowmc.terms import Term
 
 LEAPFROG = INTEGRATORS["leapfrog"]
 ACTIONS = [
@@ -224,6 +225,46 @@ def test_formulas_of_ones_own_are_never_compiled():
     one = Phi4((4, 6), **COUPLINGS)
     one.force = lambda field: torch.zeros_like(field)
     assert find_trajectory(one, field, LEAPFROG) is None
+
+
+class Kick(Term):
+    """A term of one's own: torch's formulas alone."""
+
+    def value(self, field):
+        return field.flatten(1).sum(1).double()
+
+    def force(self, field):
+        return torch.ones_like(field)
+
+    def times(self, factor):
+        raise NotImplementedError
+
+    def plus(self, other):
+        return None
+
+
+class Kicked(Phi4):
+    def as_data(self):
+        return (*super().as_data(), Kick())
+
+
+class OfSpins(Wilson):
+    """Terms of links do not fit spins."""
+
+    place = "sites"
+
+
+def test_terms_that_no_kernel_reads_are_left_to_torch():
+    action = Kicked((4, 6), **COUPLINGS)
+    field, _, _ = draw(action, 3)
+    assert why_in_torch(action) == (
+        "there are no kernels for Hopping and Kick of R on the sites of a 4x6 lattice"
+    )
+    assert find_action(action, field) is None
+    assert torch.allclose(action(field), ACTIONS[0](field) + field.flatten(1).sum(1), rtol=1e-12)
+    assert check_force(action, field, torch.Generator().manual_seed(4)) < 1e-8
+    spins = OfSpins("SU(3)", (4, 6), beta=1.0)
+    assert find_action(spins, spins.cold(1)) is None and "no kernels" in why_in_torch(spins)
 
 
 def test_an_action_without_formulas_is_refused():
