@@ -469,7 +469,7 @@ def test_a_killed_measurement_continues(tmp_path, capsys):
     assert len(measured_before(tmp_path / "out" / "series.h5")) == 16
     status, again, error = correlate(capsys, *command[1:], "--resume")
     assert status == 0 and "16 of them are measured already" in error
-    status, whole, _ = correlate(capsys, config, "--output", tmp_path / "whole")
+    status, whole, _ = correlate(capsys, config, "--output", tmp_path / "whole" / "out")
     assert status == 0 and whole == again
 
 
