@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,12 @@ from flowmc.chains.storage.declarations import (
     declarations_in,
     declarations_of,
 )
-from flowmc.chains.storage.directory import RunDirectory, environment, identity_of
+from flowmc.chains.storage.directory import (
+    RunDirectory,
+    environment,
+    flows_entry,
+    identity_of,
+)
 from flowmc.chains.storage.measurements import MeasurementFile, MeasurementLayout, check_rows
 from flowmc.jobs.own_files import opened
 from flowmc.kernels import Info, LadderState, State
@@ -152,29 +158,10 @@ def _start(
 
     def establish() -> None:
         assert gathered is not None
-        origins, digests, _ = (
-            {key: value for part in parts for key, value in part.items()}
-            for parts in zip(*gathered, strict=True)
-        )
-        directory.write_provenance(
-            config,
-            assembly,
-            digests,
-            [origins[chain] for chain in sorted(origins)],
-            communicator.size,
-        )
-        directory.write_config(config)
-        MeasurementFile.create(directory.measurements, layout).close()
+        _establish(config, assembly, directory, layout, gathered)
 
     communicator.from_root(establish)
-    streams = {
-        (block, r): stream(seed, block, purpose_of("update", r), assembly.device).get_state()
-        for block, replicas in own.items()
-        for r in replicas
-    }
-    pending = Diagnostics(assembly.reports(), config.chains.count).state()
-    head = Head(0, assembly.kernel.tuning(), seed, identity_of(config.resolved), 0)
-    checkpoint = Checkpoint(head, states, streams, pending)
+    checkpoint = _at_update_zero(config, assembly, states, own)
     write_checkpoint(directory.checkpoint, checkpoint, communicator)
     runner = Runner(
         config,
@@ -191,11 +178,66 @@ def _start(
         # It has built the kernels again.
         communicator.together(runner.init_kernels)
     if gathered is not None:
-        texts = {path: text for _, _, part in gathered for path, text in part.items()}
-        for path, sentences in texts.items():
+        for path, sentences in _merged([notes for _, _, notes in gathered]).items():
             for text in sentences:
                 runner.journal.write("warning", 0, file=path, text=text)
     return runner
+
+
+def _establish(
+    config: RunConfig,
+    assembly: Assembly,
+    directory: RunDirectory,
+    layout: MeasurementLayout,
+    gathered: Sequence[tuple[Mapping[int, Any], Mapping[str, str], Mapping[str, Any]]],
+) -> None:
+    """Write the files of a new run but the checkpoint.
+
+    Args:
+        config, assembly, directory: of the run.
+        layout: of the measurement file.
+        gathered: from every rank the origins of its chains, digests of start files, and notes.
+    """
+    origins = _merged([own for own, _, _ in gathered])
+    content = {
+        "seed": config.chains.seed,
+        "ranks": len(gathered),
+        "start_files": _merged([digests for _, digests, _ in gathered]),
+        "flows": flows_entry(assembly.fingerprints, assembly.cards),
+        "origins": [origins[chain] for chain in sorted(origins)],
+    }
+    directory.write_provenance(config.resolved, assembly.device, content)
+    directory.write_config(config.resolved)
+    MeasurementFile.create(directory.measurements, layout).close()
+
+
+def _at_update_zero(
+    config: RunConfig,
+    assembly: Assembly,
+    states: Mapping[int, State | LadderState],
+    own: Mapping[int, Sequence[int]],
+) -> Checkpoint:
+    """Return where a new run stands.
+
+    Args:
+        config, assembly: of the run.
+        states: by block.
+        own: the replicas of every block that live on this rank.
+    """
+    seed = config.chains.seed
+    streams = {
+        (block, r): stream(seed, block, purpose_of("update", r), assembly.device).get_state()
+        for block, replicas in own.items()
+        for r in replicas
+    }
+    pending = Diagnostics(assembly.reports(), config.chains.count).state()
+    head = Head(0, assembly.kernel.tuning(), seed, identity_of(config.resolved), 0)
+    return Checkpoint(head, states, streams, pending)
+
+
+def _merged(parts: Sequence[Mapping[Any, Any]]) -> dict[Any, Any]:
+    """Return the entries of all ranks."""
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def _resume(
@@ -239,7 +281,7 @@ def _resume(
         )
         if MeasurementFile.rows_in(directory.measurements) != dict(layout.rows):
             MeasurementFile.extend(directory.measurements, layout).close()
-        directory.write_config(config)
+        directory.write_config(config.resolved)
         return layout
 
     head, provenance = communicator.from_root(look)

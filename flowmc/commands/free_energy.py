@@ -8,29 +8,22 @@ and, for the layers of an ``snf``, ``training.checkpoint.safetensors`` hold what
 from __future__ import annotations
 
 import argparse
-import datetime
 import hashlib
 import json
 import shlex
 import signal
-import sys
 import time
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import torch
-from flowmc_adapters import atomic_write
 
-from flowmc.chains.storage.directory import RunDirectory, environment
-from flowmc.config.entries import changed_keys
+from flowmc.chains.storage.directory import RunDirectory
 from flowmc.config.settings import as_words
-from flowmc.config.toml_text import toml_text
 from flowmc.durations import seconds_of
 from flowmc.evaluation.density import DensityError
 from flowmc.free_energy.config import FreeEnergyConfig, load_free_energy_config
 from flowmc.free_energy.measure import TRAINING_CHECKPOINT, measure
-from flowmc.free_energy.outcome import Outcome
 from flowmc.free_energy.progress import Paused, Progress
 from flowmc.jobs.interrupts import Interrupts
 from flowmc.jobs.stopping import OUT_OF_TIME, Deadline
@@ -115,7 +108,7 @@ def _run(
         if progress.seconds_before:
             say(f"resuming {path} after {progress.seconds_before:.0f} s of work")
     progress.identify("configuration", _digest(config))
-    _write(directory.config, toml_text(config.resolved))
+    directory.write_config(config.resolved)
     try:
         outcome = measure(config, say, progress)
     except Paused as pause:
@@ -130,7 +123,8 @@ def _run(
         return 128 + interrupts.number if interrupts.number else OUT_OF_TIME
     # What has been measured is kept in case the results cannot be written.
     progress.save()
-    _write(directory.provenance, json.dumps(_provenance(config, outcome), indent=2) + "\n")
+    content = {"seed": table.seed, "flows": outcome.fingerprints}
+    directory.write_provenance(config.resolved, torch.device("cpu"), content, event="finished")
     write_results(path, config, outcome)
     for name in ("checkpoint.safetensors", TRAINING_CHECKPOINT):
         (path / name).unlink(missing_ok=True)
@@ -151,22 +145,9 @@ def _check_same(directory: RunDirectory, config: FreeEnergyConfig) -> None:
     foreign = (directory.measurements, directory.checkpoint, directory.ensemble)
     if any(path.exists() for path in foreign):
         raise ConfigError(f"{directory.path} is of flowmc run: choose another --output")
-    if not directory.config.exists():
-        return
-    try:
-        old = tomllib.loads(directory.config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{directory.config} cannot be read ({error}): choose another --output"
-        ) from error
-    new = tomllib.loads(toml_text(config.resolved))
-    for key, (before, after) in changed_keys(old, new).items():
-        if key not in _FREE_KEYS:
-            was, now = ("not set" if one is None else repr(one) for one in (before, after))
-            raise ConfigError(
-                f"{key} was {was} when the measurement in {directory.path} was begun and is {now} "
-                "now: restore it to resume, or choose another --output"
-            )
+    if directory.config.exists():
+        begun = f"the measurement in {directory.path} was begun"
+        directory.check_unchanged(config.resolved, begun, lambda key: key in _FREE_KEYS)
 
 
 def _finished(args: argparse.Namespace, summary: Path) -> int:
@@ -188,20 +169,3 @@ def _digest(config: FreeEnergyConfig) -> str:
         name, _, key = key.partition(".")
         tables.get(name, {}).pop(key, None)
     return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
-
-
-def _provenance(config: FreeEnergyConfig, outcome: Outcome) -> dict[str, Any]:
-    text = toml_text(config.resolved)
-    return {
-        **environment(torch.device("cpu")),
-        "command": shlex.join(sys.argv),
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "seed": config.table.seed,
-        "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "flows": outcome.fingerprints,
-    }
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_write(path) as file:
-        file.write(text.encode())

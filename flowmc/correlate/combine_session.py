@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-
 from flowmc.correlate.combine_columns import CombineColumns
 from flowmc.correlate.combine_config import CombineConfig, EnsembleEntry, equal_seeds
 from flowmc.correlate.combined import MeasuredEnsemble
 from flowmc.correlate.directory import CorrelateDirectory, origin_of
 from flowmc.correlate.measurement import Columns
-from flowmc.correlate.stream import EnsembleStream, open_ensemble, run_live, selected
+from flowmc.correlate.stream import EnsembleStream, open_ensemble, run_live
 from flowmc.ensembles.stored import ConfigurationBatch, StoredEnsemble
 from flowmc.jobs.journal import Journal
 from flowmc.parallel import Communicator
-from flowmc.parallel.devices import choose_device, choose_threads
+from flowmc.parallel.devices import choose_threads
 
 __all__ = ["CombineSession"]
 
@@ -69,8 +67,9 @@ class CombineSession:
             entry.label: origin_of(stream.ensemble)
             for entry, stream in zip(self.config.ensembles, self.streams, strict=True)
         }
-        device = self.streams[0].device
-        self.directory.write_origin(self.config.resolved, device, {"ensembles": origins})
+        device, resolved = self.streams[0].device, self.config.resolved
+        self.directory.write_config(resolved)
+        self.directory.write_provenance(resolved, device, {"ensembles": origins})
         journal = Journal(self.directory.log)
         found = []
         for entry, stream in zip(self.config.ensembles, self.streams, strict=True):
@@ -94,27 +93,19 @@ class CombineSession:
         return self.columns.measure(batch.members, batch.field)
 
     def _stream(self, entry: EnsembleEntry, resume: bool) -> EnsembleStream:
-        source = entry.source
-        dtype = torch.float64 if source.precision == 64 else torch.float32
-        device = choose_device(source.device, Communicator())
-        where = f"[[ensemble]] {entry.label}"
         return EnsembleStream(
             self._ensemble(entry, resume),
             entry.action,
-            source,
-            dtype,
-            device,
+            entry.source,
             self.say,
-            where=where,
+            where=f"[[ensemble]] {entry.label}",
         )
 
     def _ensemble(self, entry: EnsembleEntry, resume: bool) -> StoredEnsemble:
         if entry.live is None:
             return open_ensemble(entry.source, self.config.path, name=entry.label)
-        path = self.directory.chain / entry.label
         self.say(f"chain of {entry.label}")
-        run_live(entry.live, path, resume=resume)
         # Not the label alone: pyerrors takes equal names for the same configurations.
-        folder = self.directory.path.resolve().name.replace("|", "_")
-        name = entry.source.name or f"{folder},{entry.label}"
-        return selected(StoredEnsemble.of_run(path, name=name), entry.source)
+        name = entry.source.name or f"{self.directory.word},{entry.label}"
+        path = self.directory.chain / entry.label
+        return run_live(entry.live, path, entry.source, name, resume=resume)

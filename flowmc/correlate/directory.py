@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
-import hashlib
-import json
 import re
-import shlex
-import sys
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from flowmc_adapters import atomic_write
-
-from flowmc.chains.storage.directory import RunDirectory, environment
-from flowmc.config.entries import changed_keys
-from flowmc.config.toml_text import toml_text
+from flowmc.chains.storage.directory import RunDirectory
 from flowmc.ensembles.stored import StoredEnsemble
 from flowmc.registry import ConfigError
 
@@ -61,6 +50,11 @@ class CorrelateDirectory(RunDirectory):
             )
         )
 
+    @property
+    def word(self) -> str:
+        """Its name, for that of an ensemble."""
+        return self.path.resolve().name.replace("|", "_")
+
     def series_of(self, label: str) -> Path:
         """Return the file of what was measured on one of several ensembles."""
         return self.ensembles / f"{label}.h5"
@@ -82,44 +76,10 @@ class CorrelateDirectory(RunDirectory):
                 f"{self.path} holds results already: take them up with --resume, or choose "
                 "another --output"
             )
-        try:
-            old = tomllib.loads(self.config.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return  # killed before anything was measured
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{self.config} cannot be read: {error}") from error
-        new = tomllib.loads(toml_text(resolved))
-        for key, (before, after) in changed_keys(old, new).items():
-            if not _FREE.fullmatch(key):
-                raise ConfigError(
-                    f"{key} was {before!r} when the measurements in {self.path} were begun "
-                    f"and is {after!r} now: restore it to resume, or choose another --output"
-                )
-
-    def write_origin(
-        self, resolved: Mapping[str, Any], device: torch.device, content: Mapping[str, Any]
-    ) -> None:
-        """Write ``config.toml`` and ``provenance.json``.
-
-        Args:
-            resolved: all tables of the configuration.
-            device: where fields live.
-            content: further entries of the provenance.
-        """
-        text = toml_text(resolved)
-        provenance = {
-            **environment(device),
-            "command": shlex.join(sys.argv),
-            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
-            **content,
-        }
-        for path, data in (
-            (self.config, text),
-            (self.provenance, json.dumps(provenance, indent=2) + "\n"),
-        ):
-            with atomic_write(path) as file:
-                file.write(data.encode())
+        # Without one it was killed before anything was measured.
+        if self.config.exists():
+            begun = f"the measurements in {self.path} were begun"
+            self.check_unchanged(resolved, begun, lambda key: bool(_FREE.fullmatch(key)))
 
 
 def origin_of(ensemble: StoredEnsemble) -> dict[str, Any]:

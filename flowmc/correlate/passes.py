@@ -22,6 +22,8 @@ from flowmc.registry import ConfigError
 __all__ = ["SOURCE", "Passes", "disordered_field", "observe"]
 
 SOURCE = "source"
+# Beside the columns below the labels of measurements.
+_OWN = ("observables", "action")
 
 
 class Passes:
@@ -37,10 +39,13 @@ class Passes:
 
     def __init__(self, context: Context, measurements: Sequence[Measurement]) -> None:
         self.context, self.measurements = context, list(measurements)
-        labels = [SOURCE, *(one.label for one in self.measurements)]
+        labels = [SOURCE, *_OWN, *(one.label for one in self.measurements)]
         twice = [label for label in labels if labels.count(label) > 1]
         if twice:
-            raise ConfigError(f"two measurements are called {twice[0]!r}: give them other labels")
+            raise ConfigError(
+                f"two measurements are called {twice[0]!r}, or it is a reserved word: give them "
+                "other labels"
+            )
 
     @property
     def has_survey(self) -> bool:

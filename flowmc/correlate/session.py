@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
 from flowmc.actions.base import Action
+from flowmc.chains.storage.directory import flows_entry
 from flowmc.correlate.config import CorrelateConfig
 from flowmc.correlate.directory import CorrelateDirectory, origin_of
 from flowmc.correlate.measurement import (
@@ -20,7 +19,7 @@ from flowmc.correlate.measurement import (
 )
 from flowmc.correlate.passes import Passes, disordered_field, observe
 from flowmc.correlate.quantities import Derived
-from flowmc.correlate.stream import EnsembleStream, open_ensemble, run_live, selected
+from flowmc.correlate.stream import EnsembleStream, kind_of_fields, open_ensemble, run_live
 from flowmc.correlate.targets import Target
 from flowmc.correlate.writing import CorrelatedWriter, write_weights
 from flowmc.ensembles.stored import ConfigurationBatch, StoredEnsemble
@@ -29,7 +28,7 @@ from flowmc.flows.cards.files import load_flow
 from flowmc.flows.cards.matching import orient
 from flowmc.jobs.journal import Journal
 from flowmc.parallel import Communicator
-from flowmc.parallel.devices import choose_device, choose_threads
+from flowmc.parallel.devices import choose_threads
 from flowmc.registry import ConfigError
 
 __all__ = ["Session"]
@@ -58,8 +57,7 @@ class Session:
     ) -> None:
         self.config, self.directory, self.say = config, directory, say
         choose_threads(Communicator())
-        self.device = choose_device(config.source.device, Communicator())
-        self.dtype = torch.float64 if config.source.precision == 64 else torch.float32
+        self.dtype, self.device = kind_of_fields(config.source)
         self.fingerprints: dict[str, str] = {}
         self.cards: dict[str, Mapping[str, Any]] = {}
         # What is there may only be judged while nobody else writes it.
@@ -78,9 +76,7 @@ class Session:
             self._rehearse()
             self._measurements("live", several=False)
         self.ensemble = self._ensemble(resume)
-        self.stream = EnsembleStream(
-            self.ensemble, config.action, config.source, self.dtype, self.device, say
-        )
+        self.stream = EnsembleStream(self.ensemble, config.action, config.source, say)
         several = len(self.ensemble.history.numbers) > 1
         self.passes = Passes(self.context, self._measurements(self.ensemble.name, several=several))
         if directory.provenance.exists():
@@ -124,10 +120,9 @@ class Session:
         config = self.config
         if config.live is None:
             return open_ensemble(config.source, config.path, name=config.source.name)
-        run_live(config.live, self.directory.chain, resume=resume)
         # Not "live" for all: pyerrors takes equal names for the same configurations.
-        name = config.source.name or self.directory.path.resolve().name.replace("|", "_")
-        return selected(StoredEnsemble.of_run(self.directory.chain, name=name), config.source)
+        name = config.source.name or self.directory.word
+        return run_live(config.live, self.directory.chain, config.source, name, resume=resume)
 
     def _rehearse(self) -> None:
         """Measure a disordered field, for the errors that it may raise."""
@@ -178,9 +173,7 @@ class Session:
         return flow.eval()
 
     def _write_provenance(self) -> None:
-        flows = {
-            name: {"fingerprint": digest, "card": self.cards[name]}
-            for name, digest in self.fingerprints.items()
-        }
+        flows = flows_entry(self.fingerprints, self.cards)
         content = {"ensemble": origin_of(self.ensemble), "flows": flows}
-        self.directory.write_origin(self.config.resolved, self.device, content)
+        self.directory.write_config(self.config.resolved)
+        self.directory.write_provenance(self.config.resolved, self.device, content)

@@ -20,8 +20,9 @@ from flowmc.correlate.store import SeriesStore, measured_before
 from flowmc.ensembles.stored import ConfigurationBatch, StoredEnsemble, selection_text
 from flowmc.jobs.journal import Display, Journal
 from flowmc.parallel import Communicator
+from flowmc.parallel.devices import choose_device
 
-__all__ = ["EnsembleStream", "open_ensemble", "run_live", "selected"]
+__all__ = ["EnsembleStream", "kind_of_fields", "open_ensemble", "run_live"]
 
 _BATCH_BYTES, _LARGEST_BATCH = 2**24, 256
 
@@ -33,8 +34,6 @@ class EnsembleStream:
         ensemble: the configurations.
         action: the theory that they were made with.
         source: how to read them.
-        dtype: of the real components of fields.
-        device: where fields live.
         say: shows a sentence to the user.
         where: the table of the configuration that has the couplings.
 
@@ -47,15 +46,14 @@ class EnsembleStream:
         ensemble: StoredEnsemble,
         action: Action,
         source: Source,
-        dtype: torch.dtype,
-        device: torch.device,
         say: Callable[[str], None] = lambda text: None,
         *,
         where: str = "[theory]",
     ) -> None:
         self.where = where
         self.ensemble, self.action, self.source = ensemble, action, source
-        self.dtype, self.device, self.say = dtype, device, say
+        self.dtype, self.device = kind_of_fields(source)
+        self.say = say
         self.doubts: dict[str, None] = {}
 
     def announce(self) -> None:
@@ -176,20 +174,30 @@ def open_ensemble(
         assert source.files is not None
         written = [source.files] if isinstance(source.files, str) else source.files
         ensemble = StoredEnsemble.of_files([path_of(one) for one in written], name=name)
-    return selected(ensemble, source)
+    return _selected(ensemble, source)
 
 
-def selected(ensemble: StoredEnsemble, source: Source) -> StoredEnsemble:
+def _selected(ensemble: StoredEnsemble, source: Source) -> StoredEnsemble:
     """Return the part of an ensemble that ``first``, ``last`` and ``every`` of a source choose."""
     return ensemble.selected(first=source.first, last=source.last, every=source.every)
 
 
-def run_live(config: RunConfig, path: Path, *, resume: bool) -> None:
+def kind_of_fields(source: Source) -> tuple[torch.dtype, torch.device]:
+    """Return the precision of the real components of fields in memory, and where they live."""
+    dtype = torch.float64 if source.precision == 64 else torch.float32
+    return dtype, choose_device(source.device, Communicator())
+
+
+def run_live(
+    config: RunConfig, path: Path, source: Source, name: str, *, resume: bool
+) -> StoredEnsemble:
     """Make configurations with the machinery of ``flowmc run``, or finish making them.
 
     Args:
         config: of the chain.
         path: the run directory.
+        source: says which part of them is the ensemble.
+        name: of the ensemble.
         resume: continue a chain that has begun.
 
     Raises:
@@ -208,3 +216,4 @@ def run_live(config: RunConfig, path: Path, *, resume: bool) -> None:
             f"the chain stopped after update {runner.update} of {runner.total} ({reason}): "
             "continue with --resume"
         )
+    return _selected(StoredEnsemble.of_run(path, name=name), source)

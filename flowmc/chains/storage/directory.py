@@ -10,7 +10,7 @@ import platform
 import shlex
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ import torch
 from flowmc_adapters import atomic_write
 
 from flowmc import __version__
-from flowmc.chains.assembly import Assembly
 from flowmc.chains.config import RunConfig
 from flowmc.chains.storage.measurements import MeasurementFile
 from flowmc.config.entries import changed_keys
@@ -28,7 +27,7 @@ from flowmc.jobs.lock import Lock
 from flowmc.jobs.own_files import naming, read_text
 from flowmc.registry import ConfigError
 
-__all__ = ["RunDirectory", "environment", "identity_of"]
+__all__ = ["RunDirectory", "environment", "flows_entry", "identity_of"]
 
 # What commands write that take no lock.
 _UNLOCKED = ("report.html", "results.json.gz")
@@ -108,43 +107,34 @@ class RunDirectory:
                 if ours or now - leftover.stat().st_mtime > _ABANDONED:
                     leftover.unlink()
 
-    def write_config(self, config: RunConfig) -> None:
+    def write_config(self, resolved: Mapping[str, Any]) -> None:
         """Write the resolved configuration."""
-        _write_text(self.config, toml_text(config.resolved))
+        _write_text(self.config, toml_text(resolved))
 
     def write_provenance(
         self,
-        config: RunConfig,
-        assembly: Assembly,
-        start_files: Mapping[str, str],
-        origins: list[dict[str, str]],
-        ranks: int,
+        resolved: Mapping[str, Any],
+        device: torch.device,
+        content: Mapping[str, Any],
+        *,
+        event: str = "started",
     ) -> None:
-        """Write what the run was made of, for people and for the resume.
+        """Write what it was made of and when, for people and for a resume.
 
         Args:
-            config: what is run.
-            assembly: of it.
-            start_files: SHA-256 of every start file, by path.
-            origins: of saved configurations, by chain.
-            ranks: number of ranks that start the run.
+            resolved: all tables of the configuration.
+            device: where fields live.
+            content: further entries.
+            event: whose time this is.
         """
-        text = toml_text(config.resolved)
-        content = {
-            **environment(assembly.device),
+        provenance = {
+            **environment(device),
             "command": shlex.join(sys.argv),
-            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "seed": config.chains.seed,
-            "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "ranks": ranks,
-            "start_files": dict(start_files),
-            "flows": {
-                name: {"fingerprint": digest, "card": assembly.cards[name]}
-                for name, digest in assembly.fingerprints.items()
-            },
-            "origins": origins,
+            event: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "config_sha256": hashlib.sha256(toml_text(resolved).encode()).hexdigest(),
+            **content,
         }
-        _write_text(self.provenance, json.dumps(content, indent=2) + "\n")
+        _write_text(self.provenance, json.dumps(provenance, indent=2) + "\n")
 
     def read_provenance(self) -> dict[str, Any]:
         """Return the content of ``provenance.json``.
@@ -178,25 +168,49 @@ class RunDirectory:
         except (OSError, ValueError, RecursionError) as error:
             raise self._unreadable(self.config, error) from error
 
+    def check_unchanged(
+        self, resolved: Mapping[str, Any], begun: str, is_free: Callable[[str], bool]
+    ) -> dict[str, tuple[Any, Any]]:
+        """Refuse to go on with another configuration than that of what is here.
+
+        Args:
+            resolved: all tables of the configuration.
+            begun: what was begun when the other was here, in words.
+            is_free: whether a key may differ.
+
+        Returns:
+            Old and new value of the keys that may and do, by their dotted names.
+
+        Raises:
+            ConfigError: naming the first key that may not.
+        """
+        changed = changed_keys(self.read_config(), tomllib.loads(toml_text(resolved)))
+        for key, (before, after) in changed.items():
+            if not is_free(key):
+                raise ConfigError(
+                    f"{key} was {_shown(before)} when {begun} and is {_shown(after)} now: restore "
+                    "it to resume, or choose another --output"
+                )
+        return changed
+
     def check_resumable(self, config: RunConfig) -> None:
         """Refuse to resume as anything but what was started.
 
         Raises:
             ConfigError: naming the first key that differs.
         """
-        old = self.read_config()
-        new = tomllib.loads(toml_text(config.resolved))
-        for key, (before, after) in changed_keys(old, new).items():
-            if key not in _FREE_KEYS and not key.startswith("parallel"):
-                raise ConfigError(
-                    f"{key} was {_shown(before)} when the run in {self.path} was started and is "
-                    f"{_shown(after)} now: restore it to resume, or choose another --output"
-                )
-            if key == "run.updates" and not (type(before) is int and before <= after):
-                raise ConfigError(
-                    f"run.updates was {_shown(before)} in {self.config} and is {after} now: a run "
-                    "can be extended, not shortened"
-                )
+
+        def is_free(key: str) -> bool:
+            return key in _FREE_KEYS or key.startswith("parallel")
+
+        begun = f"the run in {self.path} was started"
+        changed = self.check_unchanged(config.resolved, begun, is_free)
+        before, after = changed.get("run.updates", (0, 0))
+        if not (type(before) is int and before <= after):
+            raise ConfigError(
+                f"run.updates was {_shown(before)} in {self.config} and is {after} now: a run can "
+                "be extended, not shortened"
+            )
 
     def check_blank(self, config: RunConfig) -> None:
         """Refuse to start over a run that has lost its checkpoint.
@@ -239,6 +253,20 @@ class RunDirectory:
                     f"the flow {name!r} is not the one that the run in {self.path} was started "
                     "with: restore it to resume, or choose another --output"
                 )
+
+
+def flows_entry(
+    fingerprints: Mapping[str, str], cards: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the entry ``flows`` of ``provenance.json``, see :meth:`RunDirectory.check_flows`.
+
+    Args:
+        fingerprints: of every flow by its name in the configuration.
+        cards: of the flows, likewise.
+    """
+    return {
+        name: {"fingerprint": digest, "card": cards[name]} for name, digest in fingerprints.items()
+    }
 
 
 def identity_of(resolved: Mapping[str, Any]) -> str:
