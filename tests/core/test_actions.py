@@ -46,16 +46,6 @@ def test_force_is_the_derivative(action, rng):
         assert (action.force(field) - automatic).abs().max() < 1e-11
 
 
-@pytest.mark.parametrize("action", ACTIONS, ids=repr)
-def test_action_of_a_batch_is_that_of_its_members(action, rng):
-    field = action.hot(3, rng)
-    separate = torch.cat([action(member[None]) for member in field])
-    assert torch.allclose(action(field), separate, rtol=1e-13)
-    assert action(field.to(torch.complex64 if field.is_complex() else torch.float32)).dtype == (
-        torch.float64
-    )
-
-
 def test_check_force_catches_a_wrong_sign(rng):
     class Wrong(Phi4):
         def force(self, field):
