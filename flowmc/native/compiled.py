@@ -22,6 +22,17 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
+def _forget_unreadable(file: Any) -> None:
+    """Remove an index of cached kernels that names a class which is no longer where it was.
+
+    numba reads it whole, types of arguments included, before it looks at the stamp.
+    """
+    try:
+        file._load_index()
+    except (AttributeError, ImportError):
+        Path(file._index_path).unlink(missing_ok=True)
+
+
 def compiled(function: Callable) -> Any:
     """Compile a kernel on first use, and keep it on disk until any source of this package changes.
 
@@ -33,6 +44,7 @@ def compiled(function: Callable) -> Any:
         kernel.enable_caching()
         file = kernel._cache._cache_file
         file._source_stamp = (file._source_stamp, _sources())
+        _forget_unreadable(file)
     except (RuntimeError, AttributeError):
         return njit(nogil=True)(function)
     return kernel

@@ -16,7 +16,7 @@ from flowmc.native import (
     find_force,
     find_trajectory,
     link_fields,
-    loops,
+    loop_program,
     schedule,
     torch_only,
     why_in_torch,
@@ -217,10 +217,10 @@ def test_paths_wait_for_those_elsewhere(monkeypatch):
     action = Improved("SU(2)", (4, 3), beta=2.0, words=words)
     field, _, _ = draw(action, 1)
     assert (action.force(field) - action.force_in_torch(field)).abs().max() < 1e-12
-    monkeypatch.setattr(loops, "_bounds", lambda levels: np.array([0, len(levels)]))
-    loops._prepare.cache_clear()
+    monkeypatch.setattr(loop_program, "_bounds", lambda levels: np.array([0, len(levels)]))
+    loop_program.prepare.cache_clear()
     assert not (action.force(field) - action.force_in_torch(field)).abs().max() < 1e-3
-    loops._prepare.cache_clear()
+    loop_program.prepare.cache_clear()
 
 
 def test_a_wrong_wrap_is_caught(monkeypatch):

@@ -322,6 +322,27 @@ def test_a_changed_formula_is_compiled_anew(monkeypatch):
     assert sum(changed.stats.cache_hits.values()) == 0
 
 
+def test_a_cache_of_arguments_whose_class_has_moved(monkeypatch):
+    def kernel(x):
+        return x + 2
+
+    first = compiled.compiled(kernel)
+    assert first(1) == 3
+    read = type(first._cache._cache_file)._load_index
+    removed = []
+
+    def moved(file):
+        if not removed:
+            removed.append(file._index_path)
+            raise AttributeError("Can't get attribute 'Arguments'")
+        return read(file)
+
+    monkeypatch.setattr(type(first._cache._cache_file), "_load_index", moved)
+    again = compiled.compiled(kernel)
+    assert removed and not os.path.exists(removed[0])
+    assert again(1) == 3 and os.path.exists(removed[0])
+
+
 def test_nowhere_to_cache(monkeypatch):
     def refuse(*arguments):
         raise RuntimeError("cannot cache function: no locator available")
