@@ -34,8 +34,7 @@ from flowmc.native import find_action, find_force
 from flowmc.random import stream
 from flowmc.registry import BUILTIN, ConfigError, resolve
 
-# An odd number of parts, and none that halves what one thread does.
-THREADS = (1, 3)
+THREADS = (1, 2, 3)
 
 ACTIONS = {
     "phi4": Phi4([182, 186], lam=0.7, m2=-0.3),

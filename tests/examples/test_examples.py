@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -57,7 +58,7 @@ FITTING = [
 
 
 def shortened(name: str, folder: Path, report: bool = True, **chains: str) -> Path:
-    """Write a copy of an example that takes seconds, and return its path."""
+    """Write a copy of an example that takes seconds, its modules beside it; return its path."""
     table = tomllib.loads((EXAMPLES / name).read_text())
     if "run" in table:
         table["run"] |= {"thermalization": 1, "updates": 2, "report": report}
@@ -91,6 +92,8 @@ def shortened(name: str, folder: Path, report: bool = True, **chains: str) -> Pa
             table["protocol"]["steps"] = 2
     path = folder / Path(name).name
     path.write_text(toml_text(table))
+    for module in (EXAMPLES / name).parent.glob("*.py"):
+        shutil.copy(module, folder)
     return path
 
 
