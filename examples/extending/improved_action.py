@@ -27,6 +27,7 @@ class Improved(Wilson):
     """
 
     name = "improved"
+    title = "gauge action with rectangles"
 
     def __init__(self, group, lattice, *, beta: float, c1: float = -1 / 12) -> None:
         super().__init__(group, lattice, beta=beta)

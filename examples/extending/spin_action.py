@@ -14,6 +14,7 @@ import torch
 from flowmc.actions import Action
 from flowmc.groups import U1, parse_group
 from flowmc.lattice import shift, sum_over_sites
+from flowmc.observables import observable
 
 
 class Chiral(Action):
@@ -26,6 +27,7 @@ class Chiral(Action):
     """
 
     name = "chiral"
+    title = "principal chiral model"
     place = "sites"
     interaction_range = 1
 
@@ -42,6 +44,7 @@ class Chiral(Action):
         return -self.beta * self.volume * nearest(field, self)
 
 
+@observable(title="Correlation of neighbours")
 def nearest(field, action):
     """Return the sum over directions of Re tr U_x^+ U_y / N of neighbours, the mean of all sites.
 
