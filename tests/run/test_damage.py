@@ -7,6 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
+import h5py
 import pytest
 
 from flowmc.cli import main
@@ -106,6 +107,16 @@ def test_damaged_directories(plain, tmp_path):
     # The last two: a number of updates that is none, a text in the place of a unit.
     refused = check_damaged(plain, tmp_path, [*range(50), 10434, 10740])
     assert refused["run"] > 20 and refused["report"] > 17 and refused["status"] > 13
+
+
+def test_no_text_of_measurements_is_in_a_heap(ladder):
+    """On a damaged heap of texts HDF5 crashes, or never ends."""
+    with h5py.File(ladder.path / "measurements.h5") as file:
+        items = [file]
+        file.visititems(lambda name, item: items.append(item))
+        kinds = [item.attrs.get_id(key).get_type() for item in items for key in item.attrs]
+    texts = [kind for kind in kinds if kind.get_class() == h5py.h5t.STRING]
+    assert len(texts) > 10 and not any(kind.is_variable_str() for kind in texts)
 
 
 def test_damaged_directories_of_a_ladder(ladder, tmp_path):

@@ -97,11 +97,12 @@ def test_declared_values_have_columns_and_lines(folder, capsys):
     with h5py.File(out / "measurements.h5") as file:
         group = file["production/kernels/noisy"]
         rows = {name: group[name][()] for name in ("residual", "iterations", "trial")}
-        assert group.attrs["title"] == "noisy <determinant>" and group.attrs["update"] == "noisy"
+        assert group.attrs["title"].decode() == "noisy <determinant>"
+        assert group.attrs["update"] == b"noisy"
         assert dict(group["residual"].attrs) == {
-            "title": "largest residual",
-            "unit": "MeV",
-            "reduction": "max",
+            "title": b"largest residual",
+            "unit": b"MeV",
+            "reduction": b"max",
             "in_report": True,
         }
     # Two updates of two repetitions between rows.
@@ -129,7 +130,7 @@ def test_kernels_inside_a_kernel_report_by_their_names(folder, capsys):
     assert run(folder, configuration({"kernel": "own_reports:Nested"})) == 0
     with h5py.File(folder / "out" / "measurements.h5") as file:
         assert set(file["production/kernels"]) == {"hmc", "sign_flip", "noisy"}
-        assert file["production/kernels/noisy"].attrs["update"] == "nested"
+        assert file["production/kernels/noisy"].attrs["update"] == b"nested"
     capsys.readouterr()
     assert main(["report", str(folder / "out"), "--json"]) == 0
     assert {"nested", "noisy", "sign_flip"} <= set(json.loads(capsys.readouterr().out)["kernels"])
@@ -218,7 +219,7 @@ def test_files_of_earlier_versions_are_read_and_continued(folder, capsys):
     tables["run"]["updates"] = 14
     assert run(folder, tables, "--resume") == 0
     with h5py.File(out / "measurements.h5") as file:
-        assert file["production/kernels/hmc"].attrs["title"] == "HMC"
+        assert file["production/kernels/hmc"].attrs["title"] == b"HMC"
         assert len(file["production/updates"]) == 7
 
 

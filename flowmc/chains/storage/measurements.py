@@ -316,17 +316,17 @@ def _create(path: Path, layout: MeasurementLayout, old: Mapping[str, h5py.Datase
         atomic_write(path, follow=False) as target,
         h5py.File(target, "w", locking=False) as file,
     ):
-        for key, value in layout.attributes.items():
-            file.attrs[key] = value
+        _declare(file, layout.attributes)
         if layout.couplings:
-            file.create_group("replicas").attrs["couplings"] = json.dumps(layout.couplings)
+            couplings = {"couplings": json.dumps(layout.couplings)}
+            _declare(file.create_group("replicas"), couplings)
         for name, (shape, dtype) in layout.datasets().items():
             blank = -1 if dtype == "<i8" else np.nan
             dataset = contiguous(file, name, shape, np.dtype(dtype), blank)
             path_below = name.partition("/")[2]
             if path_below in layout.column_attributes:
                 text = json.dumps(layout.column_attributes[path_below])
-                dataset.attrs["parameters"] = text
+                _declare(dataset, {"parameters": text})
             _declare(dataset, layout.declarations.get(path_below, {}))
             if old is not None and name in old:
                 rows = min(len(old[name]), shape[0])
@@ -344,7 +344,13 @@ def _create(path: Path, layout: MeasurementLayout, old: Mapping[str, h5py.Datase
 
 def _declare(item: h5py.Group | h5py.Dataset, attributes: Mapping[str, Any]) -> None:
     for key, value in attributes.items():
-        item.attrs[key] = value
+        if isinstance(value, str):
+            # Of fixed length: HDF5 crashes, or never ends, on a damaged heap of texts.
+            content = value.encode()
+            kind = h5py.string_dtype("utf-8", max(1, len(content)))
+            item.attrs.create(key, content, dtype=kind)
+        else:
+            item.attrs[key] = value
 
 
 def _shapes(datasets: Mapping[str, h5py.Dataset]) -> dict[str, tuple[tuple[int, ...], str]]:
