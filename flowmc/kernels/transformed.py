@@ -97,7 +97,7 @@ class _Flat(Prior):
     """The Haar measure, not normalised: then log q is the Jacobian alone."""
 
     def sample(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError("nothing is drawn from it")
+        raise TypeError("a measure that is not normalised has no draws")
 
     def log_prob(self, x: Tensor) -> Tensor:
         return torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)

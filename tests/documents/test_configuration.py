@@ -6,6 +6,7 @@ import tomllib
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from flowmc.cli import main
@@ -39,7 +40,6 @@ EXAMPLES = [
 
 @pytest.fixture(scope="module")
 def validators():
-    jsonschema = pytest.importorskip("jsonschema")
     schemas = {kind: json_schema(kind) for kind in KINDS}
     for schema in schemas.values():
         jsonschema.Draft7Validator.check_schema(schema)
