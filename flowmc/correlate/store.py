@@ -27,7 +27,7 @@ from flowmc_adapters.atomic import atomic_path
 from numpy.typing import NDArray
 
 from flowmc.ensembles.stored import Member, StoredEnsemble
-from flowmc.jobs.raw_hdf5 import contiguous, write_all
+from flowmc.jobs.raw_hdf5 import contiguous, set_attributes, write_all
 from flowmc.registry import ConfigError
 
 __all__ = ["SeriesStore", "measured_before"]
@@ -83,8 +83,8 @@ class SeriesStore:
         keep = [_key(one) in old for one in ensemble.members]
         count = len(ensemble)
         with atomic_path(path) as temporary, h5py.File(temporary, "w", locking=False) as file:
-            file.attrs["ensemble"] = ensemble.name
-            file.attrs["replica_names"] = json.dumps(names)
+            texts = {"ensemble": ensemble.name, "replica_names": json.dumps(names)}
+            set_attributes(file, texts)
             integers = np.dtype("<i8")
             for name in _OWN:
                 contiguous(file, name, (count,), integers, 0)

@@ -29,13 +29,23 @@ from flowmc_adapters.atomic import atomic_path
 from flowmc.jobs.own_files import datasets_in, naming
 from flowmc.parallel import Communicator
 
-__all__ = ["CheckedArrays", "checksum", "contiguous", "write_all", "write_shared"]
+__all__ = [
+    "CheckedArrays",
+    "checksum",
+    "contiguous",
+    "plain",
+    "set_attributes",
+    "write_all",
+    "write_shared",
+]
 
 # Datasets of several writers begin on pages of their own: network file systems of clusters write
 # whole pages back, and two writers of one page would overwrite each other.
 _PAGE = 4096
 # What is smaller goes to rank 0, which writes it.
 _SMALL = 1024
+# Longest text of an attribute in its own place: HDF5 has no room for more than 64 KiB there.
+_LONGEST = 60_000
 # Bytes that one thread sums up at a time.
 _PIECE = 1 << 24
 
@@ -65,6 +75,28 @@ def contiguous(
         dcpl=properties,
     )
     return h5py.Dataset(identifier)
+
+
+def set_attributes(item: h5py.Group | h5py.Dataset, attributes: Mapping[str, Any]) -> None:
+    """Create attributes; texts are of fixed length, as far as HDF5 has room for them.
+
+    Texts of variable length lie in a heap of the file, and HDF5 crashes, or never ends, where that
+    is damaged.
+    """
+    for key, value in attributes.items():
+        content = value.encode() if isinstance(value, str) else b""
+        if isinstance(value, str) and len(content) <= _LONGEST:
+            kind = h5py.string_dtype("utf-8", max(1, len(content)))
+            item.attrs.create(key, content, dtype=kind)
+        else:
+            item.attrs[key] = value
+
+
+def plain(value: Any) -> Any:
+    """Return what an attribute holds without numpy: a text, a number or a list."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
 def checksum(array: np.ndarray) -> int:
@@ -97,7 +129,7 @@ class CheckedArrays:
         self._datasets = datasets_in(file)
         sums = self._datasets.pop("checksums", None)
         self.names = sorted(self._datasets)
-        self.attributes = {key: _plain(value) for key, value in file.attrs.items()}
+        self.attributes = {key: plain(value) for key, value in file.attrs.items()}
         stored = self.attributes.pop("checksum", None)
         self.is_checked = sums is not None or stored is not None
         self._sums: dict[str, int] = {}
@@ -135,10 +167,6 @@ class CheckedArrays:
 def _checksum_of_all(attributes: Mapping[str, Any], described: Mapping[str, Described]) -> int:
     text = json.dumps([dict(attributes), dict(described)], sort_keys=True)
     return zlib.crc32(text.encode())
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
 def write_all(descriptor: int, data: memoryview, offset: int) -> None:
@@ -227,8 +255,7 @@ def _create(
     with h5py.File(
         path, "w", locking=False, alignment_threshold=_SMALL + 1, alignment_interval=_PAGE
     ) as file:
-        for key, value in attributes.items():
-            file.attrs[key] = value
+        set_attributes(file, attributes)
         file.attrs["checksum"] = _checksum_of_all(attributes, described)
         sums = np.array([described[name][2] for name in names], "<u4")
         contiguous(file, "checksums", sums.shape, sums.dtype)[...] = sums

@@ -11,6 +11,7 @@ import h5py
 import pytest
 
 from flowmc.cli import main
+from flowmc.jobs import raw_hdf5
 from tests.run.damage import damage
 from tests.run.small_runs import config, digests, write
 
@@ -109,14 +110,24 @@ def test_damaged_directories(plain, tmp_path):
     assert refused["run"] > 20 and refused["report"] > 17 and refused["status"] > 13
 
 
-def test_no_text_of_measurements_is_in_a_heap(ladder):
+@pytest.mark.parametrize("name, count", [("measurements.h5", 11), ("checkpoint.h5", 2)])
+def test_no_text_is_in_a_heap(ladder, name, count):
     """On a damaged heap of texts HDF5 crashes, or never ends."""
-    with h5py.File(ladder.path / "measurements.h5") as file:
+    with h5py.File(ladder.path / name) as file:
         items = [file]
         file.visititems(lambda name, item: items.append(item))
         kinds = [item.attrs.get_id(key).get_type() for item in items for key in item.attrs]
     texts = [kind for kind in kinds if kind.get_class() == h5py.h5t.STRING]
-    assert len(texts) > 10 and not any(kind.is_variable_str() for kind in texts)
+    assert len(texts) >= count and not any(kind.is_variable_str() for kind in texts)
+
+
+def test_attributes_as_they_were_set(tmp_path):
+    """Also what is too long for a place of its own."""
+    attributes = {"empty": "", "greek": "λ", "long": "x" * 100_000, "count": 3}
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        raw_hdf5.set_attributes(file, attributes)
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert {key: raw_hdf5.plain(value) for key, value in file.attrs.items()} == attributes
 
 
 def test_damaged_directories_of_a_ladder(ladder, tmp_path):

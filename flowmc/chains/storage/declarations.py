@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 
 from flowmc.config.entries import ObservableEntry
+from flowmc.jobs.raw_hdf5 import plain
 from flowmc.kernels import KernelReport, Reported
 from flowmc.registry import ConfigError, built_in_title
 
@@ -51,7 +51,7 @@ def declarations_in(phase: h5py.Group) -> dict[str, dict[str, Any]]:
 
     def visit(name: str, item: Any) -> None:
         if name.startswith("kernels/") and len(item.attrs):
-            found[name] = {key: _plain(value) for key, value in item.attrs.items()}
+            found[name] = {key: plain(value) for key, value in item.attrs.items()}
 
     phase.visititems(visit)
     return found
@@ -63,7 +63,7 @@ def titles_in(phase: h5py.Group) -> dict[str, str]:
 
     def visit(name: str, item: Any) -> None:
         if name.startswith("observables/") and "title" in item.attrs:
-            found[name.removeprefix("observables/")] = str(_plain(item.attrs["title"]))
+            found[name.removeprefix("observables/")] = str(plain(item.attrs["title"]))
 
     phase.visititems(visit)
     return found
@@ -205,9 +205,3 @@ def _of_earlier_version(name: str, shapes: Mapping[str, tuple[int, ...]]) -> Ker
         update_title=title,
         number=number,
     )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return value.item() if isinstance(value, np.generic) else value

@@ -26,7 +26,7 @@ import numpy as np
 from flowmc_adapters import atomic_write
 
 from flowmc.jobs.own_files import datasets_in, naming, open_own, opened
-from flowmc.jobs.raw_hdf5 import contiguous, write_all
+from flowmc.jobs.raw_hdf5 import contiguous, set_attributes, write_all
 from flowmc.registry import ConfigError
 
 __all__ = [
@@ -316,18 +316,18 @@ def _create(path: Path, layout: MeasurementLayout, old: Mapping[str, h5py.Datase
         atomic_write(path, follow=False) as target,
         h5py.File(target, "w", locking=False) as file,
     ):
-        _declare(file, layout.attributes)
+        set_attributes(file, layout.attributes)
         if layout.couplings:
             couplings = {"couplings": json.dumps(layout.couplings)}
-            _declare(file.create_group("replicas"), couplings)
+            set_attributes(file.create_group("replicas"), couplings)
         for name, (shape, dtype) in layout.datasets().items():
             blank = -1 if dtype == "<i8" else np.nan
             dataset = contiguous(file, name, shape, np.dtype(dtype), blank)
             path_below = name.partition("/")[2]
             if path_below in layout.column_attributes:
                 text = json.dumps(layout.column_attributes[path_below])
-                _declare(dataset, {"parameters": text})
-            _declare(dataset, layout.declarations.get(path_below, {}))
+                set_attributes(dataset, {"parameters": text})
+            set_attributes(dataset, layout.declarations.get(path_below, {}))
             if old is not None and name in old:
                 rows = min(len(old[name]), shape[0])
                 # In slabs: a long run's log-weights need not fit in memory twice.
@@ -338,19 +338,8 @@ def _create(path: Path, layout: MeasurementLayout, old: Mapping[str, h5py.Datase
         for phase in PHASES:
             for path_below, attributes in layout.declarations.items():
                 if path_below not in layout.columns:
-                    _declare(file[f"{phase}/{path_below}"], attributes)
+                    set_attributes(file[f"{phase}/{path_below}"], attributes)
         file.attrs[_SEAL] = _attributes_checksum(file)
-
-
-def _declare(item: h5py.Group | h5py.Dataset, attributes: Mapping[str, Any]) -> None:
-    for key, value in attributes.items():
-        if isinstance(value, str):
-            # Of fixed length: HDF5 crashes, or never ends, on a damaged heap of texts.
-            content = value.encode()
-            kind = h5py.string_dtype("utf-8", max(1, len(content)))
-            item.attrs.create(key, content, dtype=kind)
-        else:
-            item.attrs[key] = value
 
 
 def _shapes(datasets: Mapping[str, h5py.Dataset]) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -31,6 +31,7 @@ from flowmc.chains.storage.declarations import (
 from flowmc.chains.storage.directory import identity_of
 from flowmc.chains.storage.measurements import check_attributes, check_rows
 from flowmc.jobs.own_files import datasets_in, opened, read_text
+from flowmc.jobs.raw_hdf5 import plain
 from flowmc.kernels import KernelReport
 from flowmc.registry import ConfigError, built_in_title
 
@@ -84,7 +85,7 @@ class RecordedRun(Measured):
         # First the checkpoint: rows that it counts on stay what they are.
         head = read_head(path / "checkpoint.h5") if (path / "checkpoint.h5").exists() else None
         with opened(file, "measurement file") as handle:
-            attributes = {key: _plain(value) for key, value in handle.attrs.items()}
+            attributes = {key: plain(value) for key, value in handle.attrs.items()}
             layout = attributes.get("layout")
             if layout != LAYOUT:
                 raise ConfigError(
@@ -518,7 +519,7 @@ def _couplings(handle: h5py.File) -> tuple[Any, ...]:
         value = handle.attrs.get("couplings")
     if value is None:
         return ()
-    value = _plain(value)
+    value = plain(value)
     return tuple(json.loads(value) if isinstance(value, str) else value)
 
 
@@ -533,9 +534,3 @@ def _tuned(couplings: tuple[Any, ...], production: Phase) -> tuple[Any, ...]:
         {**(own if isinstance(own, Mapping) else {}), **{k: float(v[r]) for k, v in last.items()}}
         for r, own in enumerate(fixed)
     )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
