@@ -32,6 +32,7 @@ __all__ = [
     "load_field",
     "number_in_name",
     "read_field",
+    "take_field",
     "with_signs",
     "write_field",
 ]
@@ -119,32 +120,11 @@ def load_field(
         configuration = _read_real_field(path, action, number)
         array = configuration.values
     notes = list(configuration.warnings)
-    signs: tuple[int, ...] = ()
-    precision, stored_number = configuration.precision, configuration.number
-
-    # In double precision first: projecting in single would leave the chain 1e-7 off the group.
-    double = action.group.field_dtype(torch.float64)
-    loaded = torch.from_numpy(file_order_to_field(array, action)).to(double)[None]
-    if isinstance(configuration, flowmc_adapters.Configuration):
-        errors = flowmc_adapters.group_errors(configuration.links)
-        signs = errors.antiperiodic
-        if signs:
-            loaded = with_signs(loaded, signs)
-            errors = flowmc_adapters.group_errors(field_to_file_order(loaded[0].numpy(), action))
-            named = ", ".join("xyzt"[mu] if action.dimensions == 4 else str(mu) for mu in signs)
-            notes = [note for note in notes if "antiperiodic" not in note]
-            notes.append(
-                f"{path}: the fermions' antiperiodic sign was taken off the links of the last "
-                f"slice in direction {named}"
-            )
-        loaded = _onto_group(loaded, errors, action, path, precision, notes)
-    elif isinstance(action.group, U1) and bool((loaded.abs() > math.pi).any()):
-        loaded = action.group.project(loaded)
-        notes.append(f"{path}: angles were mapped to [-pi, pi)")
-    if precision == 64 and dtype == torch.float32:
-        notes.append(f"{path}: rounded from 64 to 32 bit, the precision of this run")
-    final = loaded.to(dtype=action.group.field_dtype(dtype), device=device).contiguous()
-    action.check_field(final)
+    precision = configuration.precision
+    final, signs = take_field(
+        array, action, path, precision=precision, dtype=dtype, device=device, notes=notes
+    )
+    stored_number = configuration.number
     if stored_number is None:
         stored_number = number_in_name(path)
     return StoredField(
@@ -156,6 +136,62 @@ def load_field(
         tuple(notes),
         signs,
     )
+
+
+def take_field(
+    array: np.ndarray,
+    action: Action,
+    where: str | os.PathLike[str],
+    *,
+    precision: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    notes: list[str],
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Return numbers in the order of files, whoever made them, as the field of one chain.
+
+    Args:
+        array: links, angles or values of one configuration, of the theory's lattice.
+        action: the theory.
+        where: they come from, for messages.
+        precision: in bits that they were computed with; links of 64 bits are taken as they are.
+        dtype: precision of the real components of the field.
+        device: where to put the field.
+        notes: what was changed is appended, one sentence each.
+
+    Returns:
+        The field ``(1, ...)``, and the directions whose last links carried the fermions'
+        antiperiodic sign, which was taken off; see :func:`with_signs`.
+
+    Raises:
+        FormatError: links outside the group.
+        ValueError, TypeError: it is not a field of this theory.
+    """
+    signs: tuple[int, ...] = ()
+    # In double precision first: projecting in single would leave the chain 1e-7 off the group.
+    double = action.group.field_dtype(torch.float64)
+    loaded = torch.from_numpy(file_order_to_field(array, action)).to(double)[None]
+    if isinstance(action.group, SUN):
+        errors = flowmc_adapters.group_errors(array)
+        signs = errors.antiperiodic
+        if signs:
+            loaded = with_signs(loaded, signs)
+            errors = flowmc_adapters.group_errors(field_to_file_order(loaded[0].numpy(), action))
+            named = ", ".join("xyzt"[mu] if action.dimensions == 4 else str(mu) for mu in signs)
+            notes[:] = [note for note in notes if "antiperiodic" not in note]
+            notes.append(
+                f"{where}: the fermions' antiperiodic sign was taken off the links of the last "
+                f"slice in direction {named}"
+            )
+        loaded = _onto_group(loaded, errors, action, where, precision, notes)
+    elif isinstance(action.group, U1) and bool((loaded.abs() > math.pi).any()):
+        loaded = action.group.project(loaded)
+        notes.append(f"{where}: angles were mapped to [-pi, pi)")
+    if precision == 64 and dtype == torch.float32:
+        notes.append(f"{where}: rounded from 64 to 32 bit, the precision of this run")
+    final = loaded.to(dtype=action.group.field_dtype(dtype), device=device).contiguous()
+    action.check_field(final)
+    return final, signs
 
 
 def with_signs(field: Tensor, directions: Sequence[int]) -> Tensor:
