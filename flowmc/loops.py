@@ -17,7 +17,16 @@ from torch import Tensor
 from flowmc.groups import SUN, Group
 from flowmc.lattice import shift
 
-__all__ = ["SHAPES", "Word", "backwards", "check_word", "images", "loop_holonomy", "loop_trace"]
+__all__ = [
+    "SHAPES",
+    "Word",
+    "backwards",
+    "check_word",
+    "images",
+    "loop_holonomy",
+    "loop_trace",
+    "plaquette_words",
+]
 
 Word = tuple[int, ...]
 
@@ -73,6 +82,13 @@ def images(word: Word, dimensions: int) -> tuple[Word, ...]:
             moved = tuple(turn[abs(step)] * (1 if step > 0 else -1) for step in word)
             found.add(_canonical(moved))
     return tuple(sorted(found))
+
+
+@functools.cache
+def plaquette_words(dimensions: int) -> tuple[Word, ...]:
+    """Return the plaquettes of all planes in order, as :mod:`flowmc.plaquettes` defines them."""
+    directions = range(1, dimensions + 1)
+    return tuple((mu, nu, -mu, -nu) for mu, nu in itertools.combinations(directions, 2))
 
 
 def loop_holonomy(links: Tensor, word: Word, group: Group) -> Tensor:

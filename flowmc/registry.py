@@ -61,6 +61,11 @@ BUILTIN: dict[str, dict[str, str]] = {
         "wilson": "flowmc.actions:Wilson",
         "wilson_defect": "flowmc.actions:DefectWilson",
         "wilson_anisotropic": "flowmc.actions:AnisotropicWilson",
+        "symanzik": "flowmc.actions:Symanzik",
+        "iwasaki": "flowmc.actions:Iwasaki",
+        "dbw2": "flowmc.actions:DBW2",
+        "luescher_weisz": "flowmc.actions:LuescherWeisz",
+        "improved": "flowmc.actions:ImprovedGauge",
     },
     "kernels": {
         "hmc": "flowmc.kernels:HMC",

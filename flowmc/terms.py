@@ -107,11 +107,19 @@ class LoopWeights:
     Args:
         table: float64 ``(loops, *L)``: of the words in order, for plaquettes of the d(d-1)/2
             planes, at the site where the loop begins; not to be changed afterwards.
+
+    Attributes:
+        uniform: of every row the weight that all sites have, or None.
     """
 
     def __init__(self, table: Tensor) -> None:
         self.table = table
         self._cast: dict[tuple[torch.dtype, torch.device], list[Tensor | None]] = {}
+        # By row: the one weight of all sites, or None.
+        self.uniform = [
+            float(row.reshape(-1)[0]) if bool((row == row.reshape(-1)[0]).all()) else None
+            for row in table
+        ]
 
     def rows(self, like: Tensor) -> list[Tensor | None]:
         """Return the weights ``(*L)`` of every word as a field needs them; None: all are 1."""
@@ -120,8 +128,7 @@ class LoopWeights:
         if key not in self._cast:
             cast = self.table.to(dtype=dtype, device=like.device)
             self._cast[key] = [
-                None if bool((whole == 1).all()) else one
-                for whole, one in zip(self.table, cast, strict=True)
+                None if weight == 1 else one for weight, one in zip(self.uniform, cast, strict=True)
             ]
         return self._cast[key]
 

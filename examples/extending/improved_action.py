@@ -8,7 +8,7 @@ improved action of M. Luescher and P. Weisz (Commun. Math. Phys. 97 (1985) 59), 
 Y. Iwasaki (UTHEP-118, 1983).  ``flowmc run examples/extending/improved_action.toml`` samples it.
 
 Plaquettes and loops are words of flowmc's vocabulary: from them come value and force, in torch and
-in compiled code.
+in compiled code.  (flowmc has this action itself, ``action = "improved"``, with more keys.)
 """
 
 from flowmc.actions import Wilson
@@ -26,7 +26,7 @@ class Improved(Wilson):
         c1: coefficient of the rectangles.
     """
 
-    name = "improved"
+    name = "with_rectangles"
     title = "gauge action with rectangles"
 
     def __init__(self, group, lattice, *, beta: float, c1: float = -1 / 12) -> None:

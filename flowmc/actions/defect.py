@@ -18,7 +18,42 @@ from flowmc.groups import Group
 from flowmc.lattice import shift
 from flowmc.plaquettes import planes
 
-__all__ = ["DefectWilson"]
+__all__ = ["DefectWilson", "defect_box", "defect_links"]
+
+
+def defect_box(
+    lattice: Sequence[int], defect_axis: int, defect_extents: Sequence[int] | None
+) -> tuple[int, tuple[int, ...]]:
+    """Return the axis, counted from 0, and the extents of the box of defect links.
+
+    Raises:
+        ValueError: as :class:`DefectWilson`.
+    """
+    dimensions = len(lattice)
+    if not -dimensions <= defect_axis < dimensions:
+        raise ValueError(
+            f"defect_axis = {defect_axis}: the lattice has the directions 0 to {dimensions - 1}"
+        )
+    axis = defect_axis % dimensions
+    others = [extent for nu, extent in enumerate(lattice) if nu != axis]
+    extents = others if defect_extents is None else [int(extent) for extent in defect_extents]
+    if len(extents) != len(others) or not all(
+        1 <= extent <= largest for extent, largest in zip(extents, others, strict=True)
+    ):
+        raise ValueError(
+            f"defect_extents = {list(extents)}: give one extent per direction other than {axis}, "
+            f"each from 1 to the lattice's ({others})"
+        )
+    return axis, tuple(extents)
+
+
+def defect_links(lattice: Sequence[int], axis: int, extents: Sequence[int]) -> Tensor:
+    """Return which links are defect links of a box, bool ``(d, *L)``."""
+    mask = torch.zeros((len(lattice), *lattice), dtype=torch.bool)
+    where: list[int | slice] = [slice(extent) for extent in extents]
+    where.insert(axis, lattice[axis] - 1)
+    mask[(axis, *where)] = True
+    return mask
 
 
 class DefectWilson(Wilson):
@@ -69,22 +104,9 @@ class DefectWilson(Wilson):
             raise ValueError(
                 f"defect = {defect} multiplies the coupling of links: take it finite and >= 0"
             )
-        if not -self.dimensions <= defect_axis < self.dimensions:
-            raise ValueError(
-                f"defect_axis = {defect_axis}: the lattice has the directions 0 to "
-                f"{self.dimensions - 1}"
-            )
-        self.defect_axis = defect_axis % self.dimensions
-        others = [extent for nu, extent in enumerate(self.lattice) if nu != self.defect_axis]
-        extents = others if defect_extents is None else [int(extent) for extent in defect_extents]
-        if len(extents) != len(others) or not all(
-            1 <= extent <= largest for extent, largest in zip(extents, others, strict=True)
-        ):
-            raise ValueError(
-                f"defect_extents = {list(extents)}: give one extent per direction other than "
-                f"{self.defect_axis}, each from 1 to the lattice's ({others})"
-            )
-        self.defect_extents = tuple(extents)
+        self.defect_axis, self.defect_extents = defect_box(
+            self.lattice, defect_axis, defect_extents
+        )
         self.parameters = {"beta": self.beta, "defect": self.defect}
         self.settings = {
             "defect_axis": self.defect_axis,
@@ -111,11 +133,7 @@ class DefectWilson(Wilson):
 
     def defect_links(self) -> Tensor:
         """Return which links are defect links, bool ``(d, *L)``."""
-        mask = torch.zeros((self.dimensions, *self.lattice), dtype=torch.bool)
-        where: list[int | slice] = [slice(extent) for extent in self.defect_extents]
-        where.insert(self.defect_axis, self.lattice[self.defect_axis] - 1)
-        mask[(self.defect_axis, *where)] = True
-        return mask
+        return defect_links(self.lattice, self.defect_axis, self.defect_extents)
 
     def plaquette_weights(self) -> Tensor:
         """Return the weight of every plaquette, float64 ``(d(d-1)/2, *L)``, planes in order."""

@@ -22,6 +22,7 @@ from numba import njit
 from torch import Tensor
 
 from flowmc.loop_plan import Plan, plan_for
+from flowmc.loops import plaquette_words
 from flowmc.native.compiled import compiled
 from flowmc.native.dynamics import Dynamics
 from flowmc.native.lanes import accumulate, flip, lanes, load, splat, store
@@ -50,7 +51,6 @@ from flowmc.native.matrices import (
     transport,
 )
 from flowmc.native.schedule import run_operations, run_slices
-from flowmc.plaquettes import planes
 from flowmc.splitting import Operation
 from flowmc.terms import Loops, LoopWeights, Plaquettes
 
@@ -283,11 +283,6 @@ def _weights_in_lanes(
     return known[key]
 
 
-@functools.lru_cache(maxsize=16)
-def _plaquette_words(dimensions: int) -> tuple[tuple[int, ...], ...]:
-    return tuple((mu + 1, nu + 1, -mu - 1, -nu - 1) for mu, nu in planes(dimensions))
-
-
 class LoopDynamics(LinkFields, Dynamics):
     """Any :class:`~flowmc.terms.Loops` and :class:`~flowmc.terms.Plaquettes`, as one set of loops.
 
@@ -303,14 +298,18 @@ class LoopDynamics(LinkFields, Dynamics):
         weights: list[tuple[LoopWeights, int] | None] = []
         for term in terms:
             if isinstance(term, Plaquettes):
-                new = _plaquette_words(self.dimensions)
+                new = plaquette_words(self.dimensions)
                 coefficients += [term.coupling] * len(new)
             else:
                 new = term.words
                 coefficients += term.by_word
             words += new
             for row in range(len(new)):
-                weights.append(None if term.weights is None else (term.weights, row))
+                uniform = 1.0 if term.weights is None else term.weights.uniform[row]
+                if uniform is not None:
+                    coefficients[len(weights)] *= uniform
+                both = None if term.weights is None else (term.weights, row)
+                weights.append(None if uniform is not None else both)
         plan = plan_for(tuple(words), self.dimensions)
         self.program = prepare(plan, self.layout)
         self.factors, self.rows = self._factors(plan, coefficients, weights)

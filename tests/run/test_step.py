@@ -421,6 +421,21 @@ def test_another_action_is_refused(tmp_path, start, capsys):
     assert "action wilson_anisotropic, [theory] has wilson" in capsys.readouterr().err
 
 
+def test_coefficients_are_in_the_file_and_compared(tmp_path, start, capsys):
+    improved = {"action": "improved", "c1": -0.331}
+    made = TABLES | {"theory": TABLES["theory"] | improved}
+    for form in ("nersc", "scidac"):
+        tables = made | {"ensemble": {"format": form}}
+        assert step(tmp_path, "lat.1000", f"{form}.1001", tables=tables) == 0
+        assert step(tmp_path, f"{form}.1001", f"{form}.1002", tables=tables) == 0
+        iwasaki = TABLES | {"theory": TABLES["theory"] | {"action": "iwasaki"}}
+        assert step(tmp_path, f"{form}.1002", "lat.1", tables=iwasaki) == 2
+        assert "action improved, [theory] has iwasaki" in capsys.readouterr().err
+        other = made | {"theory": made["theory"] | {"c1": -1.4088}}
+        assert step(tmp_path, f"{form}.1002", "lat.1", tables=other) == 2
+        assert "c1 = -0.331, [theory] has -1.4088" in capsys.readouterr().err
+
+
 def test_fields_of_another_theory_are_refused(tmp_path, capsys):
     action = FreeScalar([4, 4], m2=1.0)
     table = {"name": "free", "lattice": [4, 4], "m2": 2.0}

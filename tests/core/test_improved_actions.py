@@ -1,0 +1,285 @@
+"""Improved gauge actions against their definition, the continuum limit, and an own Metropolis."""
+
+import functools
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from flowmc.actions import DBW2, ImprovedGauge, Iwasaki, LuescherWeisz, Symanzik, Wilson
+from flowmc.actions.theory import build_action, describe_theory, theory_table
+from flowmc.kernels import HMC
+from flowmc.native import torch_only, why_in_torch
+from flowmc.registry import ConfigError
+from flowmc.testing import check_action
+
+BOX = {"defect": 0.4, "defect_axis": 1, "defect_extents": [2, 1, 3]}
+ACTIONS = [
+    Iwasaki("U(1)", [4, 3], beta=1.2, anisotropy=1.6),
+    Symanzik("SU(2)", [3, 2, 4], beta=2.2, defect=0.0, defect_extents=[2, 1]),
+    DBW2("SU(3)", [2, 3], beta=0.9, anisotropy=0.7, defect=1.4, defect_axis=0),
+    ImprovedGauge("SU(3)", [3, 4, 2, 3], beta=5.0, c1=-0.2, anisotropy=2.0, **BOX),
+    ImprovedGauge("SU(2)", [2, 3, 4], beta=1.1, c1=0.3, c3=-0.15, c0=0.7, defect=0.5),
+    LuescherWeisz("SU(3)", [2, 3, 2, 3], beta=7.3, u0=0.87, flavors=4, **BOX),
+]
+
+
+def by_hand(action, links):
+    """S of one chain as its definition reads: a walk along every loop of every site."""
+    lattice, d = action.lattice, action.dimensions
+    axis = action.defect_axis
+    others = [nu for nu in range(d) if nu != axis]
+    is_u1 = not links.is_complex()
+
+    def ahead(x, mu, steps=1):
+        return tuple((x[nu] + steps * (nu == mu)) % lattice[nu] for nu in range(d))
+
+    def coefficient(mu, x):
+        inside = all(x[nu] < e for nu, e in zip(others, action.defect_extents, strict=True))
+        return action.defect if mu == axis and x[axis] == lattice[axis] - 1 and inside else 1.0
+
+    def walk(x, steps):
+        product, weight = (0.0 if is_u1 else torch.eye(action.group.n).to(links.dtype)), 1.0
+        for mu, sign in steps:
+            at = x if sign > 0 else ahead(x, mu, -1)
+            link = links[(mu, *at)]
+            if is_u1:
+                product = product + sign * float(link)
+            else:
+                product = product @ (link if sign > 0 else link.mH)
+            weight *= coefficient(mu, at)
+            x = ahead(x, mu, sign)
+        trace = math.cos(product) if is_u1 else float(product.trace().real) / action.group.n
+        times = any(mu == d - 1 for mu, _ in steps)
+        return weight * (action.anisotropy if times else 1 / action.anisotropy) * trace
+
+    total = 0.0
+    for x in itertools.product(*map(range, lattice)):
+        for mu, nu in itertools.combinations(range(d), 2):
+            m, n, back_m, back_n = (mu, 1), (nu, 1), (mu, -1), (nu, -1)
+            total += action.c0 * walk(x, [m, n, back_m, back_n])
+            total += action.c1 * walk(x, [m, m, n, back_m, back_m, back_n])
+            total += action.c1 * walk(x, [m, n, n, back_m, back_n, back_n])
+        for mu, nu, rho in itertools.combinations(range(d), 3) if action.c3 else ():
+            # Four body diagonals, around each of which a hexagon runs.
+            for s, t in itertools.product((1, -1), repeat=2):
+                way = [(mu, 1), (nu, s), (rho, t)]
+                total += action.c3 * walk(x, [*way, *((axis, -sign) for axis, sign in way)])
+    return -action.beta * total
+
+
+@pytest.mark.parametrize("action", ACTIONS, ids=repr)
+def test_action_is_its_definition(action, rng):
+    field = action.hot(1, rng)
+    expected = by_hand(action, field[0])
+    assert float(action(field)) == pytest.approx(expected, rel=1e-12)
+    with torch_only():
+        assert float(action(field)) == pytest.approx(expected, rel=1e-12)
+    assert why_in_torch(action) is None
+    check_action(action)
+    again = build_action(theory_table(describe_theory(action)))
+    assert torch.equal(again(field), action(field)) and again.settings == action.settings
+
+
+def test_a_wrong_weight_is_caught(rng):
+    action = ACTIONS[3]
+    field = action.hot(1, rng)
+    for change in ({"anisotropy": 1.9}, {"defect": 0.41}, {"c1": -0.21}):
+        assert abs(float(action.at(**change)(field)) - by_hand(action, field[0])) > 1e-3
+
+
+def test_without_rectangles_it_is_the_wilson_action(rng):
+    for group, lattice in (("U(1)", [4, 3]), ("SU(3)", [2, 3, 2, 3])):
+        action = ImprovedGauge(group, lattice, beta=2.3, c1=0.0)
+        wilson = Wilson(group, lattice, beta=2.3)
+        field = action.hot(2, rng)
+        assert torch.equal(action(field), wilson(field))
+        assert torch.equal(action.force(field), wilson.force(field))
+
+
+@pytest.mark.parametrize("d", [2, 3, 4])
+def test_weak_fields_have_the_energy_of_the_continuum(d):
+    """Per site beta F^2/2 of a constant field strength, with whatever coefficients."""
+    lattice = [24, 24, 2, 2][:d]
+    strength = 2 * math.pi / 24**2
+    actions = [kind("U(1)", lattice, beta=1.7) for kind in (Symanzik, Iwasaki, DBW2)]
+    if d > 2:
+        actions.append(ImprovedGauge("U(1)", lattice, beta=1.7, c1=-0.1, c3=0.3))
+    for action in actions:
+        field = action.cold(1)
+        x = torch.arange(24.0, dtype=torch.float64)
+        # One quantum of flux: constant plaquettes.
+        field[:, 1] = strength * x.reshape(-1, *[1] * (d - 1))
+        field[:, 0, -1] = -strength * 24 * x.reshape(-1, *[1] * (d - 2))
+        energy = float(action(field) - action(action.cold(1))) / action.volume
+        assert energy == pytest.approx(1.7 * strength**2 / 2, rel=1e-3)
+
+
+def test_waves_are_improved_at_tree_level():
+    """Of a wave of momentum k, S is k^2 (1 - k^2 / 12 + ...) without, and k^2 with improvement."""
+    k = 2 * math.pi / 24
+    x = torch.arange(24.0, dtype=torch.float64)
+    for action, error in (
+        (ImprovedGauge("U(1)", [24, 2], beta=1.0, c1=0.0), -(k**2) / 12),
+        (Symanzik("U(1)", [24, 2], beta=1.0), 0.0),
+    ):
+        field = action.cold(1)
+        field[:, 1] = 1e-4 * torch.sin(k * x)[:, None]
+        energy = float(action.in_torch(field) - action.in_torch(action.cold(1))) / action.volume
+        assert energy / (1e-8 * k**2 / 4) - 1 == pytest.approx(error, abs=k**4 / 40)
+
+
+def test_coefficients_of_luescher_and_weisz():
+    """Written out with the numbers of hep-lat/9507010, in terms of alpha = -4 ln(u0) / 3.0684."""
+    u0 = 0.8677
+    alpha = -4 * math.log(u0) / 3.0684
+    action = LuescherWeisz("SU(3)", [2, 2, 2, 2], beta=7.3, u0=u0)
+    assert action.c0 == 1
+    assert action.c1 == pytest.approx(-(1 + 0.4805 * alpha) / (20 * u0**2), rel=1e-4)
+    assert action.c3 == pytest.approx(-0.03325 * alpha / u0**2, rel=2e-3)
+    tree = LuescherWeisz("SU(2)", [4, 4], beta=1.0, u0=1.0, one_loop=False)
+    symanzik = Symanzik("SU(2)", [4, 4], beta=0.6)
+    field = tree.hot(2, torch.Generator().manual_seed(1))
+    assert torch.allclose(tree(field), symanzik(field), rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"action": "iwasaki", "c1": -0.331}, "unknown key 'c1'"),
+        ({"action": "improved"}, "missing key 'c1'"),
+        ({"action": "improved", "c1": 0.0, "c3": 0.1}, "three directions"),
+        ({"action": "dbw2", "anisotropy": 0.0}, "anisotropy"),
+        ({"action": "symanzik", "defect": -1.0}, "defect"),
+        ({"action": "symanzik", "defect_extents": [9]}, "defect_extents"),
+        ({"action": "luescher_weisz", "u0": 0.9}, "SU\\(3\\) in four dimensions"),
+        ({"action": "luescher_weisz", "u0": 0.0}, "u0"),
+        ({"action": "luescher_weisz", "u0": 0.9, "one_loop": False, "flavors": 3}, "flavors"),
+    ],
+)
+def test_refused_tables(table, message):
+    with pytest.raises(ConfigError, match=message):
+        build_action({"group": "U(1)", "lattice": [4, 4], "beta": 1.0, **table})
+
+
+# An independent Metropolis: numpy, links one after the other in many chains at a time, and the
+# change of S from all loops of the lattice by hand.
+
+
+def loops_of(shape, d):
+    """Every plaquette, rectangle or parallelogram as (direction, sign) steps."""
+    planes = list(itertools.permutations(range(d), 2))
+    if shape == "plaquette":
+        return [[(m, 1), (n, 1), (m, -1), (n, -1)] for m, n in planes if m < n]
+    if shape == "rectangle":
+        return [[(m, 1), (m, 1), (n, 1), (m, -1), (m, -1), (n, -1)] for m, n in planes]
+    ways = [
+        [(m, 1), (n, s), (r, t)]
+        for m, n, r in itertools.combinations(range(d), 3)
+        for s, t in itertools.product((1, -1), repeat=2)
+    ]
+    return [[*way, *((axis, -sign) for axis, sign in way)] for way in ways]
+
+
+def mean_trace(links, shape):
+    """Mean of Re tr / N over all loops of a shape, per chain; links ``(chains, d, *L, N, N)``."""
+    d, n = links.shape[1], links.shape[-1]
+    total, count = 0.0, 0
+    for steps in loops_of(shape, d):
+        product, position = np.eye(n), [0] * d
+        for mu, sign in steps:
+            position[mu] -= sign < 0
+            link = np.roll(links[:, mu], [-p for p in position], tuple(range(1, d + 1)))
+            product = product @ (link if sign > 0 else np.conj(np.swapaxes(link, -1, -2)))
+            position[mu] += sign > 0
+        trace = np.trace(product, axis1=-2, axis2=-1).real / n
+        total, count = total + trace.mean(tuple(range(1, d + 1))), count + 1
+    return total / count
+
+
+def near_one(rng, chains, n, width):
+    """SU(N), or U(1) for n = 1: exp of a Gaussian antihermitian matrix; as often its inverse."""
+    a = rng.normal(size=(chains, n, n)) + 1j * rng.normal(size=(chains, n, n))
+    hermitian = width * (a + np.conj(np.swapaxes(a, -1, -2))) / 2
+    if n > 1:
+        hermitian -= np.trace(hermitian, axis1=-2, axis2=-1)[:, None, None] * np.eye(n) / n
+    values, vectors = np.linalg.eigh(hermitian)
+    phases = np.exp(1j * values)[:, None, :]
+    return (vectors * phases) @ np.conj(np.swapaxes(vectors, -1, -2))
+
+
+def metropolis(action, chains, sweeps, width, seed):
+    """Means of plaquette and rectangle per chain, over the second half of the sweeps."""
+    rng = np.random.default_rng(seed)
+    d, lattice, n = action.dimensions, action.lattice, getattr(action.group, "n", 1)
+    links = np.broadcast_to(np.eye(n, dtype=complex), (chains, d, *lattice, n, n)).copy()
+    shapes = {"plaquette": action.c0, "rectangle": action.c1, "parallelogram": action.c3}
+    counts = {
+        shape: number * len(loops_of(shape, d)) * math.prod(lattice)
+        for shape, number in shapes.items()
+        if number
+    }
+
+    def energy():
+        return -action.beta * sum(c * mean_trace(links, shape) for shape, c in counts.items())
+
+    now, means = energy(), []
+    for sweep in range(sweeps):
+        for place in itertools.product(range(d), *map(range, lattice)):
+            old = links[(slice(None), *place)].copy()
+            links[(slice(None), *place)] = near_one(rng, chains, n, width) @ old
+            new = energy()
+            rejected = rng.random(chains) >= np.exp(np.minimum(0, now - new))
+            links[(rejected, *place)] = old[rejected]
+            now = np.where(rejected, now, new)
+        if sweep >= sweeps // 2:
+            means.append([mean_trace(links, shape) for shape in ("plaquette", "rectangle")])
+    return np.mean(means, axis=0)
+
+
+def by_hmc(action, chains, updates, steps):
+    rng = torch.Generator().manual_seed(4)
+    kernel = HMC(action, trajectory=1.0, steps=steps)
+    state, means = kernel.init(action.hot(chains, rng)), []
+    for update in range(updates):
+        state, _ = kernel.step(state, rng)
+        if update >= updates // 2:
+            links = state.field.numpy()
+            if not np.iscomplexobj(links):
+                links = np.exp(1j * links)[..., None, None]
+            means.append([mean_trace(links, shape) for shape in ("plaquette", "rectangle")])
+    return np.mean(means, axis=0)
+
+
+METROPOLIS = [
+    (Iwasaki("U(1)", [3, 4], beta=0.8), 400, 40, 0.9),
+    pytest.param(DBW2("SU(2)", [3, 3], beta=0.6), 300, 300, 0.4, marks=pytest.mark.slow),
+    pytest.param(Symanzik("SU(3)", [2, 2, 2, 3], beta=4.2), 40, 120, 0.35, marks=pytest.mark.slow),
+    pytest.param(
+        ImprovedGauge("SU(2)", [2, 2, 3], beta=1.5, c1=-0.1, c3=-0.08),
+        *(100, 200, 0.5),
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(
+        LuescherWeisz("SU(3)", [2, 2, 2, 2], beta=6.8, u0=0.85),
+        *(40, 120, 0.35),
+        marks=pytest.mark.slow,
+    ),
+]
+
+
+@functools.cache
+def both(action, chains, sweeps, width):
+    return metropolis(action, chains, sweeps, width, 11), by_hmc(action, chains, sweeps, 10)
+
+
+@pytest.mark.parametrize(("action", "chains", "sweeps", "width"), METROPOLIS)
+def test_means_are_those_of_an_own_metropolis(action, chains, sweeps, width):
+    """Two means with chains as independent draws; a false alarm each of 4e-8 (5.5 sigma)."""
+    theirs, ours = both(action, chains, sweeps, width)
+    for one, other in zip(theirs, ours, strict=True):
+        error = math.sqrt(one.var() / len(one) + other.var() / len(other))
+        assert abs(one.mean() - other.mean()) < 5.5 * error
+        assert error < 0.01
