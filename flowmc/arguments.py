@@ -9,10 +9,12 @@ from __future__ import annotations
 from argparse import ArgumentParser
 
 __all__ = [
+    "completion",
     "correlate",
     "evaluate",
     "example",
     "free_energy",
+    "init",
     "report",
     "run",
     "schema",
@@ -116,6 +118,31 @@ def free_energy(parser: ArgumentParser) -> None:
     _trust(parser)
 
 
+def init(parser: ArgumentParser) -> None:
+    """Declare the arguments of ``flowmc init``."""
+    parser.add_argument(
+        "case",
+        metavar="CASE",
+        nargs="?",
+        help="what to begin with: production, ladder, hybrid or training; all are listed",
+    )
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        nargs="?",
+        help="a configuration file of any format, from which lattice, group, precision and, as far "
+        "as it says them, action and couplings are taken; chains start from it",
+    )
+    parser.add_argument(
+        "--flow", metavar="FLOW", help="of a hybrid: a flow file (default: one of the zoo)"
+    )
+    parser.add_argument(
+        "--output", metavar="CONFIG.toml", help="file to write (default: CASE.toml)"
+    )
+    _set(parser)
+    _trust(parser)
+
+
 def status(parser: ArgumentParser) -> None:
     """Declare the arguments of ``flowmc status``."""
     parser.add_argument("directories", metavar="DIR", nargs="+", help="run directory")
@@ -159,6 +186,13 @@ def example(parser: ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", nargs="?", help="copy this one; all are listed")
     parser.add_argument(
         "--directory", metavar="DIR", default=".", help="where examples/ is made (default: here)"
+    )
+
+
+def completion(parser: ArgumentParser) -> None:
+    """Declare the arguments of ``flowmc completion``."""
+    parser.add_argument(
+        "shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish"
     )
 
 

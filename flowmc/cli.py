@@ -12,7 +12,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from flowmc import __version__, arguments
@@ -31,6 +31,7 @@ __all__ = ["main"]
 
 # Sub-command: module whose `run` does it, and a line of help.
 _COMMANDS = {
+    "init": ("flowmc.commands.init", "write a configuration to begin with"),
     "run": ("flowmc.commands.run", "a chain, or many, from a configuration"),
     "step": ("flowmc.commands.step", "one cycle of updates on one file"),
     "train": ("flowmc.commands.train", "train a flow"),
@@ -47,6 +48,7 @@ _COMMANDS = {
     "zoo": ("flowmc.commands.zoo", "the trained flows that come with flowmc"),
     "schema": ("flowmc.commands.schema", "what may stand in a configuration, for editors"),
     "example": ("flowmc.commands.example", "the examples that come with flowmc, copied here"),
+    "completion": ("flowmc.commands.completion", "what lets a shell complete flowmc's words"),
 }
 
 # Those that several processes can share.
@@ -60,21 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     open_standard_streams()
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
-        prog="flowmc", description="Exact Markov kernels with normalizing flows, on lattices."
-    )
-    parser.add_argument("--version", action="version", version=f"flowmc {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, (module, text) in _COMMANDS.items():
-        sub = commands.add_parser(name, help=text, description=text)
-        if name not in words[:1]:
-            continue
-        if module == "flowmc_adapters.cli":
-            adapters = importlib.import_module(module)
-            getattr(adapters, f"add_{name}_arguments")(sub)
-            sub.set_defaults(run=getattr(adapters, f"run_{name}"))
-        else:
-            getattr(arguments, name.replace("-", "_"))(sub)
+    parser = _parser(words[:1])
     if words and not words[0].startswith("-") and words[0] not in _COMMANDS:
         parser.error(f"unknown command {words[0]!r}{nearest(words[0], _COMMANDS)}")
     try:
@@ -87,9 +75,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not first_speaks():
             say(text, prefix="flowmc: error: ")
         return 2
+    # Commands do not know this module, and one of them is about its parser.
+    args.make_parser = _parser
     for module in getattr(args, "trust", ()):
         trust(module)
     return _settled(_run(words[0], args))
+
+
+def _parser(named: Collection[str] = tuple(_COMMANDS)) -> argparse.ArgumentParser:
+    """Return the parser of the command line.
+
+    Args:
+        named: the commands that get their arguments; of others only the name is known.
+    """
+    parser = argparse.ArgumentParser(
+        prog="flowmc", description="Exact Markov kernels with normalizing flows, on lattices."
+    )
+    parser.add_argument("--version", action="version", version=f"flowmc {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, (module, text) in _COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=text)
+        if name not in named:
+            continue
+        if module == "flowmc_adapters.cli":
+            adapters = importlib.import_module(module)
+            getattr(adapters, f"add_{name}_arguments")(sub)
+            sub.set_defaults(run=getattr(adapters, f"run_{name}"))
+        else:
+            getattr(arguments, name.replace("-", "_"))(sub)
+    return parser
 
 
 def _run(command: str, args: argparse.Namespace) -> int:

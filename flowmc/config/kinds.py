@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from flowmc.registry import ConfigError, nearest
 
-__all__ = ["KINDS", "Table", "check_tables", "table_of"]
+__all__ = ["CASES", "KINDS", "Table", "check_tables", "table_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +188,15 @@ KINDS: Mapping[str, tuple[Table, ...]] = {
     ),
 }
 """Tables of each kind of configuration, in the order of the documents."""
+
+
+CASES: Mapping[str, str] = {
+    "production": "a stream of configurations, by HMC",
+    "ladder": "parallel tempering in a coupling, or in the boundary conditions",
+    "hybrid": "HMC and a trained flow",
+    "training": "training of a flow",
+}
+"""What ``flowmc init`` begins with (:mod:`flowmc.config.cases`), with a few words."""
 
 
 def table_of(kind: str, name: str) -> Table:

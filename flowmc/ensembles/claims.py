@@ -13,7 +13,7 @@ from typing import Any
 from flowmc.actions.base import Action, name_of
 from flowmc.registry import BUILTIN, ConfigError
 
-__all__ = ["check_theory", "seeds_of"]
+__all__ = ["Claims", "check_theory", "seeds_of"]
 
 # What MILC calls the coupling of the Wilson action.
 _FOREIGN = {"BETA": ("GAUGE.BETA11",)}
@@ -72,36 +72,49 @@ def _seed_of_run(path: Path) -> list[int]:
         return []  # another program's directory of this name
 
 
-def _differences(metadata: Mapping[str, str], action: Action) -> Iterator[str]:
-    said = {key.upper(): value for key, value in metadata.items()}
-    said |= {
-        key.upper(): value
-        for key, value in re.findall(r"(\w+)\s*=\s*([-+.\deE]+)", metadata.get("xlf-info", ""))
-    }
-    name, couplings = _named_action(said)
-    own = name_of(action)
-    if name is not None and name != own:
-        yield f"it says action {name}, [theory] has {own}"
-        return
-    for key, value in {**action.parameters, **action.settings}.items():
+class Claims:
+    """What the metadata of a file say about the theory that it was made with.
+
+    Attributes:
+        action: the name of the action, if the file names one that is known here; else None.
+        other_action: what else the file says in the place of an action; "" for nothing.
+    """
+
+    def __init__(self, metadata: Mapping[str, str]) -> None:
+        self._said = {key.upper(): value for key, value in metadata.items()}
+        self._said |= {
+            key.upper(): value
+            for key, value in re.findall(r"(\w+)\s*=\s*([-+.\deE]+)", metadata.get("xlf-info", ""))
+        }
+        text = self._said.get("ACTION", "")
+        try:
+            table = json.loads(text)
+        except ValueError:
+            table = None
+        self._couplings = table if isinstance(table, dict) else {}
+        name = self._said.get("FLOWMC_ACTION") or self._couplings.get("name")
+        name = name or text.strip().lower()
+        is_ours = "FLOWMC_ACTION" in self._said or name in BUILTIN["actions"]
+        self.action = str(name) if is_ours else None
+        self.other_action = "" if is_ours else str(name)
+
+    def coupling(self, key: str) -> Any:
+        """Return what the file says of a coupling or setting, as a rule a text; None: nothing."""
         header = "".join(c if c.isalnum() else "_" for c in key).upper()
         keys = (header, *_FOREIGN.get(header, ()))
-        text = couplings.get(key, next((said[one] for one in keys if one in said), None))
+        stated = next((self._said[one] for one in keys if one in self._said), None)
+        return self._couplings.get(key, stated)
+
+
+def _differences(metadata: Mapping[str, str], action: Action) -> Iterator[str]:
+    claims, own = Claims(metadata), name_of(action)
+    if claims.action is not None and claims.action != own:
+        yield f"it says action {claims.action}, [theory] has {own}"
+        return
+    for key, value in {**action.parameters, **action.settings}.items():
+        text = claims.coupling(key)
         if text is not None and not _agree(text, value):
             yield f"it says {key} = {text}, [theory] has {value!r}"
-
-
-def _named_action(said: Mapping[str, str]) -> tuple[str | None, Mapping[str, Any]]:
-    """Return the action that a file names, if it is one that is known, and its couplings."""
-    text = said.get("ACTION", "")
-    try:
-        table = json.loads(text)
-    except ValueError:
-        table = None
-    couplings = table if isinstance(table, dict) else {}
-    name = said.get("FLOWMC_ACTION") or couplings.get("name") or text.strip().lower()
-    is_ours = "FLOWMC_ACTION" in said or name in BUILTIN["actions"]
-    return (str(name) if is_ours else None), couplings
 
 
 def _agree(text: Any, value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import shutil
 import subprocess
 import sys
 
@@ -104,6 +105,71 @@ def test_misspelt_settings_are_found_before_torch_is_imported(tmp_path):
     done = python(LIGHT, "run", path, "--set", "run.update=3")
     assert done.stdout.splitlines()[-1] == "False 2", done.stderr
     assert "did you mean 'updates'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "found", "missing"),
+    [
+        (["fr"], {"free-energy"}, {"run"}),
+        (["init", "pro"], {"production"}, {"ladder"}),
+        (["zoo", "u1_2d_b7.00"], {"u1_2d_b7.00", "u1_2d_b7.00_defect4_1.00_0.34"}, set()),
+        (["run", "--re"], {"--resume"}, {"--reference"}),
+        (["run", "my"], {"my.toml"}, {"other.toml"}),
+    ],
+)
+def test_bash_completes_words_options_and_files(typed, found, missing, tmp_path, completion):
+    (tmp_path / "my.toml").write_text("")
+    (tmp_path / "other.toml").write_text("")
+    ask = 'source "$0"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_flowmc; '
+    done = subprocess.run(
+        ["bash", "-c", ask + 'printf "%s\\n" "${COMPREPLY[@]}"', completion, "flowmc", *typed],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    words = set(done.stdout.split())
+    assert found <= words and not missing & words, done.stderr
+
+
+@pytest.fixture(scope="module")
+def completion(tmp_path_factory):
+    done = python(LIGHT, "completion", "bash")
+    *script, last = done.stdout.splitlines(keepends=True)
+    assert last == "False 0\n", done.stderr
+    path = tmp_path_factory.mktemp("completion") / "flowmc"
+    path.write_text("".join(script))
+    return path
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_of_every_shell_is_one_that_it_reads(shell, capsys, tmp_path):
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(name in script for name in _COMMANDS) and "resume" in script
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    path = tmp_path / "script"
+    path.write_text(script)
+    done = subprocess.run([shell, "-n", path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+NAMES = """
+import sys, time
+import flowmc
+assert set(flowmc.__all__) <= set(dir(flowmc))
+print("torch" in sys.modules, ":mod:`.kernels`" in flowmc.__doc__)
+for name in flowmc.__all__:
+    getattr(flowmc, name)
+print(flowmc.sample is flowmc.chains.sample, flowmc.kernels.HMC.__name__)
+"""
+
+
+def test_the_package_has_its_main_names_and_imports_them_when_they_are_asked_for():
+    done = python(NAMES)
+    assert done.stdout.splitlines() == ["False True", "True HMC"], done.stderr
+    with pytest.raises(AttributeError, match="no attribute 'smaple'"):
+        flowmc.smaple  # noqa: B018
 
 
 def test_misspelt_commands_get_a_hint(capsys):

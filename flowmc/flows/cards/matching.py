@@ -12,7 +12,7 @@ from flowmc.flows.cards.tables import FlowFileError
 from flowmc.flows.scalar.conditional import BetweenCouplings
 from flowmc.registry import named_by, resolve
 
-__all__ = ["check_flow_fits", "check_lattice", "orient"]
+__all__ = ["check_flow_fits", "check_lattice", "joins", "orient"]
 
 
 def check_flow_fits(
@@ -84,6 +84,21 @@ def orient(card: Mapping[str, Any], flow: Flow, action_a: Action, action_b: Acti
         f"this flow carries {_describe(source)} to {_describe(target)}, but the replicas are "
         f"{_describe_action(action_a)} and {_describe_action(action_b)}"
     )
+
+
+def joins(card: Mapping[str, Any], action: Action) -> dict[str, float] | None:
+    """Return the couplings at the other end of the exchange flow of a card; None: not of a theory.
+
+    Args:
+        card: of an exchange flow.
+        action: the theory at one end of it.
+    """
+    if not _same_theory(card, action):
+        return None
+    for one, other in (("to", "from"), ("from", "to")):
+        if _same_couplings(card[one], action):
+            return {**action.parameters, **card[other]}
+    return None
 
 
 def check_lattice(card: Mapping[str, Any], lattice: tuple[int, ...]) -> None:
