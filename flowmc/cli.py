@@ -171,6 +171,12 @@ def _failed(error: Exception) -> int:
     return 1 if status is None else status
 
 
+_STOPPED = {
+    "flowmc.kernels.base.NonFiniteStateError",
+    "flowmc.kernels.base.UpdateFailedError",
+}
+
+
 def _status(error: Exception) -> int | None:
     """Return the exit status of an expected error, None for a bug."""
     names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
@@ -181,7 +187,7 @@ def _status(error: Exception) -> int | None:
         return 2 if getattr(error, "is_unusable", False) else 1
     if "builtins.OSError" in names:
         return 2
-    if "flowmc.kernels.base.NonFiniteStateError" in names:
+    if names & _STOPPED:
         return 1
     unusable = ("flowmc.registry.ConfigError", "flowmc_adapters.errors.FormatError")
     if isinstance(error, OSError) or any(name in names for name in unusable):

@@ -19,14 +19,17 @@ import numpy as np
 import torch
 from flowmc_adapters import FormatError
 from flowmc_adapters.boundaries import has_fixed_start, has_open_end
+from flowmc_adapters.layout_format import LayoutFormat
 from flowmc_adapters.naming import number_in_name
 from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.groups import SUN, U1
+from flowmc.registry import ConfigError
 
 __all__ = [
     "StoredField",
+    "check_format",
     "field_to_file_order",
     "file_order_to_field",
     "load_field",
@@ -58,6 +61,8 @@ class StoredField:
         notes: what was changed or odd, one sentence each, for the log.
         signs: directions in which the links of the last slice carried the fermions' antiperiodic
             sign in the file; the field is without it, see :func:`with_signs`.
+        moved: how far links were moved, at most, to be elements of the group again, beside the
+            sign; 0 if they were taken bit for bit.
     """
 
     field: Tensor
@@ -67,6 +72,7 @@ class StoredField:
     number: int | None = None
     notes: tuple[str, ...] = ()
     signs: tuple[int, ...] = ()
+    moved: float = 0.0
 
 
 def read_field(
@@ -124,6 +130,10 @@ def load_field(
     final, signs = take_field(
         array, action, path, precision=precision, dtype=dtype, device=device, notes=notes
     )
+    moved = 0.0
+    if isinstance(configuration, flowmc_adapters.Configuration):
+        written = torch.from_numpy(file_order_to_field(array, action)).to(final)[None]
+        moved = float((with_signs(written, signs) - final).abs().max())
     stored_number = configuration.number
     if stored_number is None:
         stored_number = number_in_name(path)
@@ -135,6 +145,7 @@ def load_field(
         stored_number,
         tuple(notes),
         signs,
+        moved,
     )
 
 
@@ -253,6 +264,45 @@ def write_field(
         format,
         precision,
     )
+
+
+def check_format(
+    name: str, action: Action, where: str, *, present: int = 64, precision: int | None = None
+) -> None:
+    """Raise ConfigError unless files of this format can hold fields of this theory.
+
+    Args:
+        name: of the format.
+        action: the theory.
+        where: what to blame in the message.
+        present: precision of the fields, 32 or 64.
+        precision: asked of the files; None for that of the fields.
+    """
+    group = action.group
+    if not (action.is_gauge or action.is_scalar):
+        raise ConfigError(
+            f"{where}: no file format holds {action.space}: leave configurations out; the run "
+            "keeps its chains in its checkpoint, and observables are measured on the way"
+        )
+    if not isinstance(group, SUN) and name in flowmc_adapters.FIELD_FORMATS:
+        return
+    try:
+        found = flowmc_adapters.format_named(name)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if not isinstance(group, SUN):
+        what = f"{group.name} fields in {action.dimensions} dimensions"
+        usable = ", ".join(f'"{known}"' for known in flowmc_adapters.FIELD_FORMATS)
+        raise ConfigError(
+            f"{where}: {name} files hold SU(N) links, not {what}: use one of the formats {usable}"
+        )
+    if not found.writable:
+        raise ConfigError(f"{where}: {name} files are only read: use another format")
+    if isinstance(found, LayoutFormat):
+        try:
+            found.require_holds(action.lattice, group.n, present, precision)
+        except FormatError as error:
+            raise ConfigError(f"{where}: {error.reason}") from error
 
 
 def _require_a_format(path: str | os.PathLike[str], action: Action) -> None:

@@ -6,6 +6,7 @@ Chains come in fixed blocks.  Each block owns one stream per purpose, derived fr
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from functools import cache
@@ -13,7 +14,7 @@ from functools import cache
 import numpy as np
 import torch
 
-__all__ = ["Randomness", "Streams", "own_stream", "shared_stream", "stream"]
+__all__ = ["Randomness", "SingleStream", "Streams", "own_stream", "shared_stream", "stream"]
 
 # Of the Mersenne twister, and where torch keeps them among the bytes of a generator's state:
 # behind its seed (uint64) and two counters, one word in every eight bytes.
@@ -85,6 +86,7 @@ class Streams:
         update: number of the update, counted from 1.
         own: the streams of the replicas that live on this rank, by replica.
         replica: on which a kernel acts; None for the ladder as a whole, or where there is none.
+        first_chain: number of the block's first chain.
     """
 
     def __init__(
@@ -94,15 +96,16 @@ class Streams:
         update: int,
         own: Mapping[int, torch.Generator],
         replica: int | None = None,
+        first_chain: int = 0,
     ) -> None:
         self.seed, self.block, self.update = seed, block, update
-        self.own, self.replica = own, replica
+        self.own, self.replica, self.first_chain = own, replica, first_chain
         self._asked: dict[str, int] = {}
 
     def on(self, replica: int) -> Streams:
         """Return these streams for a kernel that acts on one replica."""
-        view = Streams(self.seed, self.block, self.update, self.own, replica)
-        view._asked = self._asked
+        view = copy.copy(self)
+        view.replica = replica
         return view
 
     def shared(self, purpose: str) -> torch.Generator:
@@ -112,6 +115,23 @@ class Streams:
         count = self._asked.get(purpose, 0)
         self._asked[purpose] = count + 1
         return stream(self.seed, self.block, f"{purpose}, update {self.update}, {count}")
+
+
+class SingleStream(Streams):
+    """The random numbers of one update all of which come from a single stream.
+
+    Args:
+        seed: of the stream of fields.
+        block: index of the block of chains.
+        update: number of the update.
+        stream: all the randomness there is.
+    """
+
+    def __init__(self, seed: int, block: int, update: int, stream: torch.Generator) -> None:
+        super().__init__(seed, block, update, {0: stream})
+
+    def shared(self, purpose: str) -> torch.Generator:
+        return self.own[0]
 
 
 Randomness = torch.Generator | Streams

@@ -66,6 +66,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "dbw2": "flowmc.actions:DBW2",
         "luescher_weisz": "flowmc.actions:LuescherWeisz",
         "improved": "flowmc.actions:ImprovedGauge",
+        "external": "flowmc.actions:ExternalAction",
     },
     "kernels": {
         "hmc": "flowmc.kernels:HMC",
@@ -73,6 +74,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "exchange": "flowmc.kernels:Exchange",
         "sign_flip": "flowmc.kernels:SignFlip",
         "local_flow": "flowmc.kernels:LocalFlow",
+        "external": "flowmc.kernels:External",
     },
     "flows": {
         "identity": "flowmc.flows:Identity",

@@ -3,6 +3,7 @@
 from flowmc.actions.anisotropic import AnisotropicWilson
 from flowmc.actions.base import Action, ScaledAction, SumAction, check_force
 from flowmc.actions.defect import DefectWilson
+from flowmc.actions.external import ExternalAction
 from flowmc.actions.gauge import Wilson
 from flowmc.actions.improved import DBW2, ImprovedGauge, Iwasaki, LuescherWeisz, Symanzik
 from flowmc.actions.path import DoubleWell
@@ -14,6 +15,7 @@ __all__ = [
     "AnisotropicWilson",
     "DefectWilson",
     "DoubleWell",
+    "ExternalAction",
     "FreeScalar",
     "ImprovedGauge",
     "Iwasaki",

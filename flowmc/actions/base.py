@@ -196,6 +196,9 @@ class Action(Identified):
         kind: Any = type(self)
         return _is_known(kind)
 
+    def require_given(self) -> None:
+        """Refuse, by a ConfigError, what needs the action at auxiliary fields."""
+
     def _require_known(self) -> None:
         if not self.is_known:
             raise ConfigError(

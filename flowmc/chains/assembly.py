@@ -164,7 +164,9 @@ def assemble(config: RunConfig, communicator: Communicator | None = None) -> Ass
 
 def _remarks_on_engine(action: Action, device: torch.device) -> list[str]:
     """Say when an action of a run on a CPU is not compiled, and why."""
-    reason = native.why_in_torch(action) if device.type == "cpu" and native.is_on() else None
+    is_computed = action.is_known or action.has_auxiliaries
+    is_asked = is_computed and device.type == "cpu" and native.is_on()
+    reason = native.why_in_torch(action) if is_asked else None
     if reason is None:
         return []
     return [f"the action {type(action).__name__} runs in plain torch, not compiled: {reason}"]
@@ -277,10 +279,10 @@ def _kernel(entry: UpdateEntry, config: RunConfig, flows: _Flows) -> Kernel:
             if config.ladder is not None:
                 kernel = OnReplica(kernel, replica)
         elif config.ladder is not None:
-            each = [entry.component(action, **entry.keys) for action in config.actions]
+            each = [entry.made(action, config.base) for action in config.actions]
             kernel = EachReplica(each, config.actions)
         else:
-            kernel = entry.component(config.action, **entry.keys)
+            kernel = entry.made(config.action, config.base)
     except (ConfigError, ValueError, TypeError) as error:
         message = str(error)
         prefixed = message.startswith(("[[", "[ladder]"))

@@ -18,7 +18,6 @@ from flowmc.actions.theory import build_action, check_couplings
 from flowmc.config.entries import (
     ObservableEntry,
     UpdateEntry,
-    check_format,
     read_observables,
     read_update,
     resolved_update,
@@ -26,6 +25,7 @@ from flowmc.config.entries import (
 from flowmc.config.kinds import check_tables
 from flowmc.config.tables import Chains, EnsembleTable, LadderTable, Parallel, RunTable, read_tables
 from flowmc.flows.base import Identity
+from flowmc.io import check_format
 from flowmc.registry import ConfigError, check_known, parameters, validate
 
 __all__ = ["Ladder", "RunConfig", "load_config", "read_config"]
@@ -109,7 +109,7 @@ def read_config(table: Mapping[str, Any], base: Path, *, for_step: bool = False)
     updates = [read_update(entry, i) for i, entry in enumerate(table["update"], start=1)]
     ladder = _ladder(table["ladder"], action) if "ladder" in table else None
     for entry in updates:
-        _try_out(entry, action, ladder)
+        _try_out(entry, action, ladder, base)
     observables = read_observables(table.get("measure", {}), action)
     ensemble = (
         _table(EnsembleTable, table["ensemble"], "[ensemble]") if "ensemble" in table else None
@@ -154,7 +154,7 @@ def read_config(table: Mapping[str, Any], base: Path, *, for_step: bool = False)
     )
 
 
-def _try_out(entry: UpdateEntry, action: Action, ladder: Ladder | None) -> None:
+def _try_out(entry: UpdateEntry, action: Action, ladder: Ladder | None, base: Path) -> None:
     """Make a kernel that needs no flow, or with flows that do nothing: it refuses unusable values.
 
     Raises:
@@ -170,7 +170,7 @@ def _try_out(entry: UpdateEntry, action: Action, ladder: Ladder | None) -> None:
             if check is not None:
                 check(**entry.keys)
         else:
-            entry.component(action, **entry.keys)
+            entry.made(action, base)
     except (ConfigError, ValueError, TypeError) as error:
         raise ConfigError(f"{entry.where}: {error}") from error
 

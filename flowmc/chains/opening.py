@@ -47,7 +47,7 @@ from flowmc.chains.storage.directory import (
 from flowmc.chains.storage.measurements import MeasurementFile, MeasurementLayout, check_rows
 from flowmc.jobs.own_files import opened
 from flowmc.kernels import Info, LadderState, State
-from flowmc.kernels.base import apply
+from flowmc.kernels.base import apply, kernels_in
 from flowmc.parallel import Communicator
 from flowmc.parallel.devices import choose_threads
 from flowmc.parallel.distribution import Distribution
@@ -366,6 +366,8 @@ def _try_kernels(assembly: Assembly, one: State | LadderState, seed: int) -> Non
     rng = stream(seed, 0, "rehearsal", assembly.device)
     diagnostics = Diagnostics(assembly.reports(), 1)
     for name, kernel in assembly.timed.items():
+        if not all(inner.is_rehearsed for inner in kernels_in(kernel)):
+            continue
         one, part = apply(kernel.kernel, one, rng)
         info = Info(torch.empty(0, 0, dtype=torch.bool), parts={name: part})
         for leaf_name, leaf in leaves(info, assembly.timed):

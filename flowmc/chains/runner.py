@@ -35,7 +35,7 @@ from flowmc.config.tables import seconds_of
 from flowmc.jobs.interrupts import Interrupts
 from flowmc.jobs.journal import Display, Journal
 from flowmc.kernels import Info, LadderState, NonFiniteStateError, State
-from flowmc.kernels.base import apply
+from flowmc.kernels.base import UpdateFailedError, apply, kernels_in
 from flowmc.lattice import sum_over_sites
 from flowmc.parallel import CollectiveError, Communicator
 from flowmc.parallel.agreement import Agreement
@@ -138,7 +138,13 @@ class Runner:
         self.journal = Journal(directory.log if is_root else None)
         self.resumed = resumed
         self.warnings: list[str] = []
+        self._settle_kernels()
         self._restore_clocks()
+
+    def _settle_kernels(self) -> None:
+        """Tell all kernels where they may keep files."""
+        for kernel in kernels_in(self.assembly.kernel):
+            kernel.scratch = self.directory.scratch
 
     def warn(self, text: str) -> None:
         """Log a warning, and have the command say it."""
@@ -236,6 +242,10 @@ class Runner:
             with contextlib.suppress(OSError):
                 self._log("stop", reason="not finite", text=str(error))
             raise RunStopped(f"{error}; {self._last_good()}") from error
+        except UpdateFailedError as error:
+            with contextlib.suppress(OSError):
+                self._log("stop", reason="update failed", text=str(error))
+            raise RunStopped(f"{error}; {self._last_good()}") from error
         except OSError as error:
             text = f"{error.filename or self.directory.path}: {error.strerror or error}"
             raise self._unwritable(text) from error
@@ -293,6 +303,7 @@ class Runner:
         self.assembly.kernel.set_tuning(tuning)
         for name, (seconds, calls) in clocks.items():
             self.assembly.timed[name].seconds, self.assembly.timed[name].calls = seconds, calls
+        self._settle_kernels()
 
     def _move_ladder(self) -> None:
         """Give the replicas new couplings; only their fields stay."""
@@ -339,7 +350,7 @@ class Runner:
         for block, replicas in self.own.items():
             first, last = blocks[block]
             own = {r: self.streams[block, r] for r in replicas}
-            rng = Streams(self.config.chains.seed, block, update, own)
+            rng = Streams(self.config.chains.seed, block, update, own, first_chain=first)
             try:
                 state, info = apply(kernel, self.states[block], rng)
             except NonFiniteStateError as error:

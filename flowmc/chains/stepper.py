@@ -20,7 +20,7 @@ from flowmc.chains.diagnostics import Diagnostics, leaves, reports_of
 from flowmc.chains.start import first_state
 from flowmc.chains.storage.checkpoint import settled
 from flowmc.kernels import Cycle, Info, Kernel, Mixture, NonFiniteStateError, State
-from flowmc.random import stream
+from flowmc.random import SingleStream, stream
 from flowmc.registry import ConfigError
 
 __all__ = ["Stepped", "action_of_kernel", "check_finite", "composed", "step"]
@@ -98,7 +98,8 @@ def step(
     where = "[chains]: " if is_configured else ""
     action = action or action_of_kernel(whole)
     state = first_state(whole, [action], {0: field}, 0, where=where)
-    state, info = whole.step(state, stream(seed, block, f"step {number}", field.device))
+    own = stream(seed, block, f"step {number}", field.device)
+    state, info = whole.step(state, SingleStream(seed, block, number, own))
     state = settled(state)
     assert isinstance(state, State)
     check_finite(state.field)

@@ -16,13 +16,13 @@ from flowmc.actions.base import Action
 from flowmc.actions.theory import build_action, theory_table
 from flowmc.chains.config import read_config
 from flowmc.config.cases import DEFAULT_THEORIES, Draft, Start, draft
-from flowmc.config.entries import check_format
 from flowmc.config.kinds import CASES
 from flowmc.config.settings import with_settings
 from flowmc.config.toml_text import toml_text
 from flowmc.ensembles.theories import StoredTheory, theory_of_file
 from flowmc.flows.cards.choosing import Proposals, proposals_of, proposals_of_zoo
 from flowmc.flows.cards.files import flow_path, read_card
+from flowmc.io import check_format
 from flowmc.messages import say
 from flowmc.registry import ConfigError, nearest
 from flowmc.training.plan import make_plan

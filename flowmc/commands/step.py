@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,19 @@ from flowmc.chains.assembly import Assembly, assemble
 from flowmc.chains.config import RunConfig, load_config
 from flowmc.chains.measuring import measure, observable_shapes
 from flowmc.chains.stepper import Stepped, step
-from flowmc.config.entries import ObservableEntry, check_format
+from flowmc.config.entries import ObservableEntry
 from flowmc.ensembles.claims import check_theory, seeds_of
 from flowmc.ensembles.naming import CARRIED, field_metadata
-from flowmc.io import StoredField, load_field, number_in_name, with_signs, write_field
-from flowmc.kernels import Info, NonFiniteStateError
-from flowmc.kernels.base import action_of
+from flowmc.io import (
+    StoredField,
+    check_format,
+    load_field,
+    number_in_name,
+    with_signs,
+    write_field,
+)
+from flowmc.kernels import Info, NonFiniteStateError, UpdateFailedError
+from flowmc.kernels.base import action_of, kernels_in
 from flowmc.messages import say
 from flowmc.parallel import Communicator
 from flowmc.parallel.devices import choose_threads
@@ -56,10 +64,12 @@ def run(args: argparse.Namespace) -> int:
     present = config.chains.precision
     check_format(form, config.action, args.destination, present=present, precision=precision)
 
+    scratch = _scratch(args.destination, assembly)
     try:
         stepped = step(stored.field, assembly, seed=config.chains.seed, number=number)
-    except NonFiniteStateError as error:
-        raise NonFiniteStateError(f"{args.source}: {error}; nothing was written") from error
+    except (NonFiniteStateError, UpdateFailedError) as error:
+        raise type(error)(f"{args.source}: {error}; nothing was written") from error
+    shutil.rmtree(scratch, ignore_errors=True)
     # What cannot be measured shows before anything is written.
     observable_shapes(config.observables, assembly.actions, stepped.state)
     metadata = {key: stored.metadata[key] for key in CARRIED if key in stored.metadata}
@@ -82,6 +92,15 @@ def run(args: argparse.Namespace) -> int:
         say(text)
     _tell(args, config, assembly, number, stepped)
     return 0
+
+
+def _scratch(destination: str, assembly: Assembly) -> Path:
+    """Let kernels keep files beside OUT, where programs on other nodes find them; return where."""
+    path = Path(destination).absolute()
+    folder = path.with_name(f".{path.name}.external")
+    for kernel in kernels_in(assembly.kernel):
+        kernel.scratch = folder
+    return folder
 
 
 def _check(config: RunConfig) -> None:

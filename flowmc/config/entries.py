@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from flowmc.actions.base import Action
 from flowmc.config.tables import MeasureTable, UpdateTable
-from flowmc.groups import SUN
 from flowmc.registry import (
     BUILTIN,
     ConfigError,
@@ -28,7 +28,6 @@ __all__ = [
     "ObservableEntry",
     "UpdateEntry",
     "changed_keys",
-    "check_format",
     "read_observables",
     "read_update",
     "resolved_update",
@@ -56,6 +55,21 @@ class UpdateEntry:
     def takes_local_flow(self) -> bool:
         """Whether that is a local flow model: of a block, given what surrounds it."""
         return "local_model" in positional_of(self.component)
+
+    @property
+    def takes_base(self) -> bool:
+        """Whether the kernel asks for the folder of the configuration file."""
+        return "base" in positional_of(self.component)
+
+    def made(self, action: Action, base: str | Path) -> Any:
+        """Return the kernel of one replica that takes no flow.
+
+        Args:
+            action: of the replica.
+            base: folder of the configuration file.
+        """
+        positional = (action, base) if self.takes_base else (action,)
+        return self.component(*positional, **self.keys)
 
     @property
     def takes_ladder(self) -> bool:
@@ -171,48 +185,6 @@ def read_observables(table: Mapping[str, Any], action: Action) -> list[Observabl
         labels.add(label)
         entries.append(ObservableEntry(label, function, arguments, one))
     return entries
-
-
-def check_format(
-    name: str, action: Action, where: str, *, present: int = 64, precision: int | None = None
-) -> None:
-    """Raise ConfigError unless files of this format can hold fields of this theory.
-
-    Args:
-        name: of the format.
-        action: the theory.
-        where: what to blame in the message.
-        present: precision of the fields, 32 or 64.
-        precision: asked of the files; None for that of the fields.
-    """
-    from flowmc_adapters import FIELD_FORMATS, FormatError, format_named
-    from flowmc_adapters.layout_format import LayoutFormat
-
-    group = action.group
-    if not (action.is_gauge or action.is_scalar):
-        raise ConfigError(
-            f"{where}: no file format holds {action.space}: leave configurations out; the run "
-            "keeps its chains in its checkpoint, and observables are measured on the way"
-        )
-    if not isinstance(group, SUN) and name in FIELD_FORMATS:
-        return
-    try:
-        found = format_named(name)
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    if not isinstance(group, SUN):
-        what = f"{group.name} fields in {action.dimensions} dimensions"
-        usable = ", ".join(f'"{known}"' for known in FIELD_FORMATS)
-        raise ConfigError(
-            f"{where}: {name} files hold SU(N) links, not {what}: use one of the formats {usable}"
-        )
-    if not found.writable:
-        raise ConfigError(f"{where}: {name} files are only read: use another format")
-    if isinstance(found, LayoutFormat):
-        try:
-            found.require_holds(action.lattice, group.n, present, precision)
-        except FormatError as error:
-            raise ConfigError(f"{where}: {error.reason}") from error
 
 
 def _in_label(value: Any) -> str:

@@ -14,9 +14,10 @@ from flowmc import registry
 from flowmc.actions.base import Action
 from flowmc.actions.theory import build_action, check_couplings
 from flowmc.chains.config import RunConfig, read_config
-from flowmc.config.entries import ObservableEntry, check_format, read_observables
+from flowmc.config.entries import ObservableEntry, read_observables
 from flowmc.config.kinds import check_tables
 from flowmc.ensembles.stored import run_theory
+from flowmc.io import check_format
 from flowmc.registry import ConfigError, check_known, nearest, parameters, resolve, validate
 
 __all__ = [

@@ -63,7 +63,7 @@ def _kernels_of(config: FreeEnergyConfig, action: Action) -> list[Kernel]:
     kernels: list[Kernel] = []
     for entry in config.updates:
         try:
-            kernel = entry.component(action, **entry.keys)
+            kernel = entry.made(action, config.base)
         except (ConfigError, ValueError, TypeError) as error:
             raise ConfigError(f"{entry.where}: {error}") from error
         if not isinstance(kernel, Kernel):

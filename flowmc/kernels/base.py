@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,9 +30,11 @@ __all__ = [
     "Kernel",
     "NonFiniteStateError",
     "State",
+    "UpdateFailedError",
     "action_of",
     "apply",
     "begin",
+    "kernels_in",
     "report_of",
     "title_of",
     "value_in_torch",
@@ -168,6 +171,10 @@ class NonFiniteStateError(RuntimeError):
         self.chain = chain
 
 
+class UpdateFailedError(RuntimeError):
+    """An update could not be made, by no fault of the fields: the run stops as it was before."""
+
+
 class Kernel(ABC):
     """A Markov kernel that leaves the density of its action(s) invariant.
 
@@ -181,6 +188,9 @@ class Kernel(ABC):
             of no importance for kernels of one replica.
         reports: what :attr:`Info.values` of a step may hold, each with title, unit and reduction:
             ``reports = (Reported("work", "work of the move"),)``, of the class or of an object.
+        is_rehearsed: whether a new run may apply the kernel once to a chain that is thrown away.
+        scratch: a folder in which the kernel may keep files while it works, in the directory of a
+            run; None where nobody has said.
     """
 
     name: str = "kernel"
@@ -188,6 +198,8 @@ class Kernel(ABC):
     takes_streams: bool = False
     spreads: bool = False
     reports: Sequence[Reported] = ()
+    is_rehearsed: bool = True
+    scratch: Path | None = None
 
     @abstractmethod
     def init(self, field: Any) -> Any:
@@ -215,6 +227,21 @@ class Kernel(ABC):
                 :class:`~flowmc.random.Streams`.
         """
 
+    def step_replicas(
+        self, kernels: Sequence[Kernel], states: Sequence[Any], rngs: Sequence[Randomness]
+    ) -> list[tuple[Any, Info]]:
+        """Advance replicas of a ladder, each by its own kernel of this class.
+
+        Args:
+            kernels: one per replica; this one is the first.
+            states: of the replicas.
+            rngs: what each may draw from.
+        """
+        return [
+            apply(kernel, state, rng)
+            for kernel, state, rng in zip(kernels, states, rngs, strict=True)
+        ]
+
     def reports_of_parts(self) -> Sequence[tuple[str, KernelReport]]:
         """Return what the elementary kernels in this one report; empty for an elementary kernel.
 
@@ -236,6 +263,16 @@ class Kernel(ABC):
 
     def set_tuning(self, values: Mapping[str, float]) -> None:  # noqa: B027
         """Restore what :meth:`tuning` returned."""
+
+
+def kernels_in(kernel: Kernel) -> Iterator[Kernel]:
+    """Yield a kernel and, at any depth, the kernels that it is made of."""
+    yield kernel
+    inside = [getattr(kernel, "kernel", None), *getattr(kernel, "kernels", ())]
+    inside += getattr(kernel, "parts", {}).values()
+    for one in inside:
+        if isinstance(one, Kernel):
+            yield from kernels_in(one)
 
 
 def begin(kernel: Kernel, field: Any) -> Any:

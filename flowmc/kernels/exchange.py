@@ -150,9 +150,11 @@ class EachReplica(Kernel):
 
     def step(self, state: LadderState, rng: Randomness) -> tuple[LadderState, Info]:
         parts = {}
-        for index, replica in state.here.items():
-            own = rng.on(index) if isinstance(rng, Streams) else rng
-            replica, info = apply(self.kernels[index], replica, own)
+        here = list(state.here)
+        kernels = [self.kernels[index] for index in here]
+        rngs = [rng.on(index) if isinstance(rng, Streams) else rng for index in here]
+        moved = kernels[0].step_replicas(kernels, list(state.here.values()), rngs)
+        for index, (replica, info) in zip(here, moved, strict=True):
             state = state.with_replica(index, replica)
             parts[self._part(index)] = info
         return state, Info(torch.empty(0, 0, dtype=torch.bool), parts=parts)

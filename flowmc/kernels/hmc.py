@@ -110,6 +110,7 @@ class HMC(Kernel):
     def init(self, field: Tensor) -> State:
         self.action.check_field(field)
         if not self.action.is_known:
+            self.action.require_given()
             return State(field)
         return State(field, value_in_torch(self.action, field))
 

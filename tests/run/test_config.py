@@ -7,9 +7,10 @@ import pytest
 
 from flowmc.actions.theory import build_action
 from flowmc.chains.config import read_config
-from flowmc.config.entries import changed_keys, check_format
+from flowmc.config.entries import changed_keys
 from flowmc.config.tables import seconds_of
 from flowmc.config.toml_text import toml_text
+from flowmc.io import check_format
 from flowmc.registry import ConfigError
 from tests.run.small_runs import config
 

@@ -10,7 +10,7 @@ import platform
 import shlex
 import sys
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from flowmc.config.entries import changed_keys
 from flowmc.config.toml_text import toml_text
 from flowmc.jobs.lock import Lock
 from flowmc.jobs.own_files import naming, read_text
-from flowmc.registry import ConfigError
+from flowmc.registry import BUILTIN, ConfigError, resolve
 
 __all__ = ["RunDirectory", "environment", "flows_entry", "identity_of"]
 
@@ -48,6 +48,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / "config.toml"
+        self.scratch = path / "external"
         self.provenance = path / "provenance.json"
         self.measurements = path / "measurements.h5"
         self.checkpoint = path / "checkpoint.h5"
@@ -201,7 +202,7 @@ class RunDirectory:
         """
 
         def is_free(key: str) -> bool:
-            return key in _FREE_KEYS or key.startswith("parallel")
+            return key in _free_keys(config.resolved) or key.startswith("parallel")
 
         begun = f"the run in {self.path} was started"
         changed = self.check_unchanged(config.resolved, begun, is_free)
@@ -277,7 +278,28 @@ def identity_of(resolved: Mapping[str, Any]) -> str:
     for key in _FREE_KEYS:
         section, _, name = key.partition(".")
         table.get(section, {}).pop(name, None)
+    for update in table.get("update", ()):
+        for name in _free_of_kernel(update):
+            update.pop(name, None)
     return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
+
+
+def _free_of_kernel(update: Mapping[str, Any]) -> Sequence[str]:
+    """Return the keys of an ``[[update]]`` that change no result.
+
+    Of built-in kernels: those of others would have to be imported, also by who only reads a run.
+    """
+    name = update.get("kernel")
+    return getattr(resolve("kernels", name), "free_keys", ()) if name in BUILTIN["kernels"] else ()
+
+
+def _free_keys(resolved: Mapping[str, Any]) -> set[str]:
+    """Return the keys that a resumed run may change, by their dotted names."""
+    return {*_FREE_KEYS} | {
+        f"update[{number}].{name}"
+        for number, update in enumerate(resolved.get("update", ()), start=1)
+        for name in _free_of_kernel(update)
+    }
 
 
 def environment(device: torch.device) -> dict[str, str | int]:

@@ -1,0 +1,1 @@
+"""Other people's programs: their command lines, how they are run, and how they are ended."""
