@@ -8,22 +8,27 @@ never uses the same random numbers twice.  Nothing is adapted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.chains.assembly import Assembly
+from flowmc.chains.config import RunConfig
 from flowmc.chains.diagnostics import Diagnostics, leaves, reports_of
+from flowmc.chains.measuring import measure
 from flowmc.chains.start import first_state
 from flowmc.chains.storage.checkpoint import settled
 from flowmc.kernels import Cycle, Info, Kernel, Mixture, NonFiniteStateError, State
+from flowmc.kernels.base import action_of
 from flowmc.random import SingleStream, stream
 from flowmc.registry import ConfigError
 
-__all__ = ["Stepped", "action_of_kernel", "check_finite", "composed", "step"]
+__all__ = ["Stepped", "action_of_kernel", "check_finite", "composed", "step", "summary_of"]
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,51 @@ def step(
     for name, one in infos.items():
         reported.add(0, state.chains, name, one)
     return Stepped(state, infos)
+
+
+def summary_of(config: RunConfig, assembly: Assembly, stepped: Stepped) -> dict[str, Any]:
+    """Return what a step of one chain did, as ``flowmc step --json`` prints it.
+
+    Args:
+        config: of the step.
+        assembly: made of it.
+        stepped: what it has made.
+
+    Returns:
+        ``acceptance`` by kernel; ``kernels`` with acceptance, seconds and what each reports;
+        ``action``, the total S, or None where it is not known; ``observables`` of ``[measure]``,
+        among them S per site as ``action_density``.
+    """
+    reports = assembly.reports()
+    kernels = {
+        name: _of_kernel(leaf, assembly.timed[reports[name].update].seconds)
+        for name, leaf in stepped.infos.items()
+    }
+    known = config.action.is_known
+    return {
+        "acceptance": {name: values["acceptance"] for name, values in kernels.items()},
+        "kernels": kernels,
+        "action": float(action_of(config.action, stepped.state)[0]) if known else None,
+        "observables": {
+            "action_density" if entry.label == "action" else entry.label: measure(
+                entry, assembly.actions, stepped.state
+            )[0, 0].tolist()
+            for entry in config.observables
+        },
+    }
+
+
+def _of_kernel(leaf: Info, seconds: float) -> dict[str, Any]:
+    """Return what one kernel did: shares, seconds, and the values that it reports, in order."""
+    found: dict[str, Any] = {
+        "acceptance": float(leaf.is_accepted.double().mean()),
+        "seconds": seconds,
+    }
+    for key, value in leaf.values.items():
+        # JSON has no numbers that are not finite.
+        numbers = value.double().flatten().tolist()
+        found[key] = [one if math.isfinite(one) else None for one in numbers]
+    return found
 
 
 def check_finite(field: Tensor) -> None:

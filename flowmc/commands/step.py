@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,9 +17,8 @@ from typing import Any
 
 from flowmc.chains.assembly import Assembly, assemble
 from flowmc.chains.config import RunConfig, load_config
-from flowmc.chains.measuring import measure, observable_shapes
-from flowmc.chains.stepper import Stepped, step
-from flowmc.config.entries import ObservableEntry
+from flowmc.chains.measuring import observable_shapes
+from flowmc.chains.stepper import Stepped, step, summary_of
 from flowmc.ensembles.claims import check_theory, seeds_of
 from flowmc.ensembles.naming import CARRIED, field_metadata
 from flowmc.io import (
@@ -31,8 +29,8 @@ from flowmc.io import (
     with_signs,
     write_field,
 )
-from flowmc.kernels import Info, NonFiniteStateError, UpdateFailedError
-from flowmc.kernels.base import action_of, kernels_in
+from flowmc.kernels import NonFiniteStateError, UpdateFailedError
+from flowmc.kernels.base import kernels_in
 from flowmc.messages import say
 from flowmc.parallel import Communicator
 from flowmc.parallel.devices import choose_threads
@@ -159,46 +157,20 @@ def _tell(
     number: int,
     stepped: Stepped,
 ) -> None:
-    reports = assembly.reports()
-    kernels = {
-        name: _of_kernel(leaf, assembly.timed[reports[name].update].seconds)
-        for name, leaf in stepped.infos.items()
-    }
-    observables = {
-        _label(entry): measure(entry, assembly.actions, stepped.state)[0, 0].tolist()
-        for entry in config.observables
-    }
-    known = config.action.is_known
-    total = float(action_of(config.action, stepped.state)[0]) if known else None
+    summary = summary_of(config, assembly, stepped)
     if args.json:
         report = {
             "source": args.source,
             "destination": args.destination,
             "number": number,
-            "acceptance": {name: values["acceptance"] for name, values in kernels.items()},
-            "kernels": kernels,
-            "action": total,
-            "observables": observables,
+            **summary,
         }
         print(json.dumps(report, indent=2))
         return
-    parts = [_in_words(name, values) for name, values in kernels.items()]
-    parts += [f"S = {total:.12g}"] if total is not None else []
-    parts += [f"{k} = {v:.12g}" for k, v in observables.items() if isinstance(v, float)]
+    parts = [_in_words(name, values) for name, values in summary["kernels"].items()]
+    parts += [f"S = {summary['action']:.12g}"] if summary["action"] is not None else []
+    parts += [f"{k} = {v:.12g}" for k, v in summary["observables"].items() if isinstance(v, float)]
     print(f"{args.source} -> {args.destination}: " + ", ".join(parts))
-
-
-def _of_kernel(leaf: Info, seconds: float) -> dict[str, Any]:
-    """Return what one kernel did: shares, seconds, and the values that it reports, in order."""
-    found: dict[str, Any] = {
-        "acceptance": float(leaf.is_accepted.double().mean()),
-        "seconds": seconds,
-    }
-    for key, value in leaf.values.items():
-        # JSON has no numbers that are not finite.
-        numbers = value.double().flatten().tolist()
-        found[key] = [one if math.isfinite(one) else None for one in numbers]
-    return found
 
 
 def _in_words(name: str, values: Mapping[str, Any]) -> str:
@@ -208,8 +180,3 @@ def _in_words(name: str, values: Mapping[str, Any]) -> str:
         if numbers:
             text += f", {symbol} = {' '.join(numbers)}"
     return text
-
-
-def _label(entry: ObservableEntry) -> str:
-    """Return the name of an observable; that called "action" is S per site."""
-    return "action_density" if entry.label == "action" else entry.label

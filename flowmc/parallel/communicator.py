@@ -155,6 +155,9 @@ class Communicator:
         """Wait until one of some messages, each (source, tag), can be received; return it."""
         raise ValueError("one rank alone has nobody to wait for")
 
+    def free(self) -> None:
+        """Give back what MPI holds for this communicator, which is of no use afterwards."""
+
     def abort(self, status: int) -> None:
         """End all ranks at once with this exit status."""
         settle_standard_streams()

@@ -39,27 +39,42 @@ _ALIVE = 32766
 
 
 class MpiCommunicator(Communicator):
-    """All ranks of ``MPI.COMM_WORLD``.
+    """All ranks of ``MPI.COMM_WORLD``, or of a communicator of a program that runs flowmc.
+
+    Args:
+        handle: of that communicator, as ``MPI_Comm_c2f`` returns it; None for all ranks.
 
     Raises:
-        ConfigError: the MPI of mpi4py cannot start under this launcher.
+        ConfigError: the MPI of mpi4py cannot start under this launcher, or is not the one that has
+            started the program.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, handle: int | None = None) -> None:
         super().__init__()
-        _check_launcher()
-        if not MPI.Is_initialized():
-            MPI.Init()
-        # A copy: messages of libraries that use the world communicator cannot be taken for ours.
-        self._comm = MPI.COMM_WORLD.Dup()
+        if handle is None:
+            _check_launcher()
+            if not MPI.Is_initialized():
+                MPI.Init()
+        elif not MPI.Is_initialized():
+            raise ConfigError(
+                "the MPI of mpi4py has not been started: start MPI before, and let mpi4py use the "
+                "program's own MPI"
+            )
+        whole = MPI.COMM_WORLD if handle is None else MPI.Intracomm(MPI.Comm.f2py(handle))
+        # A copy: messages of others that use this communicator cannot be taken for ours.
+        self._comm = whole.Dup()
         # Their second half begins on every rank when it learns that the first is over, which is at
         # different places among the operations on the other communicator.
-        self._rows = MPI.COMM_WORLD.Dup()
+        self._rows = whole.Dup()
         self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
         node = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.node_rank, self.node_size = node.Get_rank(), node.Get_size()
         node.Free()
         self.is_cuda_aware = _is_cuda_aware()
+
+    def free(self) -> None:
+        self._rows.Free()
+        self._comm.Free()
 
     def broadcast(self, value: T, root: int = 0) -> T:
         data = np.frombuffer(pickle.dumps(value) if self.rank == root else b"", np.uint8)
