@@ -13,7 +13,7 @@ import numpy as np
 from flowmc_adapters import FormatError
 
 from flowmc.capi.host import HostStream, Part
-from flowmc.kernels import NonFiniteStateError
+from flowmc.kernels import NonFiniteStateError, UpdateFailedError
 from flowmc.parallel import CollectiveError
 from flowmc.registry import ConfigError
 
@@ -54,7 +54,9 @@ def install(ffi: Any, lib: Any) -> None:
                 return _OK
             except BaseException as error:  # SystemExit included: a host never ends here
                 text = str(error) or type(error).__name__
-                if not isinstance(error, (*_CALLERS, CollectiveError, NonFiniteStateError)):
+                if not isinstance(
+                    error, (*_CALLERS, CollectiveError, NonFiniteStateError, UpdateFailedError)
+                ):
                     text = f"{type(error).__name__}: {text}"
                 lib.flowmc_set_message(text.encode("utf-8", "replace"))
                 return _UNUSABLE if _is_of_caller(error) else _FAILED

@@ -160,7 +160,7 @@ class HostStream:
         assert array is not None and self._assembly is not None
         action, assembly = self._config.action, self._assembly
         precision = 8 * array.dtype.itemsize
-        values = array.astype(np.float64)
+        values: np.ndarray = array.astype(np.float64)
         if self._is_complex:
             values = values.view(np.complex128)[..., 0]
         if not np.isfinite(values).all():
