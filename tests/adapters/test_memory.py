@@ -122,8 +122,13 @@ def save(path, links):
         file.create_dataset("u", data=links, chunks=chunks, compression=1)
 
 
-@pytest.mark.parametrize("suffix", [".npz", ".h5"])
-@pytest.mark.parametrize("cores", [1, 4])
+@pytest.mark.parametrize(
+    ("suffix", "cores"),
+    [
+        *[(".npz", 4), (".h5", 1)],
+        *[pytest.param(*case, marks=pytest.mark.slow) for case in ((".npz", 1), (".h5", 4))],
+    ],
+)
 def test_compressed_links_are_unpacked_by_the_way(tmp_path, suffix, cores):
     """Two kilobytes for each of 151 megabytes of a cold field."""
     links = np.zeros((32, 16, 16, 32, 4, 3, 3), np.complex128)

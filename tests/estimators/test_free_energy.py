@@ -67,7 +67,15 @@ ONE_RUN = {
 }
 
 
-@pytest.mark.parametrize("name", ONE_RUN)
+# Both directions and the bridge, with and without chains; all five in the slow tests.
+FAST = ("q", "bridge with chains")
+assert set(FAST) <= set(ONE_RUN)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in ONE_RUN],
+)
 def test_pulls_have_unit_width(name):
     assert_standard_normal(pulls(200, ONE_RUN[name]))
 
@@ -139,6 +147,7 @@ def harmonic_chain(generator, measurements=400, count=4):
     return chain_of_ensembles(forward, reverse)
 
 
+@pytest.mark.slow
 def test_chain_of_ensembles_counts_shared_samples_once():
     truths = [-0.5 * math.log(k) for k in (1.5, 2.2, 3.0)]
     runs = [harmonic_chain(rng(seed)) for seed in range(80)]

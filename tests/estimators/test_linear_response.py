@@ -140,7 +140,7 @@ def exact_su2(beta, area=1):
     return (ratio(beta + h) - ratio(beta - h)) / (2 * h)
 
 
-@pytest.mark.parametrize("families", ["loops", "krylov"])
+@pytest.mark.parametrize("families", ["loops", pytest.param("krylov", marks=pytest.mark.slow)])
 def test_wilson_loops_of_su2(families):
     """On 6x6 at beta = 2 the torus changes nothing in 10 digits."""
     action = Wilson("SU(2)", [6, 6], beta=2.0)
@@ -202,6 +202,7 @@ def chains_of_phi4(action, chains, length, skip=4):
     return torch.stack(kept[:length], 1)
 
 
+@pytest.mark.slow
 def test_phi4_against_long_runs():
     """Central differences of two long runs each, whose h^2 error is below their own."""
     action, h = Phi4([4, 4], m2=-4.0, lam=8.0), 0.3

@@ -79,7 +79,7 @@ def test_error_of_two_ensembles_is_that_of_the_jackknife():
         assert result.error == pytest.approx(error, rel=0.4)
 
 
-@pytest.mark.parametrize("tau", [None, (2.0, 2.0, 2.0)])
+@pytest.mark.parametrize("tau", [pytest.param(None, marks=pytest.mark.slow), (2.0, 2.0, 2.0)])
 def test_pulls_have_unit_width(tau):
     """Autocorrelated chains of unequal lengths; mean and width each at a false alarm of 1e-5."""
     rng = torch.Generator().manual_seed(3)

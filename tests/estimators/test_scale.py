@@ -49,7 +49,7 @@ def test_exact_curve():
     assert find_w0(coarse, line).mean == pytest.approx(math.sqrt(1.7))
 
 
-@pytest.mark.parametrize("find", [find_t0, find_w0])
+@pytest.mark.parametrize("find", [find_t0, pytest.param(find_w0, marks=pytest.mark.slow)])
 def test_errors_are_the_spread_of_repeated_runs(find):
     rng = np.random.default_rng(1)
     estimates = [find(TIMES, series(rng, 200, 3, 0.6)) for _ in range(120)]

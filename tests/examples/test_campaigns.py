@@ -33,7 +33,11 @@ def short_run(campaign, name, folder, updates=8, **theory):
 
 
 @pytest.mark.parametrize(
-    ("module", "theory"), [("u1_ladders", {}), ("su3_ladders", {"lattice": [4, 4, 4, 4]})]
+    ("module", "theory"),
+    [
+        ("u1_ladders", {}),
+        pytest.param("su3_ladders", {"lattice": [4, 4, 4, 4]}, marks=pytest.mark.slow),
+    ],
 )
 def test_campaign(module, theory, script, tmp_path):
     """All runs of a campaign, and the table of what they say."""
@@ -85,6 +89,7 @@ def test_script(tmp_path):
     assert 55 < swaps < 80
 
 
+@pytest.mark.slow
 def test_the_phi4_line(script, tmp_path, monkeypatch):
     """All ways of sampling the smallest size, in this process, with times that are given."""
     line = script("phi4_line")

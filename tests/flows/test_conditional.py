@@ -148,6 +148,7 @@ def test_refusals(keys, message):
         ConditionalContinuousFlow(Phi4([4], m2=-4.0, lam=6.0), **{**RANGE, **keys})
 
 
+@pytest.mark.slow
 def test_one_training_serves_the_range(trained):
     """ln Z of the free field at four couplings, exactly known, and between them."""
     loaded = load_flow(trained)

@@ -247,7 +247,9 @@ def test_transport_of_single_plaquettes(couplings):
     assert (slope / (ratio * norm) - 1)[typical].abs().max() < 0.04
 
 
-@pytest.mark.parametrize("lattice", [(8, 8), (16, 16), (16, 32)])
+@pytest.mark.parametrize(
+    "lattice", [(8, 8), (16, 16), pytest.param((16, 32), marks=pytest.mark.slow)]
+)
 def test_the_swap_rate_does_not_fall_with_the_volume(lattice):
     """Transport of single plaquettes from beta = 3 to 7; plain exchange accepts under 1e-3 at 8x8.
 
@@ -303,7 +305,9 @@ def imperfect(scale):
     return flow
 
 
-@pytest.mark.parametrize("scale", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize(
+    "scale", [*(pytest.param(scale, marks=pytest.mark.slow) for scale in (0.0, 0.1)), 0.3]
+)
 def test_exchange_leaves_exact_draws_alone(scale):
     """At most 1e-6 false alarms per case; the errors below show the power."""
     assert change_after_exchange(imperfect(scale)) > THRESHOLD

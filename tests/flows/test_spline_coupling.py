@@ -74,7 +74,7 @@ def test_without_the_affine_part_large_fields_stay():
     assert torch.equal(y[large], x[large]) and not torch.equal(y, x)
 
 
-@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("affine", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_one_peak_becomes_two(affine):
     """Two independent sites in a double well: the bias of the last layers suffices."""
     action = DoubleWell([2], m0=2.0, mu2=-4.0, lam=1.0)

@@ -144,7 +144,12 @@ def test_wrong_jacobian_of_the_reverse_process_is_caught(rng):
 
 
 @pytest.mark.parametrize(
-    ("group", "beta", "steps"), [("U(1)", 1.0, 8), ("SU(2)", 1.5, 16), ("SU(3)", 2.0, 8)]
+    ("group", "beta", "steps"),
+    [
+        ("U(1)", 1.0, 8),
+        pytest.param("SU(2)", 1.5, 16, marks=pytest.mark.slow),
+        ("SU(3)", 2.0, 8),
+    ],
 )
 def test_gauge_theories_from_haar(group, beta, steps, rng):
     action = Wilson(group, [4, 4], beta=beta)

@@ -60,6 +60,7 @@ def test_both_directions(name, rng):
     assert_unit_width(np.array(pulls))
 
 
+@pytest.mark.slow
 def test_line_of_ensembles(rng):
     """120 runs of 4 chains at four couplings of U(1), autocorrelated and shared by bridges."""
     line = line_of_actions(Wilson("U(1)", [4, 4], beta=1.2), {"beta": [0.0, 1.2]}, 3)

@@ -202,6 +202,7 @@ def kill_again_and_again(tmp_path, kills, seed, updates):
     return found
 
 
+@pytest.mark.slow
 @needs_mpi
 def test_random_ranks_killed_at_random_moments(tmp_path):
     found = kill_again_and_again(tmp_path, 3, seed=1, updates=500)

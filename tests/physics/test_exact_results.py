@@ -117,7 +117,7 @@ def test_exchange_mixes_the_topology_of_the_cold_replica(rng):
         pytest.param("SU(2)", 2.2, 0.46447903, marks=pytest.mark.slow),
         ("SU(2)", 4.0, 0.65804727),
         pytest.param("SU(3)", 4.0, 0.27961915, marks=pytest.mark.slow),
-        ("SU(3)", 6.0, 0.42253174),
+        pytest.param("SU(3)", 6.0, 0.42253174, marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize("start", ["cold", pytest.param("hot", marks=pytest.mark.slow)])
@@ -138,6 +138,7 @@ def test_phi4_tutorial_couplings(rng):
     assert_agrees(series["phi2"], 0.143466, 0.000044)
 
 
+@pytest.mark.slow
 def test_phi4_in_the_hopping_parametrisation(rng):
     """kappa = 0.2, lambda = 0.022 on 16x8: <phi^2> of 64x8 differs by less than 1e-3 there."""
     action = Phi4([16, 8], kappa=0.2, lam=0.022)
@@ -150,6 +151,7 @@ def test_phi4_in_the_hopping_parametrisation(rng):
         assert abs(one.mean - two.mean) < SIGMAS * error
 
 
+@pytest.mark.slow
 def test_free_field_propagator(rng):
     action = FreeScalar([8, 6], m2=0.3)
     kernel = HMC(action, steps=6, target_acceptance=0.85)
@@ -160,7 +162,7 @@ def test_free_field_propagator(rng):
     assert_agrees(series["action_density"], 0.5)
 
 
-@pytest.mark.parametrize("jitter", [0.0, 0.3])
+@pytest.mark.parametrize("jitter", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_errors_are_honest(jitter):
     """Pulls of 200 short runs have unit width.
 

@@ -396,6 +396,7 @@ def test_rows_count_only_when_they_are_on_the_disk(tmp_path):
         SeriesStore.create(path, more, {"action": ()})
 
 
+@pytest.mark.slow
 def test_flows_lead_to_exact_answers(tmp_path, capsys):
     """A flow of the zoo on another lattice than it was trained on: right within 5 sigma, and
     better than reweighting.  The other way its inverse is used."""

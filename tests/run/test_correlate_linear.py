@@ -111,6 +111,7 @@ def test_batches_change_nothing(tmp_path, capsys):
     assert results[0]["value"] == pytest.approx(results[1]["value"], rel=1e-10)
 
 
+@pytest.mark.slow
 def test_effective_masses_of_the_free_field(tmp_path, capsys):
     """The derivative of the lattice pole mass, cosh m = 1 + m2 / 2."""
     action = FreeScalar([4, 8], m2=0.5)
@@ -192,6 +193,7 @@ def exact_squared_charge(beta, points=4001):
     return mean(beta), (mean(beta + 1e-3) - mean(beta - 1e-3)) / 2e-3
 
 
+@pytest.mark.slow
 def test_an_observable_that_jumps_is_reweighted(tmp_path, capsys):
     """5 standard deviations: 6e-7; along the vector fields alone it was off by the boundaries."""
     write_u1(tmp_path / "files", 400)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from flowmc.config.toml_text import toml_text
 
@@ -60,6 +61,7 @@ def write_configuration(folder, count, several):
     return str(path)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_ensemble(tmp_path):
     """40 configurations more, 45 MiB, add less than 15 MiB (measured: 1), as one or as two."""
     configurations = [

@@ -143,8 +143,15 @@ def test_tuned_couplings_are_those_of_production(tmp_path):
     assert len(drawings) == 12
 
 
-@pytest.mark.parametrize("replicas", [2, 3])
-@pytest.mark.parametrize("written", [1, 2, 9])
+@pytest.mark.parametrize(
+    ("written", "replicas"),
+    [
+        # Every number of rows and every number of replicas once; all pairs in the slow tests.
+        pytest.param(written, replicas, marks=() if written + replicas == 4 else pytest.mark.slow)
+        for written in (1, 2, 9)
+        for replicas in (2, 3)
+    ],
+)
 def test_ladders_that_have_just_begun(tmp_path, capsys, written, replicas):
     path = make_run(
         tmp_path / "run", rows=20, written=written, thermalization=0, replicas=replicas, chains=2

@@ -35,7 +35,7 @@ def pulls(batches=BATCHES, **keys):
     )
 
 
-@pytest.mark.parametrize("annealing_steps", [1, 3])
+@pytest.mark.parametrize("annealing_steps", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_gradient_and_loss(annealing_steps):
     assert max(pulls(annealing_steps=annealing_steps, leapfrog_steps=1)) < LIMIT
 

@@ -138,6 +138,7 @@ def test_gradient_of_a_batch(error, rng, monkeypatch):
     assert error or analytic == pytest.approx(numeric, rel=1e-7)
 
 
+@pytest.mark.slow
 def test_training_improves_on_the_prior(tmp_path):
     text = CONFIG.replace("steps = 8", "steps = 40").replace("batch = 16", "batch = 48")
     text = text.replace("count = 16", "count = 64").replace(

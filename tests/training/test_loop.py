@@ -74,7 +74,9 @@ RESUMED = [sampler, path_sampler, forward, log_variance, exchange, matrix_exchan
     ("make", "optimiser"),
     [
         # One optimiser each; all pairs in the slow tests.
-        pytest.param(make, optimiser, marks=pytest.mark.slow if o == n % 2 else ())
+        pytest.param(
+            make, optimiser, marks=pytest.mark.slow if o == n % 2 or make is matrix_exchange else ()
+        )
         for n, make in enumerate(RESUMED)
         for o, optimiser in enumerate(("adam", "soap"))
     ],

@@ -64,7 +64,14 @@ def pulls(name):
     return exact.pulls(make(model), closed_form(model), model, N)
 
 
-@pytest.mark.parametrize("name", CASES)
+# Of a plain model every objective is tested in test_sampler_objectives.py.
+FAST = ("reverse path", "forward score", "log variance")
+assert set(FAST) <= set(CASES)
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
+)
 def test_gradient_and_loss_are_unbiased(name):
     assert max(pulls(name)) < LIMIT
 

@@ -90,7 +90,7 @@ def numeric_gradient(loss, parameter, step=1e-5):
     return gradient
 
 
-@pytest.mark.parametrize("name", ["iterative", "coupling"])
+@pytest.mark.parametrize("name", ["iterative", pytest.param("coupling", marks=pytest.mark.slow)])
 def test_reparametrised_gradient_is_that_of_the_loss(name):
     torch.manual_seed(1)
     action = lattice_phi4()

@@ -1,5 +1,6 @@
 """Training over ranks: the same losses, weights and chains as on one, to rounding."""
 
+import functools
 import json
 import shutil
 import signal
@@ -41,19 +42,22 @@ def largest_difference(one, other):
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory):
-    """The first half on one rank and on several, and what each has left."""
-    alone = tmp_path_factory.mktemp("alone")
-    found = {1: (alone, train_all(alone, Communicator()))}
-    for count in (2, 3):
+    """Return the first half of all trainings on so many ranks, and the folder it has left."""
+
+    @functools.cache
+    def half(count):
         folder = tmp_path_factory.mktemp(f"ranks{count}")
-        found[count] = (folder, on_ranks(count, folder))
-    return found
+        if count == 1:
+            return folder, train_all(folder, Communicator())
+        return folder, on_ranks(count, folder)
+
+    return half
 
 
 @needs_mpi
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_any_number_of_ranks_takes_the_same_steps(halves, count):
-    (alone, expected), (folder, found) = halves[1], halves[count]
+    (alone, expected), (folder, found) = halves(1), halves(count)
     assert len(expected["sampler: losses"]) == HALF
     for key, difference in largest_difference(expected, found).items():
         # The chains themselves are the same bit for bit.
@@ -69,11 +73,11 @@ def test_any_number_of_ranks_takes_the_same_steps(halves, count):
 
 
 @needs_mpi
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_training_goes_on_with_another_number_of_ranks(halves, count, tmp_path):
     alone, here = tmp_path / "alone", tmp_path / "here"
-    shutil.copytree(halves[1][0], alone)
-    shutil.copytree(halves[3][0], here)
+    shutil.copytree(halves(1)[0], alone)
+    shutil.copytree(halves(3)[0], here)
     expected = train_all(alone, Communicator(), resume=True)
     if count == 1:
         found = train_all(here, Communicator(), resume=True)
@@ -86,7 +90,7 @@ def test_a_training_goes_on_with_another_number_of_ranks(halves, count, tmp_path
 
 @needs_mpi
 def test_a_wrong_division_is_seen(halves, tmp_path):
-    expected = halves[1][1]
+    expected = halves(1)[1]
     found = on_ranks(3, tmp_path, "wrong")
     for case in CASES:
         if "fewer groups" not in case:  # all samples on one rank: its share is the batch
@@ -184,7 +188,7 @@ def test_command(kind, tmp_path):
 
 
 @needs_mpi
-@pytest.mark.parametrize("kind", [pytest.param("sampler", marks=pytest.mark.slow), "exchange"])
+@pytest.mark.parametrize("kind", ["sampler", pytest.param("exchange", marks=pytest.mark.slow)])
 def test_a_signal_on_one_rank_stops_all_with_a_checkpoint(kind, tmp_path):
     whole, stopped = write(tmp_path / "whole", kind), write(tmp_path / "stopped", kind)
     assert flow_train(1, whole).returncode == 0

@@ -112,6 +112,7 @@ def test_evaluate_and_run_take_such_a_flow(ladder, tmp_path, capsys):
     assert main(["run", str(path), "--output", str(tmp_path / "run")]) == 0
 
 
+@pytest.mark.slow
 def test_a_resumed_training_is_the_same(ladder, tmp_path):
     prior = finer(str(ladder[0]))
     plan = make_plan(tables([8, 8], prior, steps=4, checkpoint_every=1))

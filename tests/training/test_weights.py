@@ -51,6 +51,7 @@ def test_jackknife_error_is_the_spread_over_repetitions(estimator):
     assert abs(error / spread - 1) < 0.25
 
 
+@pytest.mark.slow
 def test_bias_of_log_z_is_half_its_variance():
     estimates = [log_mean_exp(gaussian(1.0, seed, 100)) for seed in range(2000)]
     mean = torch.tensor([e.value for e in estimates]).mean()

@@ -61,7 +61,10 @@ def test_a_wrong_divergence_is_noticed():
     assert check_divergence(Wrong(action), action, action.hot(1, rng())) > 1e-3
 
 
-@pytest.mark.parametrize(("group", "lattice"), [("U(1)", [4, 4]), ("SU(2)", [2, 4]), (None, [4])])
+@pytest.mark.parametrize(
+    ("group", "lattice"),
+    [("U(1)", [4, 4]), pytest.param("SU(2)", [2, 4], marks=pytest.mark.slow), (None, [4])],
+)
 def test_stochastic_divergences_are_unbiased(group, lattice):
     """Mean of 400 estimates against moving every degree of freedom, 5 standard deviations."""
     action = Phi4(lattice, m2=-1.0, lam=0.5) if group is None else Wilson(group, lattice, beta=1.3)

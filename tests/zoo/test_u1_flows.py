@@ -12,14 +12,21 @@ from flowmc.random import stream
 from flowmc.zoo import zoo_list
 
 SAMPLES = 512
+
+
+def slow(*values):
+    """One of a family that runs with the slow tests only."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 EXCHANGE = [
     # Swap rates of 8,192 exact draws of each end, to 0.004; 512 have an error of about 0.015.
     ("u1_2d_b3.00_b7.00", (8, 8), 0.68),
-    ("u1_2d_b3.00_b7.00", (16, 16), 0.68),
+    slow("u1_2d_b3.00_b7.00", (16, 16), 0.68),
     ("u1_2d_b3.00_b7.00", (24, 16), 0.68),
     ("u1_2d_residual_b5.620_b7.000", (16, 16), 0.367),
-    ("u1_2d_residual_b4.532_b5.620", (16, 16), 0.347),
-    ("u1_2d_residual_b3.676_b4.532", (16, 16), 0.314),
+    slow("u1_2d_residual_b4.532_b5.620", (16, 16), 0.347),
+    slow("u1_2d_residual_b3.676_b4.532", (16, 16), 0.314),
     ("u1_2d_residual_b3.000_b3.676", (16, 16), 0.282),
 ]
 
