@@ -138,18 +138,23 @@ def _trajectories(
     is_drift, sizes, steps,
 ):  # fmt: skip
     """Run all operations for a range of groups, which share the memory for plaquettes."""
+    first = np.int64(0)  # a literal would have its kernels compiled once more
     planes = dimensions * (dimensions - 1) // 2
     for group in range(start, stop):
         base = group * blocks
         for index in range(is_drift.shape[0]):
             if is_drift[index]:
-                drifts(links, momenta, base, 0, blocks, dimensions, tag, sizes, index, steps, group)
+                drifts(
+                    links, momenta, base, first, blocks, dimensions, tag, sizes, index, steps, group
+                )
             else:
-                _plaquettes(links, neighbours, plaquettes, base, 0, 0, blocks, dimensions, tag)
-                _weigh(plaquettes, listed, weights, 0, planes, 0, blocks, dimensions, tag)
+                _plaquettes(
+                    links, neighbours, plaquettes, base, first, first, blocks, dimensions, tag
+                )
+                _weigh(plaquettes, listed, weights, first, planes, first, blocks, dimensions, tag)
                 _kicks(
-                    links, momenta, neighbours, plaquettes, base, 0, 0, blocks, dimensions, tag,
-                    sizes, index, steps, group,
+                    links, momenta, neighbours, plaquettes, base, first, first, blocks, dimensions,
+                    tag, sizes, index, steps, group,
                 )  # fmt: skip
 
 

@@ -215,29 +215,35 @@ def _trajectories(
     is_drift, sizes, steps,
 ):  # fmt: skip
     """Run all operations for a range of groups, which share the memory for paths."""
+    first = np.int64(0)  # a literal would have its kernels compiled once more
     for group in range(start, stop):
         base = group * blocks
         for index in range(is_drift.shape[0]):
             if is_drift[index]:
-                drifts(links, momenta, base, 0, blocks, dimensions, tag, sizes, index, steps, group)
+                drifts(
+                    links, momenta, base, first, blocks, dimensions, tag, sizes, index, steps, group
+                )
                 continue
-            _copy(links, paths, program, base, 0, 0, blocks, dimensions, tag)
+            _copy(links, paths, program, base, first, first, blocks, dimensions, tag)
             levels = program.levels
             for level in range(levels.shape[0] - 1):
                 _join(
-                    paths, program, 0, levels[level], levels[level + 1], 0, blocks, blocks,
+                    paths, program, first, levels[level], levels[level + 1], first, blocks, blocks,
                     dimensions, tag,
                 )  # fmt: skip
-            _close(paths, elements, program, factors, rows, 0, 0, blocks, blocks, dimensions, tag)
+            _close(
+                paths, elements, program, factors, rows, first, first, blocks, blocks,
+                dimensions, tag,
+            )  # fmt: skip
             levels = program.backward_levels
             for level in range(levels.shape[0] - 1):
                 _pass_on(
-                    paths, elements, program, 0, levels[level], levels[level + 1], 0, blocks,
-                    blocks, dimensions, tag,
+                    paths, elements, program, first, levels[level], levels[level + 1], first,
+                    blocks, blocks, dimensions, tag,
                 )  # fmt: skip
             _kicks(
-                momenta, paths, elements, program, base, 0, 0, blocks, blocks, dimensions, tag,
-                sizes, index, steps, group,
+                momenta, paths, elements, program, base, first, first, blocks, blocks, dimensions,
+                tag, sizes, index, steps, group,
             )  # fmt: skip
 
 

@@ -124,15 +124,16 @@ def _trajectories(
     axes,
 ):  # fmt: skip
     """Run all operations for a range of groups, one group after the other."""
+    first = np.int64(0)  # a literal would have its kernels compiled once more
     for group in range(start, stop):
         base = group * blocks
         for index in range(is_drift.shape[0]):
             if is_drift[index]:
-                _drift(field, momentum, base, 0, blocks, scales, index, steps, group)
+                _drift(field, momentum, base, first, blocks, scales, index, steps, group)
             else:
                 _kick(
-                    field, momentum, neighbours, base, 0, blocks, constants, scales, index, steps,
-                    group, is_cut, axes,
+                    field, momentum, neighbours, base, first, blocks, constants, scales, index,
+                    steps, group, is_cut, axes,
                 )  # fmt: skip
 
 
