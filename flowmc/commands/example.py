@@ -109,7 +109,7 @@ def _named(root: Path, path: Path) -> set[Path]:
 def _title(path: Path) -> str:
     """Return the first sentence of a file's opening remark."""
     text = path.read_text(encoding="utf-8")
-    remark = re.match(r'(?:#!.*\n)?(?:r?"""(.*?)"""|((?:#.*\n)+))', text, re.DOTALL)
+    remark = re.match(r'(?:#![^\n]*\n)?(?:r?"""(.*?)"""|((?:#[^\n]*\n)+))', text, re.DOTALL)
     if remark is None:
         return ""
     words = " ".join((remark[1] or remark[2].replace("#", " ")).split())
