@@ -36,7 +36,8 @@ def evaluate_sampler(
     Streams of random numbers are named by ``seed`` and ``purpose``.
 
     Args:
-        model: a :class:`~flowmc.flows.Model`, or what has its methods.
+        model: a :class:`~flowmc.flows.Model`, or what has its methods; a conditional one is taken
+            at the couplings of the action.
         action: the target.
         samples: how many draws, ``batch`` at a time.
         seed, purpose: see above.
@@ -46,8 +47,9 @@ def evaluate_sampler(
         DensityError: for a continuous flow whose integrator is too coarse.
         CollectiveError: the same, on several ranks.
         ConfigError: for a model that lacks a method.
+        ValueError: for a conditional model that was not made for these couplings.
     """
-    model = as_model(model)
+    model = as_model(model).at(action)
     if isinstance(model, torch.nn.Module):
         model.eval()
     communicator = communicator or Communicator()

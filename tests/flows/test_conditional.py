@@ -16,6 +16,7 @@ from flowmc.cli import main
 from flowmc.commands.train import train
 from flowmc.config.toml_text import toml_text
 from flowmc.estimators.weights import effective_sample_size
+from flowmc.evaluation import evaluate_sampler
 from flowmc.evaluation.files import evaluate
 from flowmc.flows import (
     BetweenCouplings,
@@ -185,6 +186,9 @@ def test_the_commands_take_any_coupling_of_the_range(trained, tmp_path):
     config.write_text('[theory]\naction = "free"\nlattice = [3, 4]\nm2 = 1.7\n')
     result, _ = evaluate(str(trained), config=str(config), samples=512)
     assert result["ess"] > 0.9
+    other = FreeScalar([3, 4], m2=1.7)
+    found, _ = evaluate_sampler(load_flow(str(trained)).model, other, 512, purpose="objects")
+    assert found["ess"] > 0.9
     config.write_text('[theory]\naction = "free"\nlattice = [3, 4]\nm2 = 2.1\n')
     with pytest.raises(FlowFileError, match=r"conditional: m2 = 0.5 ... 2"):
         evaluate(str(trained), config=str(config), samples=512)
