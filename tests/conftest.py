@@ -6,6 +6,17 @@ import torch
 from exactness import single_threaded
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "slow tests with all kills, mutations and damaged files of docs/validation.md: hours"
+    parser.addoption("--campaign", action="store_true", help=text)
+
+
+@pytest.fixture
+def share(request: pytest.FixtureRequest) -> int:
+    """Of how many kills, mutations and damaged files of a campaign a slow test tries one."""
+    return 1 if request.config.getoption("campaign") else 10
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _threads() -> None:
     single_threaded()

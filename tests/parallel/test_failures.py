@@ -211,8 +211,11 @@ def test_random_ranks_killed_at_random_moments(tmp_path):
 
 @needs_mpi
 @pytest.mark.slow
-def test_a_hundred_random_ranks_killed_over_one_long_run(tmp_path):
-    found = kill_again_and_again(tmp_path, 100, seed=2, updates=5000)
+def test_random_ranks_killed_over_one_long_run(tmp_path, share):
+    """A hundred kills in a campaign, else a fifth of them."""
+    kills, updates, different = (100, 5000, 60) if share == 1 else (20, 1000, 8)
+    found = kill_again_and_again(tmp_path, kills, seed=2, updates=updates)
     print(f"went on after updates {found}")
-    # Nine in ten kills let up to ten checkpoints pass, one in ten of them none.
-    assert len(set(found)) > 60
+    # Nine in ten kills let up to ten checkpoints pass, one in ten of them none.  Of a hundred 78
+    # were different; as few as asked for come by chance in fewer than one of 10,000 tests.
+    assert len(set(found)) > different

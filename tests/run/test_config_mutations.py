@@ -85,8 +85,8 @@ def test_mutated_configurations(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", examples(), ids=lambda path: path.stem)
-def test_many_mutated_configurations(path):
-    assert not failures_of(path, range(4, 500))
+def test_many_mutated_configurations(path, share):
+    assert not failures_of(path, range(4, 500 // share))
 
 
 UNUSABLE = {

@@ -136,7 +136,7 @@ def test_damaged_directories_of_a_ladder(ladder, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(10))
-def test_many_damaged_directories(plain, ladder, tmp_path, part):
+def test_many_damaged_directories(plain, ladder, tmp_path, part, share):
     first = 10_000 * (part + 1)
-    check_damaged(plain, tmp_path, range(first, first + 1500))
-    check_damaged(ladder, tmp_path, range(first + 5000, first + 5500))
+    check_damaged(plain, tmp_path, range(first, first + 1500 // share))
+    check_damaged(ladder, tmp_path, range(first + 5000, first + 5000 + 500 // share))
