@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-__all__ = ["INTEGRATORS", "Integrator", "Operation"]
+__all__ = ["INTEGRATORS", "Integrator", "Operation", "nested"]
 
 Operation = tuple[str, float] | tuple[str, float, float]
 
@@ -101,3 +102,51 @@ INTEGRATORS: dict[str, Integrator] = {
         ),
     )
 }
+
+
+def nested(levels: Sequence[tuple[Integrator, int]]) -> list[tuple[int, Operation]]:
+    """Return the operations of a trajectory in which every part of S has time steps of its own.
+
+    J.C. Sexton and D.H. Weingarten, Nucl. Phys. B380 (1992) 665.  Where the scheme of a level
+    drifts, that of the next one runs for the same time, in so many steps; the last one moves the
+    field.  Of palindromes it makes a palindrome.
+
+    Args:
+        levels: scheme and number of steps of every level, the outermost first: steps of the
+            trajectory, of all others per drift of the level before.
+
+    Returns:
+        Level and operation, in the order of application, in units of the outermost step size;
+        drifts have the last level.  Adjacent operations of one kind and level are one.
+    """
+    merged: list[tuple[int, Operation]] = []
+    for level, operation in _nested(levels, 0, float(levels[0][1])):
+        last = merged[-1] if merged else None
+        if (
+            last is not None
+            and len(operation) == 2
+            and (last[0], last[1][0])
+            == (
+                level,
+                operation[0],
+            )
+        ):
+            merged[-1] = level, (operation[0], last[1][1] + operation[1])
+        else:
+            merged.append((level, operation))
+    return merged
+
+
+def _nested(
+    levels: Sequence[tuple[Integrator, int]], level: int, time: float
+) -> Iterator[tuple[int, Operation]]:
+    integrator, steps = levels[level]
+    step = time / steps
+    for operation in integrator.operations * steps:
+        coefficient = operation[1] * step
+        if operation[0] == "drift" and level + 1 < len(levels):
+            yield from _nested(levels, level + 1, coefficient)
+        elif len(operation) == 2:
+            yield level, (operation[0], coefficient)
+        else:
+            yield level, (operation[0], coefficient, operation[2] * step * step)

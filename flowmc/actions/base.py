@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from flowmc.flows.base import Flow
     from flowmc.kernels.base import State
 
-__all__ = ["Action", "ScaledAction", "SumAction", "at_couplings", "check_force", "name_of"]
+__all__ = [
+    "Action",
+    "PartOfAction",
+    "ScaledAction",
+    "SumAction",
+    "at_couplings",
+    "check_force",
+    "name_of",
+]
 
 
 # What computes an action: a class that overrides one of these has changed it.
@@ -181,6 +189,14 @@ class Action(Identified):
         :math:`-\ln \int d\chi\, e^{-S(\phi, \chi)}` can be computed: then all kernels take it.
         """
         return self
+
+    def parts(self, state: State | None = None) -> dict[str, Action]:
+        """Return actions by name whose sum this is, for integrators with several time steps.
+
+        Args:
+            state: with the auxiliary fields at which they are taken; None: nobody computes them.
+        """
+        return {name_of(self): self if state is None else self.given(state)}
 
     @property
     def has_auxiliaries(self) -> bool:
@@ -398,6 +414,15 @@ class SumAction(Action):
     def given(self, state: State) -> Action:
         return SumAction([term.given(state) for term in self.terms])
 
+    def parts(self, state: State | None = None) -> dict[str, Action]:
+        """Return the parts of all terms; a name that is taken gets a number: "wilson_2"."""
+        found: dict[str, Action] = {}
+        for term in self.terms:
+            for name, part in term.parts(state).items():
+                number = sum(one == name or one.startswith(f"{name}_") for one in found)
+                found[f"{name}_{number + 1}" if number else name] = part
+        return found
+
     @property
     def has_auxiliaries(self) -> bool:
         return any(term.has_auxiliaries for term in self.terms)
@@ -466,6 +491,20 @@ class ScaledAction(Action):
 
     def __repr__(self) -> str:
         return f"{self.factor:g} * {self.action!r}"
+
+
+class PartOfAction(Action):
+    """Some of the terms of an action, for integrators with several time steps."""
+
+    name = "part"
+
+    def __init__(self, action: Action, terms: Sequence[Term]) -> None:
+        self.group, self.lattice, self.place = action.group, action.lattice, action.place
+        self.parameters: dict[str, float] = {}
+        self._terms = tuple(terms)
+
+    def as_data(self) -> tuple[Term, ...] | None:
+        return self._terms
 
 
 @functools.lru_cache(maxsize=256)

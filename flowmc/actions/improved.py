@@ -14,18 +14,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from flowmc.actions.base import Action
+from flowmc.actions.base import Action, PartOfAction
 from flowmc.actions.defect import defect_box, defect_links
 from flowmc.groups import SUN, U1, Group, parse_group
 from flowmc.lattice import shift
 from flowmc.loops import SHAPES, Word, images, plaquette_words
 from flowmc.terms import Loops, LoopWeights, Plaquettes, Term
+
+if TYPE_CHECKING:
+    from flowmc.kernels.base import State
 
 __all__ = ["DBW2", "ImprovedGauge", "Iwasaki", "LuescherWeisz", "Symanzik"]
 
@@ -141,13 +144,28 @@ class ImprovedGauge(Action):
         return type(self)(self.group, self.lattice, **keys)
 
     def as_data(self) -> tuple[Term, ...] | None:
+        return tuple(self._terms().values())
+
+    def _terms(self) -> dict[str, Term]:
+        """Return the terms by the names that an integrator has for them."""
         plaquettes = plaquette_words(self.dimensions)
-        terms: list[Term] = [Plaquettes(self.group, self.beta * self.c0, self._weights(plaquettes))]
+        terms: dict[str, Term] = {
+            "plaquettes": Plaquettes(self.group, self.beta * self.c0, self._weights(plaquettes))
+        }
         for number, shape in ((self.c1, "rectangle"), (self.c3, "parallelogram")):
             if number:
                 words = images(SHAPES[shape], self.dimensions)
-                terms.append(Loops(self.group, words, self.beta * number, self._weights(words)))
-        return tuple(terms)
+                weights = self._weights(words)
+                terms[f"{shape}s"] = Loops(self.group, words, self.beta * number, weights)
+        return terms
+
+    def parts(self, state: State | None = None) -> dict[str, Action]:
+        """Return plaquettes, rectangles and parallelograms, as far as they are there."""
+        terms = tuple(self._terms().values())
+        if self.compilable() != terms:
+            # A subclass with terms or formulas of its own.
+            return super().parts(state)
+        return {name: PartOfAction(self, [term]) for name, term in self._terms().items()}
 
     def defect_links(self) -> Tensor:
         """Return which links are defect links, bool ``(d, *L)``."""

@@ -6,20 +6,34 @@ S. Duane, A.D. Kennedy, B.J. Pendleton, D. Roweth, Phys. Lett. B195 (1987) 216.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import NotRequired
 
 import torch
 from torch import Tensor
 
-from flowmc.actions.base import Action
+# pydantic validates those of typing from Python 3.12 on.
+from typing_extensions import TypedDict
+
+from flowmc.actions.base import Action, SumAction
 from flowmc.kernels.base import Info, Kernel, State, action_of, value_in_torch
-from flowmc.kernels.integrators import trajectory
+from flowmc.kernels.integrators import nested_trajectory, trajectory
 from flowmc.kernels.reporting import Reported
 from flowmc.registry import ConfigError, nearest
-from flowmc.splitting import INTEGRATORS
+from flowmc.splitting import INTEGRATORS, Integrator
 
-__all__ = ["HMC"]
+__all__ = ["HMC", "InnerLevel"]
+
+
+class InnerLevel(TypedDict):
+    """A level of an integrator inside the outermost one; see :class:`HMC`."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]  # noqa: RUF012
+
+    terms: list[str]
+    steps: NotRequired[int]
+    integrator: NotRequired[str]
 
 
 class HMC(Kernel):
@@ -37,6 +51,12 @@ class HMC(Kernel):
         trajectory: molecular-dynamics time :math:`\tau` of a trajectory.
         steps: integrator steps per trajectory; the start value if the step size is adapted.
         integrator: "leapfrog", "omelyan2", "omelyan4" or "force_gradient".
+        inner: levels with smaller time steps, from coarse to fine, each a table
+            ``{terms = ["plaquettes"], steps = 2, integrator = "omelyan2"}``: the parts of the
+            action that it integrates (:meth:`~flowmc.actions.Action.parts`), its steps per drift of
+            the level before (1 by default) and its scheme (by default that of the trajectory).
+            ``steps`` and ``integrator`` are of all other parts, and only ``steps`` is adapted
+            (J.C. Sexton and D.H. Weingarten, Nucl. Phys. B380 (1992) 665).
         jitter: each chain's step size is multiplied by 1 + jitter * u with u uniform in [-1, 1],
             drawn afresh per trajectory; it breaks the periodic orbits of harmonic modes
             (P.B. Mackenzie, Phys. Lett. B226 (1989) 369).
@@ -70,6 +90,7 @@ class HMC(Kernel):
         trajectory: float = 1.0,
         steps: int = 10,
         integrator: str = "omelyan2",
+        inner: list[InnerLevel] | None = None,
         jitter: float = 0.1,
         target_acceptance: float | None = None,
         check_reversibility: float = 0.01,
@@ -95,6 +116,7 @@ class HMC(Kernel):
         self.target_acceptance = target_acceptance
         self.check_reversibility = float(check_reversibility)
         self._log_step_size = math.log(self.trajectory / steps)
+        self.inner = _inner_levels(action, inner or [], integrator)
 
     @property
     def steps(self) -> int:
@@ -131,9 +153,8 @@ class HMC(Kernel):
         )
         step_size = self.step_size * (1 + self.jitter * (2 * uniform[0] - 1))
 
-        end, end_momentum = trajectory(
-            action, group, field, momentum, self.integrator, step_size, self.steps
-        )
+        move = self._trajectory(action, state)
+        end, end_momentum = move(field, momentum, step_size)
         proposal = action.project(end)
         end_action = action(proposal)
         energy_error = (end_action + group.kinetic_energy(end_momentum)) - (
@@ -145,9 +166,7 @@ class HMC(Kernel):
         violation = torch.full_like(energy_error, math.nan)
         # One decision for the batch: the backward trajectory is as parallel as the forward one.
         if float(uniform[2, 0]) < self.check_reversibility:
-            back, _ = trajectory(
-                action, group, end, -end_momentum, self.integrator, step_size, self.steps
-            )
+            back, _ = move(end, -end_momentum, step_size)
             violation = group.distance(back, field)
 
         if bool(is_accepted.any()):
@@ -167,6 +186,30 @@ class HMC(Kernel):
                 "non_finite": ~finite,
                 "reversibility_violation": violation,
             },
+        )
+
+    def _trajectory(
+        self, action: Action, state: State
+    ) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Return ``(field, momentum, step_size) -> (field, momentum)``.
+
+        Args:
+            action: at the auxiliary fields that the state carries.
+            state: with them.
+        """
+        group, integrator, steps = action.group, self.integrator, self.steps
+        if not self.inner:
+            return lambda field, momentum, step_size: trajectory(
+                action, group, field, momentum, integrator, step_size, steps
+            )
+        parts = self.action.parts(state)
+        inner = [
+            (_sum([parts.pop(name) for name in names]), scheme, count)
+            for names, scheme, count in self.inner
+        ]
+        levels = [(_sum(list(parts.values())), integrator, steps), *inner]
+        return lambda field, momentum, step_size: nested_trajectory(
+            levels, group, field, momentum, step_size
         )
 
     @property
@@ -197,3 +240,43 @@ def _moved_with_auxiliaries(before: State, refreshed: State, field: Tensor) -> S
     }
     moved = refreshed.moved(field)
     return replace(moved, carried={**moved.carried, **drawn})
+
+
+def _sum(actions: Sequence[Action]) -> Action:
+    return actions[0] if len(actions) == 1 else SumAction(actions)
+
+
+def _inner_levels(
+    action: Action, inner: Sequence[InnerLevel], integrator: str
+) -> list[tuple[list[str], Integrator, int]]:
+    """Return terms, scheme and steps of every inner level, checked."""
+    if not inner:
+        return []
+    left = list(action.parts())
+    levels = []
+    for number, level in enumerate(inner):
+        where = f"hmc: inner[{number}]"
+        names, steps = list(level["terms"]), level.get("steps", 1)
+        scheme = level.get("integrator", integrator)
+        for name in names:
+            if name not in left:
+                raise ConfigError(
+                    f"{where}: terms = {names!r}: the action has no part {name!r} that is not in "
+                    f"another level{nearest(name, left)}"
+                )
+            left.remove(name)
+        if not names:
+            raise ConfigError(f"{where}: terms = []: name the parts that this level integrates")
+        if steps < 1:
+            raise ConfigError(f"{where}: steps = {steps}: should be >= 1")
+        if scheme not in INTEGRATORS:
+            raise ConfigError(
+                f"{where}: unknown integrator {scheme!r}{nearest(scheme, INTEGRATORS)}"
+            )
+        levels.append((names, INTEGRATORS[scheme], int(steps)))
+    if not left:
+        raise ConfigError(
+            "hmc: inner names all parts of the action: leave out those of the outermost level, "
+            "which steps and integrator are for"
+        )
+    return levels

@@ -10,14 +10,16 @@ Metropolis test makes each exact.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.groups import Group
-from flowmc.native import find_trajectory
-from flowmc.splitting import Integrator
+from flowmc.native import find_nested_trajectory, find_trajectory
+from flowmc.splitting import Integrator, Operation, nested
 
-__all__ = ["trajectory"]
+__all__ = ["nested_trajectory", "trajectory"]
 
 
 def trajectory(
@@ -48,9 +50,51 @@ def trajectory(
     compiled = find_trajectory(action, field, integrator)
     if compiled is not None:
         return compiled(field, momentum, step_size, steps)
-    force = action.force
+    operations = [(0, operation) for operation in integrator.merged(steps)]
+    return _in_torch([action], operations, group, field, momentum, step_size)
+
+
+def nested_trajectory(
+    levels: Sequence[tuple[Action, Integrator, int]],
+    group: Group,
+    field: Tensor,
+    momentum: Tensor,
+    step_size: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Integrate Hamilton's equations of a sum of actions with time steps for each.
+
+    Args:
+        levels: action, scheme and number of steps of every level, the outermost first; see
+            :func:`flowmc.splitting.nested`.
+        group: moves the field.
+        field: ``(chains, ...)``.
+        momentum: algebra elements shaped like the field.
+        step_size: of the outermost level per chain, ``(chains,)``.
+
+    Returns:
+        The end point ``(field, momentum)``.
+
+    Compiled where all actions are and no scheme has force-gradient kicks.
+    """
+    actions = [action for action, _, _ in levels]
+    operations = nested([(integrator, steps) for _, integrator, steps in levels])
+    compiled = find_nested_trajectory(actions, field, operations)
+    if compiled is not None:
+        return compiled(field, momentum, step_size)
+    return _in_torch(actions, operations, group, field, momentum, step_size)
+
+
+def _in_torch(
+    actions: Sequence[Action],
+    operations: Sequence[tuple[int, Operation]],
+    group: Group,
+    field: Tensor,
+    momentum: Tensor,
+    step_size: Tensor,
+) -> tuple[Tensor, Tensor]:
     step = step_size.to(momentum.real.dtype).reshape(-1, *[1] * (field.dim() - 1))
-    for operation in integrator.merged(steps):
+    for level, operation in operations:
+        force = actions[level].force
         if operation[0] == "drift":
             field = group.move(field, (operation[1] * step) * momentum)
         elif len(operation) == 2:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from flowmc.fields import FieldSpace
     from flowmc.groups import Group
     from flowmc.native.dynamics import Prepare
-    from flowmc.splitting import Integrator
+    from flowmc.splitting import Integrator, Operation
     from flowmc.terms import Term
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "find_force",
     "find_gradient_flow",
     "find_link_solver",
+    "find_nested_trajectory",
     "find_projection",
     "find_trajectory",
     "has_continuous_map",
@@ -107,17 +108,50 @@ def find_trajectory(action: Action, field: Tensor, integrator: Integrator) -> Tr
     def checked(
         field: Tensor, momentum: Tensor, step_size: Tensor, steps: int
     ) -> tuple[Tensor, Tensor]:
-        _check(action, field, field.dtype)
-        _check(action, momentum, field.dtype)
-        if momentum.shape != field.shape or tuple(step_size.shape) != (field.shape[0],):
-            raise ValueError(
-                f"a trajectory of fields {tuple(field.shape)} needs momenta of the same shape and "
-                f"one step size per chain, got {tuple(momentum.shape)} and "
-                f"{tuple(step_size.shape)}"
-            )
+        _check_start(action, field, momentum, step_size)
         return run(field, momentum, step_size, steps)
 
     return checked
+
+
+def find_nested_trajectory(
+    actions: Sequence[Action], field: Tensor, operations: Sequence[tuple[int, Operation]]
+) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """Return a compiled trajectory with levels, or None if not all of it is compiled.
+
+    Args:
+        actions: of every level.
+        field: as for :func:`find_trajectory`.
+        operations: with their levels, see :func:`flowmc.splitting.nested`.
+
+    Returns:
+        ``run(field, momentum, step_size) -> (field, momentum)``.
+    """
+    if any(len(operation) != 2 for _, operation in operations):
+        return None
+    prepared = [one for action in actions if (one := _compiled(action, field)) is not None]
+    if len(prepared) < len(actions):
+        return None
+    from flowmc.native.dynamics import make_nested_trajectory
+
+    run = make_nested_trajectory(prepared, operations)
+
+    def checked(field: Tensor, momentum: Tensor, step_size: Tensor) -> tuple[Tensor, Tensor]:
+        _check_start(actions[0], field, momentum, step_size)
+        return run(field, momentum, step_size)
+
+    return checked
+
+
+def _check_start(action: Action, field: Tensor, momentum: Tensor, step_size: Tensor) -> None:
+    _check(action, field, field.dtype)
+    _check(action, momentum, field.dtype)
+    if momentum.shape != field.shape or tuple(step_size.shape) != (field.shape[0],):
+        raise ValueError(
+            f"a trajectory of fields {tuple(field.shape)} needs momenta of the same shape and "
+            f"one step size per chain, got {tuple(momentum.shape)} and "
+            f"{tuple(step_size.shape)}"
+        )
 
 
 def find_force(action: Action, field: Tensor) -> Callable[[Tensor], Tensor] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
@@ -18,6 +19,7 @@ __all__ = [
     "Prepare",
     "make_action",
     "make_force",
+    "make_nested_trajectory",
     "make_trajectory",
 ]
 
@@ -70,6 +72,32 @@ def make_trajectory(prepare: Prepare, integrator: Integrator) -> Trajectory:
         sizes = step_size.detach().numpy()
         dynamics.integrate(packed, momenta, integrator.merged(steps), sizes)
         return dynamics.unpack(packed, FIELD), dynamics.unpack(momenta, MOMENTUM)
+
+    return run
+
+
+def make_nested_trajectory(
+    prepared: Sequence[Prepare], operations: Sequence[tuple[int, Operation]]
+) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return a native ``(field, momentum, step_size) -> (field, momentum)`` of several levels.
+
+    Args:
+        prepared: of every level; all pack fields alike.
+        operations: with their levels, see :func:`flowmc.splitting.nested`.
+    """
+    segments = [
+        (level, [operation for _, operation in same])
+        for level, same in itertools.groupby(operations, lambda both: both[0])
+    ]
+
+    def run(field: Tensor, momentum: Tensor, step_size: Tensor) -> tuple[Tensor, Tensor]:
+        dynamics = [prepare(field) for prepare in prepared]
+        first = dynamics[0]
+        packed, momenta = first.pack(field, FIELD), first.pack(momentum, MOMENTUM)
+        sizes = step_size.detach().numpy()
+        for level, segment in segments:
+            dynamics[level].integrate(packed, momenta, segment, sizes)
+        return first.unpack(packed, FIELD), first.unpack(momenta, MOMENTUM)
 
     return run
 

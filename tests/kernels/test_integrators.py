@@ -3,9 +3,12 @@ import functools
 import pytest
 import torch
 
-from flowmc.actions import FreeScalar, Phi4, Wilson
+from flowmc.actions import Action, FreeScalar, ImprovedGauge, Iwasaki, Phi4, Wilson
 from flowmc.kernels import HMC, INTEGRATORS
-from flowmc.kernels.integrators import trajectory
+from flowmc.kernels.integrators import nested_trajectory, trajectory
+from flowmc.native import torch_only
+from flowmc.registry import ConfigError
+from flowmc.splitting import nested
 
 THEORIES = [
     Phi4([4, 4], m2=-4.0, lam=6.0),
@@ -93,3 +96,128 @@ def test_end_kicks_are_merged():
         calls = 0
         trajectory(action, action.group, field, field, integrator, torch.full((1,), 0.1), 10)
         assert calls == 10 * integrator.forces_per_step + 1
+
+
+IMPROVED = ImprovedGauge("SU(3)", [2, 2, 3], beta=5.0, c1=-0.1, c3=0.05, defect=0.5)
+# Outermost first; the names of the schemes, and steps.
+NESTINGS = [
+    (("leapfrog", "leapfrog"), 2),
+    (("omelyan2", "leapfrog", "omelyan2"), 2),
+    (("omelyan4", "omelyan4"), 4),
+    (("force_gradient", "omelyan4"), 4),
+]
+
+
+def levels_of(action, schemes, steps, inner=2):
+    """Rectangles on the longest steps."""
+    parts = list(reversed(action.parts().values()))
+    parts = [*parts[: len(schemes) - 1], sum_of(parts[len(schemes) - 1 :])]
+    counts = [steps, *[inner] * (len(parts) - 1)]
+    integrators = [INTEGRATORS[name] for name in schemes]
+    return list(zip(parts, integrators, counts, strict=True))
+
+
+def sum_of(actions):
+    total = actions[0]
+    for action in actions[1:]:
+        total = total + action
+    return total
+
+
+@pytest.mark.parametrize(("schemes", "order"), NESTINGS)
+def test_nested_integrators(schemes, order, rng):
+    """Reversible, of the order of their schemes, and compiled code does what torch does."""
+    action, group = IMPROVED, IMPROVED.group
+    field = thermalised_of(action)
+    momentum = group.draw_algebra(field, rng)
+
+    def run(field, momentum, steps, length=0.4):
+        step_size = torch.full((len(field),), length / steps, dtype=torch.float64)
+        levels = levels_of(action, schemes, steps)
+        return nested_trajectory(levels, group, field, momentum, step_size)
+
+    errors = []
+    for steps in (8, 16):
+        end, end_momentum = run(field, momentum, steps)
+        after = action(end) + group.kinetic_energy(end_momentum)
+        errors.append((after - action(field) - group.kinetic_energy(momentum)).abs().mean().item())
+    assert 2**order * 0.7 < errors[0] / errors[1] < 2**order * 1.4
+    back, back_momentum = run(end, -end_momentum, 16)
+    assert group.distance(back, field).max() < 1e-12
+    assert (back_momentum + momentum).abs().max() < 1e-11
+    with torch_only():
+        plain, plain_momentum = run(field, momentum, 16)
+    assert group.distance(plain, end).max() < 1e-12
+    assert (plain_momentum - end_momentum).abs().max() < 1e-11
+
+
+@functools.cache
+def thermalised_of(action):
+    rng = torch.Generator().manual_seed(2)
+    kernel = HMC(action, steps=16)
+    state = kernel.init(action.hot(4, rng))
+    for _ in range(10):
+        state, _ = kernel.step(state, rng)
+    return state.field
+
+
+def test_a_nested_scheme_counts_its_forces():
+    leapfrog = INTEGRATORS["leapfrog"]
+    operations = nested([(leapfrog, 2), (leapfrog, 3)])
+    kicks = [level for level, operation in operations if operation[0] == "kick"]
+    # Two steps: three kicks outside, and 3 + 1 in each drift inside.
+    assert kicks.count(0) == 3 and kicks.count(1) == 8
+    assert sum(o[1] for _, o in operations if o[0] == "drift") == pytest.approx(2)
+    for level in (0, 1):
+        total = sum(o[1] for at, o in operations if o[0] == "kick" and at == level)
+        assert total == pytest.approx(2)
+    assert [(n, o[0], round(o[1], 12)) for n, o in operations] == [
+        (n, o[0], round(o[1], 12)) for n, o in reversed(operations)
+    ]
+
+
+class WithTorch(Action):
+    """A term that only torch computes."""
+
+    name = "with_torch"
+
+    def __init__(self, group, lattice, *, beta):
+        self.inside = Wilson(group, lattice, beta=beta)
+        self.group, self.lattice = self.inside.group, self.inside.lattice
+        self.parameters = {"beta": beta}
+
+    def __call__(self, field):
+        return self.inside.in_torch(field)
+
+
+def test_levels_of_sums(rng):
+    """Parts of any action, also one that is not compiled; names are told apart."""
+    gauge, other = Iwasaki("U(1)", [4, 4], beta=1.0), Wilson("U(1)", [4, 4], beta=0.2)
+    action = gauge + other + 2.0 * other + WithTorch("U(1)", [4, 4], beta=0.3)
+    assert list(action.parts()) == ["plaquettes", "rectangles", "wilson", "scaled", "with_torch"]
+    assert list((other + other).parts()) == ["wilson", "wilson_2"]
+    inner = [{"terms": ["wilson", "rectangles"]}, {"terms": ["plaquettes", "scaled"], "steps": 2}]
+    errors = []
+    for steps in (4, 8):
+        kernel = HMC(action, steps=steps, inner=inner, jitter=0.0, check_reversibility=1.0)
+        field = action.hot(50, torch.Generator().manual_seed(3))
+        _, info = kernel.step(kernel.init(field), torch.Generator().manual_seed(4))
+        assert info.values["reversibility_violation"].max() < 1e-12
+        errors.append(info.values["energy_error"].abs().mean().item())
+    assert 3 < errors[0] / errors[1] < 5.5
+
+
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [
+        ([{"terms": ["plaquette"]}], "no part 'plaquette'.*did you mean 'plaquettes'"),
+        ([{"terms": ["plaquettes"]}, {"terms": ["plaquettes"]}], r"inner\[1\].*another level"),
+        ([{"terms": ["plaquettes", "rectangles"]}], "all parts"),
+        ([{"terms": []}], "terms = \\[\\]"),
+        ([{"terms": ["plaquettes"], "steps": 0}], "steps = 0"),
+        ([{"terms": ["plaquettes"], "integrator": "leap"}], "did you mean 'leapfrog'"),
+    ],
+)
+def test_levels_that_make_no_sense_are_refused(inner, message):
+    with pytest.raises(ConfigError, match=message):
+        HMC(Iwasaki("U(1)", [4, 4], beta=1.0), inner=inner)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from exactness import THRESHOLD
 
-from flowmc.actions import DefectWilson, FreeScalar, Phi4, Wilson
+from flowmc.actions import DefectWilson, FreeScalar, Phi4, Symanzik, Wilson
 from flowmc.flows import (
     AffineCouplingFlow,
     Block,
@@ -47,6 +47,7 @@ from flowmc.kernels import (
 from flowmc.kernels.base import begin
 from flowmc.kernels.integrators import trajectory
 from flowmc.registry import ConfigError
+from flowmc.terms import Plaquettes
 from flowmc.testing import p_value_of_change, statistics_of
 from flowmc.testing.exact import exact_draws
 
@@ -486,3 +487,38 @@ def test_a_stale_action_after_exchange_is_caught(rng):
     action = SCALAR_LADDER[0]
     batches = (before[0], state.replicas[0].field, draw(action, rng))
     assert p_value_of_change(*(statistics_of(action, batch) for batch in batches)) < THRESHOLD
+
+
+def by_rejection(action, draws, rng):
+    """Exact draws of an action on a few sites, from links that are drawn independently."""
+    numbers = [
+        number
+        for term in action.as_data()
+        for number in (
+            [term.coupling] * (action.dimensions * (action.dimensions - 1) // 2)
+            if isinstance(term, Plaquettes)
+            else term.by_word
+        )
+    ]
+    lowest, kept = -sum(map(abs, numbers)) * action.volume, []
+    while sum(map(len, kept)) < draws:
+        field = action.hot(20_000, rng)
+        uniform = torch.rand(len(field), dtype=torch.float64, generator=rng)
+        kept.append(field[uniform.log() < lowest - action(field)])
+    return torch.cat(kept)[:draws]
+
+
+@pytest.mark.parametrize("group", ["U(1)", slow("SU(2)"), slow("SU(3)")])
+@pytest.mark.parametrize("inner", [None, [{"terms": ["plaquettes"], "steps": 2}]])
+@pytest.mark.parametrize("wrong", [False, True])
+def test_hmc_of_improved_actions(group, inner, wrong, rng):
+    action = Symanzik(group, [2, 2], beta=0.3)
+    # Planted: the trajectories of another coupling.
+    target = action.at(beta=0.6) if wrong else action
+    kernel = HMC(target, trajectory=1.5, steps=2, inner=inner, jitter=0.3)
+    before, fresh = (by_rejection(action, 2000, rng) for _ in range(2))
+    state = kernel.init(before)
+    for _ in range(3):
+        state, _ = kernel.step(state, rng)
+    statistics = [statistics_of(action, field) for field in (before, state.field, fresh)]
+    assert (p_value_of_change(*statistics) > THRESHOLD) != wrong
