@@ -15,6 +15,7 @@ __all__ = [
     "example",
     "free_energy",
     "init",
+    "pack",
     "report",
     "run",
     "schema",
@@ -72,6 +73,20 @@ def train(parser: ArgumentParser) -> None:
         default="cpu",
         help="cpu, cuda (a GPU for each rank), cuda:N, or auto (default: cpu)",
     )
+    _set(parser)
+    _trust(parser)
+
+
+def pack(parser: ArgumentParser) -> None:
+    """Declare the arguments of ``flowmc pack``."""
+    parser.add_argument(
+        "weights", metavar="WEIGHTS.safetensors", help="state_dict of a flow, or of prior and flow"
+    )
+    parser.add_argument(
+        "config", metavar="CONFIG.toml", help="theory and flow, as for flowmc train"
+    )
+    parser.add_argument("--output", required=True, metavar="FLOW.safetensors", help="flow file")
+    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     _set(parser)
     _trust(parser)
 

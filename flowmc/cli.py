@@ -35,6 +35,7 @@ _COMMANDS = {
     "run": ("flowmc.commands.run", "a chain, or many, from a configuration"),
     "step": ("flowmc.commands.step", "one cycle of updates on one file"),
     "train": ("flowmc.commands.train", "train a flow"),
+    "pack": ("flowmc.commands.pack", "a flow file of weights that were trained elsewhere"),
     "evaluate": ("flowmc.commands.evaluate", "how good a flow is"),
     "correlate": (
         "flowmc.commands.correlate",

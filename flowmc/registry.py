@@ -87,7 +87,10 @@ BUILTIN: dict[str, dict[str, str]] = {
         "multi_lattice": "flowmc.flows:MultiLatticeFlow",
         "plaquette": "flowmc.flows:PlaquetteFlow",
         "block_coupling": "flowmc.flows:BlockCouplingFlow",
+        "transform": "flowmc.flows:TransformFlow",
     },
+    # Of other libraries, and a user's: all are named "package.module:Name".
+    "transforms": {},
     "vector_fields": {
         "kernels": "flowmc.vector_fields:KernelFields",
         "loops": "flowmc.vector_fields:LoopFields",

@@ -18,7 +18,8 @@ from flowmc.config.kinds import CASES, KINDS
 __all__ = ["run"]
 
 _FILES = (
-    "CONFIG.toml", "FILE", "FILE.html", "FLOW", "FLOW.safetensors", "IN", "OUT", "SRC", "DST",
+    *("CONFIG.toml", "FILE", "FILE.html", "FLOW", "FLOW.safetensors", "WEIGHTS.safetensors"),
+    *("IN", "OUT", "SRC", "DST"),
 )  # fmt: skip
 _DIRECTORIES = ("DIR",)
 

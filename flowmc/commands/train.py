@@ -23,27 +23,19 @@ from typing import Any, Literal, TextIO, cast
 import numpy as np
 import torch
 
-from flowmc import messages, zoo
-from flowmc.actions.theory import describe_theory
+from flowmc import messages
+from flowmc.commands.finishing import finish
 from flowmc.config.settings import as_words
 from flowmc.durations import seconds_of
-from flowmc.evaluation import evaluate_exchange, evaluate_local, evaluate_sampler
 from flowmc.evaluation.density import DensityError
-from flowmc.flows.base import Flow
-from flowmc.flows.cards.files import FlowFileError, flow_path, read_card, save_flow
-from flowmc.flows.cards.tables import resolved
-from flowmc.flows.local.models import LocalFlowModel
-from flowmc.flows.models import FlowModel
-from flowmc.flows.verification import unverified, verify
+from flowmc.flows.cards.files import FlowFileError, read_card
 from flowmc.jobs.interrupts import Interrupts
 from flowmc.jobs.lock import Lock
 from flowmc.jobs.stopping import OUT_OF_TIME, Deadline
 from flowmc.parallel import CollectiveError, Communicator, world
 from flowmc.parallel.devices import check_device, choose_device, choose_threads, describe
 from flowmc.registry import ConfigError
-from flowmc.training.ensemble import ENSEMBLE_KEYS
 from flowmc.training.loop import Trainer, TrainingError, TrainingStep
-from flowmc.training.objectives import Objective
 from flowmc.training.plan import TrainingPlan, read_plan
 
 __all__ = ["run", "train"]
@@ -204,22 +196,21 @@ def train(
         # Over ranks, a request to stop need not have come everywhere.
         if not finished or bool(ranks.maximum(np.array([float(stop())]))[0]):
             return False
-        module = objective.module
-        assert isinstance(module, (FlowModel, Flow, LocalFlowModel))
-        ranks.together(lambda: verify(module, plan.action, "the trained flow"))
-        doubt = unverified(module, plan.action)
-        if doubt is not None:
-            announce(doubt)
-        if plan.keys.refined_steps is not None:
-            flow = module.flow if isinstance(module, FlowModel) else module
-            assert isinstance(flow, Flow)
-            flow.fixed_steps = plan.keys.refined_steps
-        announce(f"measures the flow with {plan.keys.evaluate_samples} samples")
-        measured = _measure(plan, objective, device, ranks)
-        for text in measured["warnings"]:
-            announce(f"warning: {text}")
-        card = _card(plan, trainer, measured, command)
-        ranks.from_root(lambda: save_flow(output, module, card))
+        training = {
+            "steps": trainer.step,
+            "skipped": trainer.skipped,
+            "seconds": round(trainer.seconds, 1),
+        }
+        finish(
+            plan,
+            objective.module,
+            output,
+            training,
+            device=device,
+            announce=announce,
+            command=command,
+            communicator=ranks,
+        )
         return True
 
 
@@ -315,88 +306,6 @@ def _made_by(tables: dict[str, Any], card: dict[str, Any]) -> bool:
 def _as_json(tables: dict[str, Any]) -> dict[str, Any]:
     """Return tables as they come back from the JSON of a card or a checkpoint."""
     return json.loads(json.dumps(tables))
-
-
-def _measure(
-    plan: TrainingPlan, objective: Objective, device: torch.device | str, ranks: Communicator
-) -> dict[str, Any]:
-    samples, seed = plan.keys.evaluate_samples, plan.settings.seed
-    module = objective.module
-    if isinstance(module, FlowModel):
-        result, warnings = evaluate_sampler(
-            module, plan.action, samples, seed=seed, communicator=ranks
-        )
-    elif isinstance(module, LocalFlowModel):
-        assert plan.ensemble is not None
-        result, warnings = evaluate_local(
-            module,
-            plan.action,
-            samples,
-            seed=seed,
-            device=device,
-            dtype=plan.dtype,
-            communicator=ranks,
-            **{key: plan.ensemble[key] for key in ENSEMBLE_KEYS},
-        )
-    else:
-        assert isinstance(module, Flow) and plan.ends is not None and plan.ensemble is not None
-        result, warnings = evaluate_exchange(
-            module,
-            *plan.ends,
-            samples,
-            seed=seed,
-            device=device,
-            dtype=plan.dtype,
-            communicator=ranks,
-            **{key: plan.ensemble[key] for key in ENSEMBLE_KEYS},
-        )
-    # How fast this machine was is not a property of the flow.
-    del result["seconds_per_sample"]
-    return {**result, "warnings": warnings}
-
-
-def _card(
-    plan: TrainingPlan, trainer: Trainer, measured: dict[str, Any], command: str
-) -> dict[str, Any]:
-    card: dict[str, Any] = {
-        "kind": plan.kind,
-        "flow": resolved("flows", plan.tables["flow"]),
-        "theory": describe_theory(plan.action, plan.tables["theory"]["action"]),
-        "training": {
-            "config": plan.tables,
-            "steps": trainer.step,
-            "skipped": trainer.skipped,
-            "seconds": round(trainer.seconds, 1),
-        },
-        "measured": measured,
-        "command": command,
-    }
-    if plan.keys.start_from is not None:
-        card["training"]["ancestors"] = _ancestors(plan.keys.start_from)
-    if plan.keys.refined_steps is not None:
-        card["flow"]["parameters"]["steps"] = plan.keys.refined_steps
-    if plan.ends is None:
-        card["prior"] = resolved("priors", plan.tables["prior"])
-        if isinstance(trainer.module, FlowModel):
-            card["prior"]["parameters"] |= trainer.module.prior.card_parameters()
-        if plan.mixture is not None:
-            card["mixture"] = plan.mixture
-        if plan.kind == "local":
-            card["block"] = list(plan.tables["block"]["extents"])
-    else:
-        card["from"], card["to"] = (dict(end.parameters) for end in plan.ends)
-    return card
-
-
-def _ancestors(source: str) -> list[dict[str, Any]]:
-    """Return name and training seconds of the flow that a training began from, and of its own."""
-    name = source if source.startswith(zoo.PREFIX) else Path(source).name
-    try:
-        training = read_card(flow_path(source)).get("training", {})
-    except (ConfigError, OSError):
-        training = {}  # the file is gone since then
-    found = {name: training.get("seconds"), **zoo.ancestors(training)}
-    return [{"flow": flow, "seconds": seconds} for flow, seconds in found.items()]
 
 
 class _Log:

@@ -29,7 +29,7 @@ def kind_for(command: str, tables: Mapping[str, Any]) -> str | None:
     """Return the kind of configuration that a command takes these tables for; None for another."""
     if command == "correlate":
         return "combine" if isinstance(tables.get("ensemble"), list) else "correlate"
-    command = {"step": "run"}.get(command, command)
+    command = {"step": "run", "pack": "train"}.get(command, command)
     return command if command in KINDS else None
 
 

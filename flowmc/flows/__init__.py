@@ -26,6 +26,7 @@ from flowmc.flows.scalar.coupling import AffineCouplingFlow
 from flowmc.flows.scalar.multi_lattice import MultiLatticeFlow
 from flowmc.flows.scalar.spline_coupling import SplineCouplingFlow
 from flowmc.flows.scalar.super_resolution import FreeFieldBlocking, SuperResolutionPrior
+from flowmc.flows.transforms import TransformFlow
 
 __all__ = [
     "AffineCouplingFlow",
@@ -57,6 +58,7 @@ __all__ = [
     "SignMixture",
     "SplineCouplingFlow",
     "SuperResolutionPrior",
+    "TransformFlow",
     "as_model",
     "check_equivariance",
     "check_inverse",

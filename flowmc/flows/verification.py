@@ -197,7 +197,8 @@ def _parts(model: nn.Module) -> Iterator[Any]:
 
 
 def _is_foreign(part: Any) -> bool:
-    return type(part).__module__.partition(".")[0] != "flowmc"
+    is_built_in = type(part).__module__.partition(".")[0] == "flowmc"
+    return not is_built_in or getattr(part, "holds_foreign_code", False)
 
 
 def _name(part: Any) -> str:

@@ -33,6 +33,9 @@ def blocks(name):
 def test_code_blocks_run(name, tmp_path, monkeypatch, capsys):
     shutil.copy(ROOT / "examples/data/su3_4x4x4x8_b6.0.1000", tmp_path / "lat.1000")
     monkeypatch.chdir(tmp_path)
+    if name == "docs/extending.md":
+        pytest.importorskip("zuko")
+        monkeypatch.syspath_prepend(str(ROOT / "examples/extending"))
     # A format that a document registers is not one that other tests know.
     monkeypatch.setattr(registry, "_formats", dict(registry._formats))
     names = {}

@@ -41,6 +41,7 @@ KEYS = {
     "conditional_continuous": {"coupling": "lambda", "low": 0.5, "high": 2.0, **SMALL},
     "multi_lattice": {"coarsest": 4, **SMALL},
     "free_field": {"m2": 1.0},
+    "transform": {"transform": "tests.flows.scaled:Scaled"},
     "super_resolution": {"m2": 1.0, "base": {"prior": {"name": "gaussian"}}},
 }
 # Parts of local models, which are built and compared as one.
