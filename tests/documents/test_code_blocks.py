@@ -8,8 +8,14 @@ import pytest
 from flowmc_adapters import registry
 
 ROOT = Path(__file__).parents[2]
-# Those that take a minute or more of a core.
-SLOW = ("README.md", "docs/training.md", "docs/validation.md")
+# Those that take ten seconds or more of a core.
+SLOW = (
+    "README.md",
+    "docs/correlate.md",
+    "docs/free_energies.md",
+    "docs/training.md",
+    "docs/validation.md",
+)
 DOCUMENTS = [
     path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
 ]

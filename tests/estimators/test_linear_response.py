@@ -158,6 +158,7 @@ def test_wilson_loops_of_su2(families):
     assert gain(found[0], plain[0]) > (20 if families == "loops" else 8)
 
 
+@pytest.mark.slow
 def test_plaquette_of_su3():
     action = Wilson("SU(3)", [4, 4], beta=3.0)
     field = sample_wilson_2d(action, 150, rng())

@@ -37,7 +37,8 @@ TRAININGS = sorted(
 # Of a family of trainings that differ in couplings and sizes, one runs every time.
 MOSTLY_SLOW = [
     *(f"zoo/su3_4d_{step}.toml" for step in ("b5.70_b5.85", "b5.85_b6.00", "b6.00_b6.30")),
-    *(f"zoo/su3_4d_b6.00_defect2_{c}.toml" for c in ("0.31_0.00", "0.55_0.31", "0.77_0.55")),
+    *(f"zoo/su3_4d_b6.00_defect2_{c}.toml" for c in ("0.31_0.00", "0.55_0.31")),
+    *(f"zoo/su3_4d_b6.00_defect2_{c}.toml" for c in ("0.77_0.55", "1.00_0.77")),
     *(f"zoo/phi4_{n}x{n}_l{lam}.toml" for n, lam in ((12, 5.276), (20, 4.807))),
     *("zoo/phi4_32x32_l4.572.toml", "zoo/phi4_64x64_l4.398.toml", "zoo/phi4_64x8_k0.3.toml"),
     *(f"zoo/phi4_{volume}_k{k}.toml" for volume in ("16x8", "64x8") for k in (0.275, 0.28)),

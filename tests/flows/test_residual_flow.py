@@ -168,7 +168,13 @@ def test_gauge_equivariance(group, lattice, loops, coefficients):
         assert change < 1e-11
 
 
-@pytest.mark.parametrize(("group", "lattice", "loops"), CASES)
+@pytest.mark.parametrize(
+    ("group", "lattice", "loops"),
+    [
+        pytest.param(*case, marks=pytest.mark.slow if case[0] == "SU(2)" and case[2] == ALL else ())
+        for case in CASES
+    ],
+)
 def test_translation_equivariance(group, lattice, loops):
     flow, _, x = make(group, lattice, loops, coefficients="network")
     period = 2 if loops == PLAQUETTE else 4

@@ -275,6 +275,7 @@ def test_weights_of_the_coarse_sampler_are_held():
     assert set(prior.state_dict()) == {f"base.{name}" for name in base.state_dict()}
 
 
+@pytest.mark.slow
 def test_density_error_of_a_continuous_sampler():
     fine, coarse = prior_of("continuous"), prior_of("continuous")
     coarse.base.flow.steps = 2

@@ -153,6 +153,7 @@ def test_independence_with_coupling_flow(action, odd, rng):
     assert check(action, kernel, rng) > THRESHOLD
 
 
+@pytest.mark.slow
 def test_independence_with_continuous_flow(rng):
     # The log-density is that of the continuous flow; 10 steps leave an error far below the
     # resolution of this test.

@@ -96,6 +96,7 @@ def tabulated(flow, x, spacing, largest=8.0):
     return TabulatedMap.apply(x, None, tables, plan, True)[:2]
 
 
+@pytest.mark.slow
 def test_the_interpolation_has_the_stated_order():
     """Of the velocity's slope, and so of the log-density: five; fields are better."""
     flow, x = make([4, 6], dtype=torch.float64), torch.randn(8, 4, 6, dtype=torch.float64)

@@ -71,6 +71,7 @@ def test_a_ladder_killed_at_an_instant_and_resumed(tmp_path):
     kill_at_instants(tmp_path, LADDER, 3, seed=2)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(tmp_path):
     path = write(tmp_path / "a.toml", PLAIN | {"run": PLAIN["run"] | {"checkpoint_every": 1}})
     assert drive("reference", path, tmp_path) == 0

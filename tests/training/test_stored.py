@@ -103,6 +103,7 @@ def test_goes_on_where_it_was():
     assert drawn(other, 9) == drawn(ensemble, 9)
 
 
+@pytest.mark.slow
 def test_training_on_files(tmp_path):
     write(tmp_path)
     path = tmp_path / "flow.safetensors"

@@ -50,6 +50,7 @@ def ladder(tmp_path_factory):
     return paths
 
 
+@pytest.mark.slow
 def test_weights_of_the_coarse_sampler_stay_and_are_in_the_file(ladder):
     small, medium, large = (load_flow(path).model for path in ladder)
     held = medium.prior.base.state_dict()

@@ -71,6 +71,7 @@ def test_cards_know_the_trainings_that_theirs_began_from():
 SAMPLERS = [name for name, card in zoo_list().items() if card["kind"] == "sampler"]
 # Of one family with phi4_16x8_k0.3 and with phi4_32x32_l4.572.
 MOSTLY_SLOW = ["phi4_16x8_k0.275", "phi4_16x8_k0.28", "phi4_64x64_l4.398"]
+MOSTLY_SLOW += [f"phi4_64x8_k{kappa}" for kappa in ("0.275", "0.28", "0.3")]
 assert set(MOSTLY_SLOW) <= set(SAMPLERS)
 
 
