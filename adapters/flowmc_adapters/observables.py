@@ -39,8 +39,8 @@ class GroupErrors:
     """Largest departure of any link from SU(N), links that are exactly zero left out.
 
     Attributes:
-        unitarity: max |(U U^dagger - 1)_ij|.
-        determinant: max |det U - 1|.
+        unitarity: the largest modulus of an entry of U U^dagger - 1.
+        determinant: the largest modulus of det U - 1.
         antiperiodic: directions mu whose links on the last slice all have determinant -1 while all
             other links have +1: the fermions' boundary sign was left in the field. Even N has no
             such trace, det(-U) = det U.

@@ -94,7 +94,7 @@ class Ensemble:
 
     @property
     def groups(self) -> int:
-        """Number of groups of chains: more ranks than that have nothing to update."""
+        """How many groups of chains there are; more ranks than that have nothing to update."""
         return len(self._sizes)
 
     def distribute(self, communicator: Communicator) -> None:

@@ -21,6 +21,17 @@ DOCUMENTS = [
 ]
 
 
+def test_every_page_is_in_the_site():
+    index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    listed = {
+        line
+        for tree in re.findall(r"^```{toctree}\n(.*?)^```", index, re.MULTILINE | re.DOTALL)
+        for line in tree.splitlines()
+    }
+    pages = {path.stem for path in ROOT.glob("docs/*.md")} - {"index"}
+    assert pages <= listed, f"docs/index.md lacks {', '.join(sorted(pages - listed))}"
+
+
 def blocks(name):
     """Return line number and text of every Python block of a document."""
     text = (ROOT / name).read_text(encoding="utf-8")

@@ -314,3 +314,15 @@ def test_kappa_line_script_runs():
     # Five standard deviations of 64 draws and of the references where the flow is good, 2e-6.
     pulls = {line.split("|")[1].strip(): float(line.split("|")[5]) for line in rows}
     assert all(abs(pulls[kappa]) < 5 for kappa in ("0.2", "0.25", "0.3"))
+
+
+def test_the_picture_of_the_charge(tmp_path):
+    """`charge_history.py` draws both chains; `docs/figures/charge.svg` is from it."""
+    picture = tmp_path / "charge.svg"
+    command = [str(EXAMPLES / "charge_history.py"), str(picture), "--updates", "4"]
+    done = subprocess.run(
+        forked(*command), env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    text = picture.read_text()
+    assert "HMC and 4 proposals of a flow" in text and "<svg" in text
