@@ -212,6 +212,14 @@ class Action(Identified):
         kind: Any = type(self)
         return _is_known(kind)
 
+    @property
+    def difference(self) -> Action:
+        """What tells the replicas of a ladder apart: the action, or a part of it that is known.
+
+        The rest is the same function of the field for all replicas, and drops out of an exchange.
+        """
+        return self
+
     def require_given(self) -> None:
         """Refuse, by a ConfigError, what needs the action at auxiliary fields."""
 

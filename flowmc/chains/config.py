@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flowmc.actions.base import Action
+from flowmc.actions.external import ExternalAction
 from flowmc.actions.theory import build_action, check_couplings
 from flowmc.config.entries import (
     ObservableEntry,
@@ -26,7 +27,14 @@ from flowmc.config.kinds import check_tables
 from flowmc.config.tables import Chains, EnsembleTable, LadderTable, Parallel, RunTable, read_tables
 from flowmc.flows.base import Identity
 from flowmc.io import check_format
-from flowmc.registry import ConfigError, check_known, parameters, validate
+from flowmc.registry import (
+    ConfigError,
+    check_known,
+    parameters,
+    resolve,
+    table_model,
+    validate,
+)
 
 __all__ = ["Ladder", "RunConfig", "load_config", "read_config"]
 
@@ -40,12 +48,15 @@ class Ladder:
         flows: one per neighbouring pair.
         actions: one per replica.
         tune: whether the couplings between the ends move during thermalization.
+        difference: the action by which those of the replicas differ, and its keys that all
+            replicas have in common; empty where the whole action is known.
     """
 
     couplings: Mapping[str, list[float]]
     flows: list[str]
     actions: list[Action]
     tune: bool = False
+    difference: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,9 @@ def read_config(table: Mapping[str, Any], base: Path, *, for_step: bool = False)
     run = _table(RunTable, table.get("run", {"updates": 1}), "[run]")
     updates = [read_update(entry, i) for i, entry in enumerate(table["update"], start=1)]
     ladder = _ladder(table["ladder"], action) if "ladder" in table else None
+    if ladder is not None and ladder.difference:
+        # The theory has the couplings of the difference, too.
+        action = ladder.actions[0]
     for entry in updates:
         _try_out(entry, action, ladder, base)
     observables = read_observables(table.get("measure", {}), action)
@@ -134,6 +148,7 @@ def read_config(table: Mapping[str, Any], base: Path, *, for_step: bool = False)
     }
     if ladder is not None:
         resolved["ladder"] = {**ladder.couplings, "flows": ladder.flows, "tune": ladder.tune}
+        resolved["ladder"] |= ladder.difference
     resolved["run"] = dataclasses.asdict(run)
     resolved["measure"] = {"observables": [entry.written for entry in observables]}
     if ensemble is not None:
@@ -179,6 +194,9 @@ def _ladder(table: Mapping[str, Any], action: Action) -> Ladder:
     where = "[ladder]"
     own = parameters(LadderTable)
     couplings = {key: value for key, value in table.items() if key not in own}
+    common: dict[str, Any] = {}
+    if "difference" in table:
+        action, couplings, common = _with_difference(table["difference"], couplings, action)
     check_known(couplings, [*action.parameters, *own], where)
     for key, values in couplings.items():
         if not isinstance(values, list) or len(values) < 2:
@@ -211,6 +229,11 @@ def _ladder(table: Mapping[str, Any], action: Action) -> Ladder:
             f"{where}: {replicas} replicas have {replicas - 1} neighbouring pairs, but flows "
             f'lists {len(flows)}; "identity" is plain exchange'
         )
+    if common and any(flow != "identity" for flow in flows):
+        raise ConfigError(
+            f"{where}: flows: a flow moves a field, and its exchange needs the whole action before "
+            f'and after, but of this theory only the difference is known: use "identity"'
+        )
     tune = table.get("tune", False)
     if not isinstance(tune, bool):
         raise ConfigError(f"{where}: tune = {tune!r}: should be true or false")
@@ -221,7 +244,49 @@ def _ladder(table: Mapping[str, Any], action: Action) -> Ladder:
             "ladder first, then train flows for what it found"
         )
     plain = {key: [float(value) for value in values] for key, values in couplings.items()}
-    return Ladder(plain, flows, actions, tune)
+    return Ladder(plain, flows, actions, tune, common)
+
+
+def _with_difference(
+    name: Any, keys: Mapping[str, Any], action: Action
+) -> tuple[Action, dict[str, Any], dict[str, Any]]:
+    """Return the theory of replica 0, the couplings of the ladder, and what is common to it.
+
+    Args:
+        name: of the action by which those of the replicas differ.
+        keys: of it, beside those of every ladder.
+        action: the theory.
+
+    Raises:
+        ConfigError: the action of the theory is known, or the difference cannot be made.
+    """
+    where = "[ladder]"
+    if not isinstance(action, ExternalAction):
+        raise ConfigError(
+            f"{where}: difference = {name!r}: flowmc knows the action {action.name}, and with it "
+            'all differences: remove the key, or set [theory] action = "external"'
+        )
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: difference = {name!r}: should be the name of an action")
+    theory = {"action": name, "lattice": list(action.lattice)}
+    if action.is_gauge:
+        theory["group"] = action.group.name
+    # A list is one value per replica, or of a key that is a list, such as the extents of a defect.
+    properties = table_model(resolve("actions", name, f"{where}: difference")).model_fields.values()
+    numbers = {one.alias for one in properties if one.annotation in (float, float | None)}
+    varied = {key: keys[key] for key in keys if key in numbers and isinstance(keys[key], list)}
+    first = {**keys, **{key: values[0] for key, values in varied.items() if values}}
+    difference = build_action({**theory, **first}, f"{where}: difference = {name!r}")
+    if not difference.is_known:
+        raise ConfigError(f"{where}: difference = {name!r}: its action is not known either")
+    for key, value in difference.parameters.items():
+        if action.parameters.get(key, value) != value:
+            raise ConfigError(
+                f"{where}: {key} begins with {value!r}, but replica 0 is the theory of [theory], "
+                f"whose couplings have {key} = {action.parameters[key]!r}"
+            )
+    common = {"difference": name} | {key: keys[key] for key in keys if key not in varied}
+    return action.differing_by(difference), varied, common
 
 
 def _check_together(

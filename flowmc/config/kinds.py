@@ -112,7 +112,7 @@ KINDS: Mapping[str, tuple[Table, ...]] = {
         _theory(),
         _plain("chains", f"{_TABLES}:Chains", required=True),
         _update(required=True),
-        Table(name="ladder", declared=(f"{_TABLES}:LadderTable",), couplings="values"),
+        Table(name="ladder", declared=(f"{_TABLES}:LadderTable",), couplings="either"),
         _plain("run", f"{_TABLES}:RunTable", required=True),
         _MEASURE,
         _plain("ensemble", f"{_TABLES}:EnsembleTable"),

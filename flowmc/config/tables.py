@@ -128,10 +128,14 @@ class LadderTable:
             "zoo:NAME"; "identity", the default, is plain exchange.
         tune: whether the couplings between the ends move during thermalization, to equal swap
             rates.
+        difference: of theories that only another program knows: the name of an action, or
+            "package.module:Name", by which the actions of the replicas differ.  Its keys stand
+            beside; each of its couplings has one value, or one per replica.
     """
 
     flows: list[str] | None = None
     tune: bool = False
+    difference: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -266,6 +266,9 @@ class Exchange(Kernel):
     parallel tempering.  A move whose inverse did not converge, or whose works are not finite, is
     rejected.
 
+    Only the differences of actions enter a plain exchange, so that these suffice where the actions
+    are not known (:attr:`~flowmc.actions.Action.difference`).
+
     Args:
         actions: one per replica, R >= 2.
         flows: one per neighbouring pair, mapping replica r to r + 1; R - 1 of them.
@@ -309,6 +312,14 @@ class Exchange(Kernel):
             )
         for flow in self.flows:
             flow.eval().requires_grad_(False)
+        # Those of a theory that another program knows, up to what all replicas have in common.
+        self.differences = [action.difference for action in self.actions]
+        is_whole = all(a is d for a, d in zip(self.actions, self.differences, strict=True))
+        if not is_whole and not all(isinstance(flow, Identity) for flow in self.flows):
+            raise ConfigError(
+                "a flow moves a field, and its exchange needs the whole action before and after, "
+                'but here only the difference of the replicas is known: use "identity"'
+            )
         if schedule not in ("even_odd", "random"):
             raise ConfigError(f"exchange: schedule is 'even_odd' or 'random', not {schedule!r}")
         self.schedule = schedule
@@ -323,7 +334,8 @@ class Exchange(Kernel):
 
         def begin_one(r: int, own: Tensor) -> State:
             self.actions[r].check_field(own)
-            return State(own, value_in_torch(self.actions[r], own))
+            value = value_in_torch(self.differences[r], own)
+            return State(own, value if self.actions[r].is_known else None)
 
         return init_ladder(field, begin_one)
 
@@ -377,7 +389,7 @@ class Exchange(Kernel):
     def _map(self, state: LadderState, pair: int, mine: int) -> _Half:
         """Carry the configurations of one side of a pair to the other side's coupling."""
         flow, replica = self.flows[pair], state.replica(mine)
-        own, target = self.actions[mine], self.actions[2 * pair + 1 - mine]
+        own, target = self.differences[mine], self.differences[2 * pair + 1 - mine]
         there, back = (flow.forward, flow.inverse) if mine == pair else (flow.inverse, flow.forward)
         zero = torch.zeros(state.chains, dtype=torch.float64, device=replica.field.device)
         field, minus_jacobian = there(replica.field, zero)
@@ -448,7 +460,9 @@ class Exchange(Kernel):
         for mine, (fields, actions) in new.items():
             replica = state.replica(mine)
             field = replica.field.index_copy(0, chosen, fields)
-            action = action_of(self.actions[mine], replica).index_copy(0, chosen, actions)
+            action = None
+            if self.actions[mine].is_known:
+                action = action_of(self.actions[mine], replica).index_copy(0, chosen, actions)
             state = state.with_replica(mine, replica.moved(field, action))
             moved = labels[1] if mine == both[0] else labels[0]
             walkers[chosen.cpu(), mine] = moved[chosen].to(walkers)

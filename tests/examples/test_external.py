@@ -13,6 +13,7 @@ from flowmc.actions import ExternalAction
 from flowmc.actions.solved import su_n_torus, u1_torus
 from flowmc.cli import main
 from flowmc.config.toml_text import toml_text
+from flowmc.estimators.autocorrelation import analyse
 from flowmc.io import field_to_file_order
 from flowmc.kernels import Request
 from flowmc.random import stream
@@ -92,3 +93,97 @@ def test_functions_give_what_the_program_gives(tmp_path):
     for result, values in found:
         assert np.array_equal(result, np.moveaxis(expected, 0, 4))
         assert values == {"energy_error": change, "accepted": accepted}
+
+
+def ladder(tmp_path, name, **changes):
+    table = tomllib.loads((EXAMPLES / "external/u1_ladder.toml").read_text())
+    table["run"] |= {"thermalization": 2, "updates": 4, "report": False, "save_every": 2}
+    table["ensemble"] = {"format": "npy"}
+    for key, change in changes.items():
+        table[key] = change(table[key])
+    if table["ensemble"] is None:
+        del table["ensemble"]
+    path = tmp_path / f"{name}.toml"
+    path.write_text(toml_text(table))
+    if not (tmp_path / "hmc.py").exists():
+        (tmp_path / "hmc.py").symlink_to(EXAMPLES / "external/hmc.py")
+    return path
+
+
+KEYS = {"beta": 6.0, "defect": [1.0, 0.5, 0.0], "defect_extents": [2]}
+
+
+def smaller(theory):
+    return theory | {"lattice": [4, 4]}
+
+
+def test_a_ladder_knows_the_difference_as_well_as_the_whole(tmp_path):
+    """The same program, exchanged with and without the whole action: bit for bit."""
+    part = ladder(
+        tmp_path, "part", theory=smaller, ladder=lambda _: {"difference": "wilson_defect", **KEYS}
+    )
+    settings = {key: KEYS[key] for key in ("beta", "defect_extents")}
+    known = {"action": "wilson_defect", "group": "U(1)", "lattice": [4, 4], "defect": 1.0}
+    whole = ladder(
+        tmp_path,
+        "whole",
+        theory=lambda _: known | settings,
+        ladder=lambda _: {"defect": KEYS["defect"]},
+    )
+    runs = []
+    for path in (part, whole):
+        assert main(["run", str(path), "--output", str(path.with_suffix(""))]) == 0
+        runs.append(flowmc.read_run(path.with_suffix("")).production)
+    one, other = runs
+    assert one.kernels["pair[0]"]["tried"].sum() + one.kernels["pair[1]"]["tried"].sum() == 4
+    assert one.kernels["pair[1]"]["accepted"].sum() + one.kernels["pair[0]"]["accepted"].sum() > 0
+    assert np.array_equal(one.walkers, other.walkers)
+    for key, values in one.observables.items():
+        assert np.array_equal(values, other.observables[key])
+    assert np.array_equal(one.kernels["pair[0]"]["work"], other.kernels["pair[0]"]["work"], True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"flows": ["zoo:x", "identity"]}, "needs the whole action"),
+        ({"difference": "wilson_defekt"}, "did you mean 'wilson_defect'"),
+        ({"difference": "phi4"}, "[ladder]: difference"),
+        ({"difference": "external"}, "[ladder]: difference"),
+        ({"defekt": [1.0, 0.0]}, "did you mean 'defect'"),
+        ({"beta": [6.0, 5.0]}, "differ in number of values"),
+        ({"defect": 1.0}, "needs the values of a coupling"),
+    ],
+)
+def test_what_is_no_difference_is_refused(tmp_path, capsys, changes, sentence):
+    keys = {"difference": "wilson_defect", **KEYS, **changes}
+    path = ladder(tmp_path, "a", theory=smaller, ladder=lambda _: keys)
+    assert main(["run", str(path), "--output", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and len(said.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_known_action_has_no_other_difference(tmp_path, capsys):
+    known = {"action": "wilson", "group": "U(1)", "lattice": [4, 4], "beta": 6.0}
+    path = ladder(tmp_path, "a", theory=lambda _: known)
+    assert main(["run", str(path), "--output", str(tmp_path / "out")]) == 2
+    assert "flowmc knows the action wilson" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_tempering_over_the_program_gives_the_exact_susceptibility(tmp_path):
+    """<Q^2> at beta = 6 on an 8 x 8 lattice, where the program alone hardly tunnels."""
+    path = ladder(
+        tmp_path,
+        "a",
+        theory=lambda theory: theory | {"lattice": [8, 8]},
+        run=lambda run: {"thermalization": 50, "updates": 3000, "report": False},
+        chains=lambda chains: chains | {"count": 2},
+        ensemble=lambda _: None,
+    )
+    assert main(["run", str(path), "--output", str(tmp_path / "out")]) == 0
+    charge = flowmc.read_run(tmp_path / "out").production.observables["topological_charge"]
+    found = analyse(charge[:, :, 0].round() ** 2)
+    exact_value = u1_torus(6.0, 64).charge_squared
+    assert abs(found.mean - exact_value) < 5 * found.error and found.error < 0.1 * exact_value
