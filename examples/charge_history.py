@@ -1,7 +1,7 @@
 r"""The topological charge of one chain, by HMC alone and by HMC with a flow, as a picture.
 
-Two-dimensional U(1) on 16x16 at beta = 7, where HMC hardly ever leaves a sector; the flow of the zoo
-proposes whole fields, which independence Metropolis accepts or not, so both chains are exact.
+Two-dimensional U(1) on 16x16 at beta = 7, where HMC hardly ever leaves a sector; the flow of the
+zoo proposes whole fields, which independence Metropolis accepts or not, so both chains are exact.
 
     python examples/charge_history.py charge.svg
 """

@@ -119,7 +119,7 @@ def test_a_trajectory_of_another_code_is_one_of_the_length_that_the_table_says(c
 
 def test_the_table_of_the_document_is_what_is_tested():
     text = (ROOT / "docs/trajectory.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\w+)[^|]*\|[^|]*\|[^|]*\| ([^|]+) \|$", text, re.M)
+    rows = re.findall(r"^\| (\w+) \| ([^|]+) \|", text, re.M)
     factors = {"1": 1.0, "√2": np.sqrt(2), "2": 2.0}
     found = {code: factors[factor] for code, factor in rows if factor in factors}
     assert found == {code: float(factor) for code, (_, factor) in KINETIC.items()}
