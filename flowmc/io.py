@@ -111,7 +111,7 @@ def load_field(
     Raises:
         FormatError: an unreadable or damaged file (its child CheckError: checksum, plaquette, or
             numbers that are not finite), another lattice or group, boundary conditions other than
-            periodic (open, Schroedinger functional, G-parity), or links outside the group.
+            those of the theory (periodic, open), or links outside the group.
         OSError: the file cannot be opened.
     """
     _require_a_format(path, action)
@@ -121,7 +121,8 @@ def load_field(
         configuration = flowmc_adapters.read(path)
         array = configuration.links
         _require(path, action, configuration.dims, f"SU({configuration.nc})")
-        _require_periodic(path, array, configuration.metadata)
+        _require_boundaries(path, array, configuration.metadata, action)
+        array = _with_time_links(array, action)
     else:
         configuration = _read_real_field(path, action, number)
         array = configuration.values
@@ -179,6 +180,10 @@ def take_field(
         ValueError, TypeError: it is not a field of this theory.
     """
     signs: tuple[int, ...] = ()
+    if isinstance(action.group, SUN):
+        array = _with_time_links(array, action)
+    if action.has_open_time:
+        notes[:] = [note for note in notes if "open boundary conditions" not in note]
     # In double precision first: projecting in single would leave the chain 1e-7 off the group.
     double = action.group.field_dtype(torch.float64)
     loaded = torch.from_numpy(file_order_to_field(array, action)).to(double)[None]
@@ -244,6 +249,10 @@ def write_field(
     _require_a_format(path, action)
     if chain.dim() == len(action.field_shape(1)):
         (chain,) = chain
+    if action.has_open_time and isinstance(action.group, SUN):
+        _require_open_format(path, format)
+        chain = chain.clone()
+        chain[-1, ..., -1, :, :] = 0
     array = field_to_file_order(chain.detach().cpu().resolve_conj().numpy(), action)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     if isinstance(action.group, SUN):
@@ -298,6 +307,11 @@ def check_format(
         )
     if not found.writable:
         raise ConfigError(f"{where}: {name} files are only read: use another format")
+    if action.has_open_time:
+        try:
+            _require_open_format("", name)
+        except FormatError as error:
+            raise ConfigError(f"{where}: {error.reason}") from error
     if isinstance(found, LayoutFormat):
         try:
             found.require_holds(action.lattice, group.n, present, precision)
@@ -367,10 +381,13 @@ def _require(
         )
 
 
-def _require_periodic(
-    path: str | os.PathLike[str], array: np.ndarray, metadata: Mapping[str, str]
+def _require_boundaries(
+    path: str | os.PathLike[str],
+    array: np.ndarray,
+    metadata: Mapping[str, str],
+    action: Action,
 ) -> None:
-    """Raise FormatError for links with other boundary conditions than a theory here can have.
+    """Raise FormatError for links with other boundary conditions than the theory has.
 
     Taken as periodic, zero links never let a proposal be accepted, and fixed ones are updated.
     """
@@ -380,19 +397,54 @@ def _require_periodic(
         if metadata.get(key, "").upper() in ("GPARITY", "CONJUGATE", "CSTAR")
     ]
     if has_open_end(array):
-        found = "open boundaries in time (the time links of the last slice are zero)"
-    elif has_fixed_start(array):
+        if action.has_open_time:
+            return
+        raise FormatError(
+            path,
+            None,
+            "the field has open boundaries in time (the time links of the last slice are zero), "
+            'but the theory is periodic: give time_boundary = "open" with an action that has that '
+            "key, as improved has",
+        )
+    if has_fixed_start(array):
         found = "the boundary of a Schroedinger functional on its first time slice"
     elif conjugated:
         found = f"charge-conjugated boundaries ({conjugated[0]} = {metadata[conjugated[0]]})"
+    elif action.has_open_time:
+        raise FormatError(
+            path,
+            None,
+            "the field is periodic in time (the time links of the last slice are not zero), but "
+            "the theory has open boundaries: start from another file, or cold or hot",
+        )
     else:
         return
     raise FormatError(
         path,
         None,
-        f"the field has {found}, but the lattices of all theories here are periodic: go on with "
-        "the code that wrote it",
+        f"the field has {found}, but the lattices of all theories here are periodic, or open in "
+        "time: go on with the code that wrote it",
     )
+
+
+def _with_time_links(array: np.ndarray, action: Action) -> np.ndarray:
+    """Return SU(N) links in the order of files, with ones for those that an open lattice lacks."""
+    if not (action.has_open_time and has_open_end(array)):
+        return array
+    array = array.copy()
+    array[-1, ..., -1, :, :] = np.eye(array.shape[-1])
+    return array
+
+
+def _require_open_format(path: str | os.PathLike[str], name: str) -> None:
+    """Raise FormatError unless readers of a format know open boundaries, or the file is ours."""
+    if not (flowmc_adapters.format_named(name).open_boundaries or name in ("hdf5", "npy")):
+        raise FormatError(
+            path,
+            None,
+            f"the theory has open boundaries in time, which readers of {name} files take for "
+            "periodic ones: use openqcd, hirep, hdf5 or npy",
+        )
 
 
 def _onto_group(

@@ -70,6 +70,9 @@ class Action(Identified):
         interaction_range: for actions that are the same everywhere on the lattice: the largest
             distance, along any one direction, between two sites of one term; 1 for nearest
             neighbours.  None where nothing is said: then no kernel may update a part of the field.
+        has_open_time: whether the links in time, the last direction, of the last slice are none of
+            the theory, which ends there: S does not depend on them.  They are kept as elements of
+            the group, independent of all others, and files have zeros in their place.
     """
 
     name: str = ""
@@ -80,6 +83,7 @@ class Action(Identified):
     parameters: dict[str, float]
     settings: Mapping[str, Any] = MappingProxyType({})
     interaction_range: int | None = None
+    has_open_time: bool = False
 
     def __new__(cls, *args: Any, **keywords: Any) -> Any:
         names = (*_DECLARATIONS, "given")
@@ -409,6 +413,8 @@ class SumAction(Action):
         ranges = [term.interaction_range for term in self.terms]
         known = [one for one in ranges if one is not None]
         self.interaction_range = max(known) if len(known) == len(ranges) else None
+        # Where one term knows these links, they are degrees of freedom.
+        self.has_open_time = all(term.has_open_time for term in self.terms)
 
     @property
     def space(self) -> FieldSpace:
@@ -476,6 +482,7 @@ class ScaledAction(Action):
         self.group, self.lattice = action.group, action.lattice
         self.parameters, self.settings = action.parameters, dict(action.settings)
         self.interaction_range = action.interaction_range
+        self.has_open_time = action.has_open_time
 
     @property
     def space(self) -> FieldSpace:
@@ -509,6 +516,7 @@ class PartOfAction(Action):
     def __init__(self, action: Action, terms: Sequence[Term]) -> None:
         self.group, self.lattice, self.place = action.group, action.lattice, action.place
         self.parameters: dict[str, float] = {}
+        self.has_open_time = action.has_open_time
         self._terms = tuple(terms)
 
     def as_data(self) -> tuple[Term, ...] | None:

@@ -12,6 +12,7 @@ is left out everywhere.  With :math:`c_0 + 8 c_1 + 4 (d - 2) c_3 = 1` the coupli
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,10 @@ class ImprovedGauge(Action):
       the last (``anisotropy``; S. Ejiri, K. Kanaya, Y. Namekawa and T. Umeda, hep-lat/0301029);
     - the coefficients of all its links, ``defect`` on the defect links and 1 elsewhere, which are
       those of :class:`~flowmc.actions.DefectWilson` (C. Bonanno, C. Bonati and M. D'Elia,
-      arXiv:2012.14000).
+      arXiv:2012.14000);
+    - with ``time_boundary = "open"``, 0 for loops that cross from the last time slice to the first,
+      and half of :math:`c_G` for loops in space on these two slices (M. Luescher and S. Schaefer,
+      arXiv:1105.4749; as openQCD's ``bc`` 0 has them).
 
     Args:
         group: "U(1)" or "SU(N)", or a :class:`~flowmc.groups.Group`.
@@ -63,6 +67,8 @@ class ImprovedGauge(Action):
             count from the end.
         defect_extents: extents of the box of defect links in the other d - 1 directions, in their
             order, each from 1 to that of the lattice; by default those of the lattice.
+        time_boundary: "periodic" or "open"; open without parallelograms.
+        c_g: boundary coefficient :math:`c_G` of an open lattice.
 
     Raises:
         ValueError: for values out of range.
@@ -84,6 +90,8 @@ class ImprovedGauge(Action):
         defect: float = 1.0,
         defect_axis: int = -1,
         defect_extents: Sequence[int] | None = None,
+        time_boundary: str = "periodic",
+        c_g: float = 1.0,
     ) -> None:
         self.group = parse_group(group) if isinstance(group, str) else group
         if not isinstance(self.group, (U1, SUN)):
@@ -117,8 +125,29 @@ class ImprovedGauge(Action):
         self.parameters = self._own_parameters(c0)
         if not self.c3:
             self.parameters["anisotropy"] = self.anisotropy
-        self.parameters["defect"] = self.defect
+        if time_boundary not in ("periodic", "open"):
+            raise ValueError(f'time_boundary = {time_boundary!r}: should be "periodic" or "open"')
+        self.has_open_time, self.c_g = time_boundary == "open", float(c_g)
+        if not math.isfinite(self.c_g) or (not self.has_open_time and self.c_g != 1):
+            raise ValueError(f'c_g = {c_g}: is a finite number and needs time_boundary = "open"')
+        if self.has_open_time and self.c3:
+            raise ValueError(
+                "open boundaries are defined for plaquettes and rectangles, not with c3"
+            )
+        has_defect = not (self.has_open_time and self.defect_axis == self.dimensions - 1)
+        if not has_defect and self.defect != 1:
+            raise ValueError(
+                f"defect = {defect}: in an open direction no links are there to be weakened; take "
+                "another defect_axis"
+            )
+        if has_defect:
+            self.parameters["defect"] = self.defect
         self.settings: dict[str, Any] = {}
+        if self.has_open_time:
+            self.settings["time_boundary"] = "open"
+            # In two dimensions there are no loops in space.
+            if self.dimensions > 2:
+                self.parameters["c_g"] = self.c_g
         if self.defect_axis != self.dimensions - 1:
             self.settings["defect_axis"] = self.defect_axis
         if defect_extents is not None:
@@ -173,12 +202,11 @@ class ImprovedGauge(Action):
 
     def weight(self, word: Word) -> Tensor:
         """Return the weights of a loop, float64 ``(*L)`` by the site where the word begins."""
-        is_in_time = self.dimensions in word
-        weight = torch.full(
-            self.lattice,
-            self.anisotropy if is_in_time else 1 / self.anisotropy,
-            dtype=torch.float64,
-        )
+        # Time is the last direction.
+        factor = self.anisotropy if self.dimensions in word else 1 / self.anisotropy
+        weight = torch.full(self.lattice, factor, dtype=torch.float64)
+        if self.has_open_time:
+            weight = weight * self._open_weight(word)
         if self.defect == 1:
             return weight
         links = self.defect_links()[:, None].to(torch.int64)
@@ -194,8 +222,21 @@ class ImprovedGauge(Action):
         # 0 ** 0 is 1, as it must be.
         return weight * torch.tensor(self.defect, dtype=torch.float64) ** count[0]
 
+    def _open_weight(self, word: Word) -> Tensor:
+        """Return what open boundaries make of the weight of a loop, by its time, ``(T,)``."""
+        extent, time = self.lattice[-1], self.dimensions
+        heights = list(itertools.accumulate((step == time) - (step == -time) for step in word))
+        weight = torch.ones(extent, dtype=torch.float64)
+        if any(heights):
+            begins = torch.arange(extent)
+            return weight * (
+                (begins + min(0, *heights) >= 0) & (begins + max(0, *heights) < extent)
+            )
+        weight[0] = weight[-1] = self.c_g / 2
+        return weight
+
     def _weights(self, words: tuple[Word, ...]) -> LoopWeights | None:
-        if self.anisotropy == 1 and self.defect == 1:
+        if self.anisotropy == 1 and self.defect == 1 and not self.has_open_time:
             return None
         known = _WEIGHTS.setdefault(self, {})
         if words not in known:
@@ -218,6 +259,8 @@ class _FixedCoefficients(ImprovedGauge):
         defect: float = 1.0,
         defect_axis: int = -1,
         defect_extents: Sequence[int] | None = None,
+        time_boundary: str = "periodic",
+        c_g: float = 1.0,
     ) -> None:
         super().__init__(
             group,
@@ -228,6 +271,8 @@ class _FixedCoefficients(ImprovedGauge):
             defect=defect,
             defect_axis=defect_axis,
             defect_extents=defect_extents,
+            time_boundary=time_boundary,
+            c_g=c_g,
         )
 
     def _own_parameters(self, c0: float | None) -> dict[str, float]:

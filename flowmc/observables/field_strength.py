@@ -18,7 +18,15 @@ from flowmc.lattice import shift, sum_over_sites
 from flowmc.plaquettes import planes, plaquette_angles, plaquettes
 from flowmc.registry import ConfigError
 
-__all__ = ["charge", "clover", "clover_energy", "field_strength", "has_charge", "plaquette_energy"]
+__all__ = [
+    "charge",
+    "clover",
+    "clover_energy",
+    "field_strength",
+    "has_charge",
+    "plaquette_energy",
+    "require_closed_time",
+]
 
 
 def field_strength(field: Tensor, action: Action) -> dict[tuple[int, int], Tensor]:
@@ -67,6 +75,15 @@ def plaquette_energy(field: Tensor, action: Action) -> Tensor:
     return total / action.volume
 
 
+def require_closed_time(action: Action, name: str) -> None:
+    """Raise ConfigError for a lattice that ends in time, which an observable would run across."""
+    if action.has_open_time:
+        raise ConfigError(
+            f"{name} runs around the lattice in time, which is open: measure plaquette, action, "
+            "wilson_loop, or polyakov_loop in another direction"
+        )
+
+
 def has_charge(action: Action) -> bool:
     """Return whether a topological charge is defined for a theory."""
     dimensions = 4 if isinstance(action.group, SUN) else 2
@@ -89,6 +106,7 @@ def charge(
     Raises:
         ConfigError: where no charge is defined.
     """
+    require_closed_time(action, "topological_charge")
     if not has_charge(action):
         raise ConfigError(
             "topological_charge is defined for two-dimensional U(1) and four-dimensional SU(N), "

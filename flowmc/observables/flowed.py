@@ -37,6 +37,7 @@ from flowmc.observables.field_strength import (
     field_strength,
     has_charge,
     plaquette_energy,
+    require_closed_time,
 )
 from flowmc.registry import ConfigError
 
@@ -146,6 +147,7 @@ def flow_table(
         ConfigError: as :func:`wilson_flow`.
     """
     _check_gauge(action, name)
+    require_closed_time(action, name)
     if not (math.isfinite(flow_time) and flow_time >= 0):
         raise ConfigError(f"{name}: flow_time = {flow_time} should be a number >= 0")
     if not (math.isfinite(step) and step > 0):

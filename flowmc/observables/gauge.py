@@ -7,10 +7,11 @@ from torch import Tensor
 
 from flowmc.actions.base import Action
 from flowmc.actions.gauge import Wilson
+from flowmc.actions.improved import ImprovedGauge
 from flowmc.groups import SUN
 from flowmc.lattice import shift, sum_over_sites
 from flowmc.observables.declared import observable
-from flowmc.observables.field_strength import charge, has_charge
+from flowmc.observables.field_strength import charge, has_charge, require_closed_time
 from flowmc.observables.flowed import STEP, flow_table
 from flowmc.plaquettes import planes as all_planes
 from flowmc.registry import ConfigError
@@ -22,12 +23,17 @@ __all__ = ["plaquette", "polyakov_loop", "topological_charge", "wilson_loop"]
 def plaquette(field: Tensor, action: Action) -> Tensor:
     r"""Return :math:`\frac{1}{N} \mathrm{Re\,tr} P` averaged over planes and sites, ``(chains,)``.
 
-    1 on an ordered field.  For U(1) it is :math:`\cos\theta_P`.
+    1 on an ordered field.  For U(1) it is :math:`\cos\theta_P`.  On a lattice that is open in time
+    the mean is over the plaquettes that exist, those in space on the first and the last slice
+    counted by half, as in the headers of HiRep's files.
     """
     _links(action, "plaquette")
     # The action at beta = 1, with the opposite sign, is the sum over plaquettes.
-    total = -Wilson(action.group, action.lattice, beta=1.0)(field)
-    return total / (len(list(all_planes(action.dimensions))) * action.volume)
+    number = len(list(all_planes(action.dimensions))) * action.volume
+    if action.has_open_time:
+        open_ = ImprovedGauge(action.group, action.lattice, beta=1.0, c1=0.0, time_boundary="open")
+        return -open_(field) / (number * (action.lattice[-1] - 1) / action.lattice[-1])
+    return -Wilson(action.group, action.lattice, beta=1.0)(field) / number
 
 
 @observable(title="Wilson loop")
@@ -41,7 +47,12 @@ def wilson_loop(field: Tensor, action: Action, *, extents: tuple[int, int] = (1,
     """
     _links(action, "wilson_loop")
     first, second = extents
+    if action.has_open_time and max(extents) >= action.lattice[-1]:
+        raise ConfigError(
+            f"wilson_loop: extents = {list(extents)}: is longer than the open lattice in time"
+        )
     total = torch.zeros(field.shape[0], dtype=torch.float64, device=field.device)
+    time = action.dimensions - 1
     pairs = [
         (mu, nu) for mu in range(action.dimensions) for nu in range(action.dimensions) if mu != nu
     ]
@@ -53,6 +64,11 @@ def wilson_loop(field: Tensor, action: Action, *, extents: tuple[int, int] = (1,
             trace = _trace(left @ right.mH).real / action.group.n
         else:
             trace = torch.cos(bottom + shift(side, mu, first) - shift(bottom, nu, second) - side)
+        if action.has_open_time:
+            # Loops that do not fit in are none; all others count alike.
+            length = first if mu == time else second if nu == time else 0
+            slices = action.lattice[-1] - length
+            trace = trace.narrow(-1, 0, slices) * (action.lattice[-1] / slices)
         total += sum_over_sites(trace)
     return total / (len(pairs) * action.volume)
 
@@ -74,6 +90,8 @@ def polyakov_loop(field: Tensor, action: Action, *, axis: int = -1) -> Tensor:
             f"polyakov_loop: axis {axis} does not exist in {action.dimensions} dimensions"
         )
     axis %= action.dimensions
+    if axis == action.dimensions - 1:
+        require_closed_time(action, "polyakov_loop")
     links = field[:, axis].movedim(1 + axis, 1)
     if isinstance(action.group, SUN):
         loop = links[:, 0]

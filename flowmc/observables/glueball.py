@@ -18,6 +18,7 @@ from flowmc.actions.base import Action
 from flowmc.groups import SUN, traceless_antihermitian
 from flowmc.lattice import shift, sum_over_sites
 from flowmc.observables.declared import observable
+from flowmc.observables.field_strength import require_closed_time
 from flowmc.plaquettes import planes, plaquette_angles, plaquettes, staples
 from flowmc.registry import ConfigError
 
@@ -52,6 +53,7 @@ def plaquette_correlator(
     dimensions = action.dimensions
     if not action.is_gauge:
         raise ConfigError("plaquette_correlator is an observable of gauge fields")
+    require_closed_time(action, "plaquette_correlator")
     if not -dimensions <= axis < dimensions:
         raise ConfigError(
             f"plaquette_correlator: axis {axis} does not exist in {dimensions} dimensions"

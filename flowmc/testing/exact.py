@@ -40,7 +40,8 @@ def statistics_of(action: Action, field: Tensor) -> Tensor:
     """
     columns = [action(field)]
     if action.is_gauge:
-        columns += [plaquette(field, action), *polyakov_loop(field, action).T]
+        axis = 0 if action.has_open_time else -1
+        columns += [plaquette(field, action), *polyakov_loop(field, action, axis=axis).T]
     elif action.is_scalar:
         flat = field.reshape(len(field), -1)
         columns += [phi2(field, action), susceptibility(field, action), flat[:, 0], flat.sum(1)]

@@ -7,12 +7,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from exactness import assert_mean
+from flowmc_adapters.observables import measure_links
+from scipy.special import i0, i1
 
 from flowmc.actions import DBW2, ImprovedGauge, Iwasaki, LuescherWeisz, Symanzik, Wilson
 from flowmc.actions.theory import build_action, describe_theory, theory_table
+from flowmc.io import field_to_file_order
 from flowmc.kernels import HMC
 from flowmc.native import torch_only, why_in_torch
-from flowmc.registry import ConfigError
+from flowmc.observables import plaquette, wilson_loop
+from flowmc.registry import ConfigError, resolve
 from flowmc.testing import check_action
 
 BOX = {"defect": 0.4, "defect_axis": 1, "defect_extents": [2, 1, 3]}
@@ -23,6 +28,11 @@ ACTIONS = [
     ImprovedGauge("SU(3)", [3, 4, 2, 3], beta=5.0, c1=-0.2, anisotropy=2.0, **BOX),
     ImprovedGauge("SU(2)", [2, 3, 4], beta=1.1, c1=0.3, c3=-0.15, c0=0.7, defect=0.5),
     LuescherWeisz("SU(3)", [2, 3, 2, 3], beta=7.3, u0=0.87, flavors=4, **BOX),
+    Iwasaki("SU(3)", [2, 3, 2, 4], beta=2.1, time_boundary="open", c_g=1.3),
+    ImprovedGauge("U(1)", [3, 5], beta=1.1, c1=-0.2, time_boundary="open", anisotropy=1.5),
+    Symanzik(
+        "SU(2)", [3, 2, 3], beta=2.0, time_boundary="open", defect=0.3, defect_axis=0, c_g=0.8
+    ),
 ]
 
 
@@ -42,6 +52,8 @@ def by_hand(action, links):
 
     def walk(x, steps):
         product, weight = (0.0 if is_u1 else torch.eye(action.group.n).to(links.dtype)), 1.0
+        if action.has_open_time and not any(mu == d - 1 for mu, _ in steps):
+            weight = action.c_g / 2 if x[-1] in (0, lattice[-1] - 1) else 1.0
         for mu, sign in steps:
             at = x if sign > 0 else ahead(x, mu, -1)
             link = links[(mu, *at)]
@@ -50,6 +62,8 @@ def by_hand(action, links):
             else:
                 product = product @ (link if sign > 0 else link.mH)
             weight *= coefficient(mu, at)
+            if action.has_open_time and mu == d - 1 and at[-1] == lattice[-1] - 1:
+                weight = 0.0
             x = ahead(x, mu, sign)
         trace = math.cos(product) if is_u1 else float(product.trace().real) / action.group.n
         times = any(mu == d - 1 for mu, _ in steps)
@@ -154,6 +168,9 @@ def test_coefficients_of_luescher_and_weisz():
         ({"action": "dbw2", "anisotropy": 0.0}, "anisotropy"),
         ({"action": "symanzik", "defect": -1.0}, "defect"),
         ({"action": "symanzik", "defect_extents": [9]}, "defect_extents"),
+        ({"action": "symanzik", "time_boundary": "closed"}, "time_boundary"),
+        ({"action": "symanzik", "c_g": 1.1}, "c_g"),
+        ({"action": "symanzik", "time_boundary": "open", "defect": 0.5}, "defect"),
         ({"action": "luescher_weisz", "u0": 0.9}, "SU\\(3\\) in four dimensions"),
         ({"action": "luescher_weisz", "u0": 0.0}, "u0"),
         ({"action": "luescher_weisz", "u0": 0.9, "one_loop": False, "flavors": 3}, "flavors"),
@@ -162,6 +179,55 @@ def test_coefficients_of_luescher_and_weisz():
 def test_refused_tables(table, message):
     with pytest.raises(ConfigError, match=message):
         build_action({"group": "U(1)", "lattice": [4, 4], "beta": 1.0, **table})
+
+
+def test_an_open_lattice_ends(rng):
+    """Nothing depends on the links that are not there, and what runs across them is refused."""
+    for action in ACTIONS[-3:]:
+        field, d = action.hot(2, rng), action.dimensions
+        moved = field.clone()
+        last = moved[:, d - 1].select(d, -1)
+        last.copy_(action.group.haar(last.shape[:d], field.dtype, rng))
+        assert torch.equal(action(moved), action(field))
+        assert not action.force(field)[:, d - 1].select(d, -1).any()
+        for name, options in (
+            ("plaquette", {}),
+            ("action", {}),
+            ("wilson_loop", {"extents": (2, 1)}),
+            ("polyakov_loop", {"axis": 0}),
+        ):
+            observable = functools.partial(resolve("observables", name), **options)
+            assert torch.allclose(observable(moved, action), observable(field, action), atol=1e-14)
+        cold = action.cold(1)
+        assert float(plaquette(cold, action)) == pytest.approx(1, abs=1e-14)
+        assert float(wilson_loop(cold, action, extents=(1, 2))) == pytest.approx(1, abs=1e-14)
+        # Spatial plaquettes count on both ends by half: as in files of HiRep.
+        if d == 4:
+            array = field_to_file_order(field[0].numpy(), action)
+            array[-1, ..., -1, :, :] = 0
+            expected = measure_links(array).weighted_plaquette
+            assert float(plaquette(field, action)[0]) == pytest.approx(expected, abs=1e-14)
+        for name in (
+            *("polyakov_loop", "topological_charge", "energy_density", "gradient_flow"),
+            "plaquette_correlator",
+        ):
+            with pytest.raises(ConfigError, match="time, which is open"):
+                options = {"flow_time": 0.1} if "flow" in name else {}
+                resolve("observables", name)(field, action, **options)
+        with pytest.raises(ConfigError, match="longer than the open lattice"):
+            wilson_loop(field, action, extents=(1, 5))
+
+
+def test_open_plaquettes_in_two_dimensions_are_independent(rng):
+    """The exact mean I_1(beta) / I_0(beta) by HMC, from exact draws; 5.5 sigma."""
+    action = ImprovedGauge("U(1)", [4, 5], beta=1.3, c1=0.0, time_boundary="open")
+    kernel = HMC(action, steps=6)
+    state, means = kernel.init(action.hot(400, rng)), []
+    for update in range(40):
+        state, _ = kernel.step(state, rng)
+        if update >= 15:
+            means.append(plaquette(state.field, action))
+    assert_mean(torch.stack(means).mean(0), float(i1(1.3) / i0(1.3)))
 
 
 # An independent Metropolis: numpy, links one after the other in many chains at a time, and the

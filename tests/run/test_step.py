@@ -12,6 +12,7 @@ import torch
 
 from flowmc import chains
 from flowmc.actions import FreeScalar, Phi4, Wilson
+from flowmc.actions.theory import build_action
 from flowmc.chains.assembly import assemble
 from flowmc.chains.config import load_config
 from flowmc.cli import main
@@ -33,6 +34,7 @@ from flowmc.kernels import (
     Repeat,
     State,
 )
+from flowmc.observables import plaquette
 from flowmc.random import stream
 from flowmc.registry import ConfigError
 from tests.run.small_runs import config, save_untrained_flow
@@ -217,6 +219,68 @@ def test_other_boundaries_than_the_theorys_are_refused(tmp_path, start, form, bo
     (tmp_path / "a.toml").write_text(toml_text(tables))
     assert main(["run", str(tmp_path / "a.toml"), "--output", str(tmp_path / "out")]) == 2
     assert "periodic" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["openqcd", "hirep", "hdf5", "npy"])
+def test_open_boundaries_in_time(tmp_path, start, form, capsys):
+    """A field of openQCD with open boundaries is continued, and written with the zeros again."""
+    theory = TABLES["theory"] | {"action": "iwasaki", "time_boundary": "open", "beta": 2.6}
+    tables = TABLES | {"theory": theory, "measure": {"observables": ["plaquette"]}}
+    field = start.clone()
+    field[:, 3, ..., -1, :, :] = 0
+    write_field(tmp_path / "run1n4", field, ACTION, format=form)
+    assert step(tmp_path, "run1n4", "run1n5", "--number", "5", tables=tables) == 0
+    capsys.readouterr()
+    links = [flowmc_adapters.read(tmp_path / name).links for name in ("run1n4", "run1n5")]
+    ends = [one[-1, ..., -1, :, :] for one in links]
+    assert not ends[0].any() and not ends[1].any()
+    assert np.abs(links[1] - links[0]).max() > 0.1
+    assert step(tmp_path, "run1n5", "run1n6", "--number", "6", "--json", tables=tables) == 0
+    action = build_action(theory)
+    if form == "hirep":
+        ours = float(plaquette(read_field(tmp_path / "run1n6", action), action))
+        header = flowmc_adapters.read_header(tmp_path / "run1n6")
+        assert header.plaquette == pytest.approx(ours, abs=1e-13)
+    capsys.readouterr()
+    # The file says itself what it is, and nothing else is taken for it.
+    closed = TABLES | {"theory": theory | {"time_boundary": "periodic"}}
+    assert step(tmp_path, "run1n6", "run1n7", "--number", "7", tables=closed) == 2
+    assert "open boundaries" in capsys.readouterr().err
+    assert step(tmp_path, "lat.1000", "lat.1001", tables=tables) == 2
+    assert "periodic in time" in capsys.readouterr().err
+    ildg = tables | {"ensemble": {"format": "ildg"}}
+    assert step(tmp_path, "run1n6", "a", "--number", "7", tables=ildg) == 2
+    assert "use openqcd, hirep" in capsys.readouterr().err
+    # And it round-trips bit for bit.
+    again = read_field(tmp_path / "run1n6", action)
+    write_field(tmp_path / "copy", again, action, format=form)
+    assert np.array_equal(
+        flowmc_adapters.read(tmp_path / "copy").links,
+        flowmc_adapters.read(tmp_path / "run1n6").links,
+    )
+
+
+def test_a_run_with_open_boundaries(tmp_path, capsys):
+    """From nothing to a directory of openQCD's files, killed and resumed: the same bytes."""
+    theory = TABLES["theory"] | {"action": "symanzik", "time_boundary": "open", "c_g": 1.2}
+    tables = TABLES | {
+        "theory": theory,
+        "chains": {"seed": 3, "start": "hot"},
+        "ensemble": {"format": "openqcd"},
+    }
+    for name, updates in (("whole", 4), ("halves", 2), ("halves", 4)):
+        tables["run"] = {"updates": updates, "save_every": 2, "report": False}
+        (tmp_path / "a.toml").write_text(toml_text(tables))
+        more = ["--resume"] if updates == 4 and name == "halves" else []
+        arguments = ["run", str(tmp_path / "a.toml"), "--output", str(tmp_path / name), *more]
+        assert main(arguments) == 0, capsys.readouterr().err
+    files = [
+        [one for one in sorted((tmp_path / name / "ensemble").rglob("*")) if one.is_file()][-1:]
+        for name in ("whole", "halves")
+    ]
+    assert files[0] and files[0][0].name == files[1][0].name
+    assert files[0][0].read_bytes() == files[1][0].read_bytes()
+    assert not flowmc_adapters.read(files[0][0]).links[-1, ..., -1, :, :].any()
 
 
 def test_charge_conjugated_boundaries_are_refused(tmp_path, start, capsys):
