@@ -130,7 +130,7 @@ def _chain(theory: Mapping[str, Any], action: Action, start: Start | None) -> Dr
         "run.thermalization": "updates that are not measured"
         if start is None
         else "the file is from the chain",
-        "run.updates": "flowmc run --resume goes on from a checkpoint, also with more of them",
+        "run.updates": "more of them may be asked for later: flowmc run --resume goes on",
         "measure.observables": "also your own, as module:function",
     }
     return Draft([], tables, remarks)
