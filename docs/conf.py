@@ -31,4 +31,6 @@ suppress_warnings = ["ref.python"]
 
 html_theme = "furo"
 html_title = f"flowmc {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_copy_source = False
