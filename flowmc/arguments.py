@@ -57,6 +57,12 @@ def step(parser: ArgumentParser) -> None:
         help="number of the configuration that is written (default: the one at the end of OUT, "
         "else that of IN plus 1); it selects the random numbers",
     )
+    parser.add_argument(
+        "--ladder",
+        metavar="FILE",
+        help="of a ladder, whose IN and OUT hold {replica}: the side file with its walkers "
+        "(default: IN of replica 0 with .ladder behind it)",
+    )
     parser.add_argument("--force", action="store_true", help=_FORCE)
     parser.add_argument("--json", action="store_true", help=_JSON)
     _set(parser)

@@ -129,7 +129,7 @@ def read_config(table: Mapping[str, Any], base: Path, *, for_step: bool = False)
         _table(EnsembleTable, table["ensemble"], "[ensemble]") if "ensemble" in table else None
     )
     parallel = _table(Parallel, table.get("parallel", {}), "[parallel]")
-    _check_together(chains, run, updates, ladder)
+    _check_together(chains, run, updates, ladder, for_step=for_step)
     if not for_step:
         _check_saving(run, ensemble)
     if ensemble is not None:
@@ -290,7 +290,12 @@ def _with_difference(
 
 
 def _check_together(
-    chains: Chains, run: RunTable, updates: list[UpdateEntry], ladder: Ladder | None
+    chains: Chains,
+    run: RunTable,
+    updates: list[UpdateEntry],
+    ladder: Ladder | None,
+    *,
+    for_step: bool,
 ) -> None:
     """Refuse tables that are fine alone but not together."""
     exchanges = [entry for entry in updates if entry.takes_ladder]
@@ -301,7 +306,8 @@ def _check_together(
             '[ladder]: no [[update]] couples the replicas; add one with kernel = "exchange", or '
             "remove the ladder"
         )
-    if exchanges and len(exchanges) == len(updates) and ladder is not None:
+    # Between steps others may move the fields.
+    if exchanges and len(exchanges) == len(updates) and ladder is not None and not for_step:
         raise ConfigError(
             f"{exchanges[0].where}: exchanges alone never leave the start configurations; add an "
             'update of the fields, e.g. kernel = "hmc"'

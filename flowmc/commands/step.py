@@ -3,7 +3,7 @@
 The file is all the state there is.  Random numbers come from the seed and the number of the
 configuration that is written, so a stream of numbered files can be made again and never uses the
 same random numbers twice: the number must be above that of the file which was read.  Nothing is
-adapted: step sizes are those of the configuration.
+adapted: step sizes are those of the configuration.  Ladders: :mod:`flowmc.commands.step_ladder`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flowmc.actions.base import Action
 from flowmc.chains.assembly import Assembly, assemble
 from flowmc.chains.config import RunConfig, load_config
 from flowmc.chains.measuring import observable_shapes
 from flowmc.chains.stepper import Stepped, step, summary_of
+from flowmc.commands.step_ladder import (
+    commit,
+    finish_commits,
+    paths_of,
+    side_file,
+    step_ladder,
+    told,
+)
 from flowmc.ensembles.claims import check_theory, seeds_of
 from flowmc.ensembles.naming import CARRIED, field_metadata
 from flowmc.io import (
@@ -50,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     _check(config)
     choose_threads(Communicator())
     assembly = assemble(config)
+    if config.ladder is not None:
+        return _run_ladder(args, config, assembly)
     stored = load_field(args.source, config.action, dtype=assembly.dtype, device=assembly.device)
     remarks = [
         *stored.notes,
@@ -62,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
     present = config.chains.precision
     check_format(form, config.action, args.destination, present=present, precision=precision)
 
+    if "{replica}" in args.source + args.destination or args.ladder:
+        raise ConfigError("{replica} and --ladder are for ladders, but there is no [ladder]")
     scratch = _scratch(args.destination, assembly)
     try:
         stepped = step(stored.field, assembly, seed=config.chains.seed, number=number)
@@ -70,10 +83,7 @@ def run(args: argparse.Namespace) -> int:
     shutil.rmtree(scratch, ignore_errors=True)
     # What cannot be measured shows before anything is written.
     observable_shapes(config.observables, assembly.actions, stepped.state)
-    metadata = {key: stored.metadata[key] for key in CARRIED if key in stored.metadata}
-    earlier = seeds_of(args.source, stored.metadata)
-    metadata |= field_metadata(config.action, config.chains.seed, earlier)
-    metadata |= {"SEQUENCE_NUMBER": str(number), "FLOWMC_SOURCE": Path(args.source).name}
+    metadata = _metadata(config.action, args.source, stored, config.chains.seed, number)
     write_field(
         args.destination,
         with_signs(stepped.field, stored.signs),
@@ -101,12 +111,77 @@ def _scratch(destination: str, assembly: Assembly) -> Path:
     return folder
 
 
-def _check(config: RunConfig) -> None:
-    if config.ladder is not None:
+def _run_ladder(args: argparse.Namespace, config: RunConfig, assembly: Assembly) -> int:
+    """Update one file per replica; return the exit status."""
+    replicas, seed = len(assembly.actions), config.chains.seed
+    sources, destinations = (paths_of(p, replicas) for p in (args.source, args.destination))
+    for paths in (sources, destinations):
+        finish_commits(paths)
+    files: list[StoredField] = []
+    remarks: list[str] = []
+    numbers: list[int] = []
+    for source, destination, action in zip(sources, destinations, config.actions, strict=True):
+        stored = load_field(source, action, dtype=assembly.dtype, device=assembly.device)
+        remarks += stored.notes
+        remarks += check_theory(source, stored.metadata, action, force=args.force)
+        own = argparse.Namespace(source=source, destination=destination, number=args.number)
+        numbers.append(_number(own, stored, seed))
+        files.append(stored)
+    if len(set(numbers)) > 1:
         raise ConfigError(
-            "flowmc step keeps its state in one file, a ladder needs one per replica: use flowmc "
-            "run, which checkpoints all replicas, or remove [ladder] and the exchange"
+            f"the files of the replicas have different numbers, {min(numbers)} to {max(numbers)}: "
+            "give all the same, or say which with --number"
         )
+    number, first = numbers[0], files[0]
+    form, precision = first.format, first.precision
+    if config.ensemble is not None:
+        form, precision = config.ensemble.format, config.ensemble.precision or precision
+    present = config.chains.precision
+    check_format(form, config.action, args.destination, present=present, precision=precision)
+    side = Path(args.ladder) if args.ladder else side_file(sources)
+    if args.ladder and not side.exists():
+        raise ConfigError(f"--ladder {side}: there is no such file")
+    scratch = _scratch(destinations[0], assembly)
+    try:
+        done = step_ladder(config, assembly, [one.field for one in files], side, number)
+    except (NonFiniteStateError, UpdateFailedError) as error:
+        raise type(error)(f"{args.source}: {error}; nothing was written") from error
+    shutil.rmtree(scratch, ignore_errors=True)
+    observable_shapes(config.observables, assembly.actions, done.state)
+    commit(
+        config,
+        done,
+        destinations,
+        number,
+        format=form,
+        precision=precision,
+        metadata=[
+            _metadata(config.actions[r], sources[r], files[r], seed, number)
+            for r in range(replicas)
+        ],
+        signs=[one.signs for one in files],
+    )
+    if done.began and number > 1:
+        remarks.append(
+            f"{args.source} has no file {side} of walkers: they are numbered anew (--ladder names "
+            "one elsewhere)"
+        )
+    for text in remarks:
+        say(text)
+    told(args, config, assembly, number, done)
+    return 0
+
+
+def _metadata(
+    action: Action, source: str, stored: StoredField, seed: int, number: int
+) -> dict[str, str]:
+    """Return what is written beside a field."""
+    metadata = {key: stored.metadata[key] for key in CARRIED if key in stored.metadata}
+    metadata |= field_metadata(action, seed, seeds_of(source, stored.metadata))
+    return metadata | {"SEQUENCE_NUMBER": str(number), "FLOWMC_SOURCE": Path(source).name}
+
+
+def _check(config: RunConfig) -> None:
     if config.chains.count != 1:
         raise ConfigError(
             f"[chains]: count = {config.chains.count}: flowmc step updates one file, set count = 1"

@@ -34,6 +34,42 @@ LADDER = config(
 )
 
 
+# Updates are those of a program, and most of the time is spent in it.
+EXTERNAL = {
+    "theory": {"action": "external", "group": "R", "lattice": [4, 4]},
+    "chains": {"count": 3, "seed": 7, "block": 2},
+    "update": [
+        {
+            "kernel": "external",
+            "command": ["python3", "-I", "-S", "move.py", "{input}", "{output}", "{seed}"],
+            "format": "npy",
+            "values": {"last": "last (.*)"},
+            "parallel": 2,
+        }
+    ],
+    "run": {
+        "thermalization": 2,
+        "updates": 8,
+        "measure_every": 2,
+        "save_every": 4,
+        "checkpoint_every": 1,
+        "report": False,
+    },
+    "ensemble": {"format": "npy"},
+    "measure": {"observables": ["phi2"]},
+}
+# Sixteen numbers behind the header of the file, by the standard library alone.
+MOVE = """import random, struct, sys
+source, destination, seed = sys.argv[1:]
+data = open(source, "rb").read()
+head, values = data[:-128], struct.unpack("<16d", data[-128:])
+chosen = random.Random(int(seed))
+values = [0.9 * value + chosen.gauss(0, 0.3) for value in values]
+open(destination, "wb").write(head + struct.pack("<16d", *values))
+print("last", values[-1])
+"""
+
+
 def drive(mode, path, work, *rest, command="run", start=forked):
     words = start(DRIVER, command, mode, path, work, *rest)
     done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=3000)
@@ -76,6 +112,20 @@ def test_killed_again_and_again(tmp_path):
     path = write(tmp_path / "a.toml", PLAIN | {"run": PLAIN["run"] | {"checkpoint_every": 1}})
     assert drive("reference", path, tmp_path) == 0
     check_all(tmp_path, 2, drive("again", path, tmp_path, 3, 0.5))
+
+
+def test_external_updates_killed_again_and_again(tmp_path):
+    """With seeds, values and fields: the same bytes as without a kill."""
+    (tmp_path / "move.py").write_text(MOVE)
+    path = write(tmp_path / "a.toml", EXTERNAL)
+    assert drive("reference", path, tmp_path) == 0
+    check_all(tmp_path, 2, drive("again", path, tmp_path, 5, 0.5))
+
+
+@pytest.mark.slow
+def test_external_updates_killed_at_many_instants(tmp_path):
+    (tmp_path / "move.py").write_text(MOVE)
+    kill_at_instants(tmp_path, EXTERNAL, 40, seed=6)
 
 
 @pytest.mark.slow

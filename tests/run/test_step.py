@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import tomllib
 from itertools import pairwise
 
@@ -15,7 +16,9 @@ from flowmc.actions import FreeScalar, Phi4, Wilson
 from flowmc.actions.theory import build_action
 from flowmc.chains.assembly import assemble
 from flowmc.chains.config import load_config
+from flowmc.chains.storage.checkpoint import read_checkpoint
 from flowmc.cli import main
+from flowmc.commands import step_ladder
 from flowmc.config.toml_text import toml_text
 from flowmc.io import (
     field_to_file_order,
@@ -538,3 +541,144 @@ def test_the_sign_of_the_fermions_is_taken_off_and_put_back(tmp_path, start, cap
     assert torch.equal(read_field(tmp_path / "s.1001", ACTION), plain)
     assert flowmc_adapters.group_errors(raw).antiperiodic == directions
     assert flowmc_adapters.read(tmp_path / "s.1001").metadata["BOUNDARY_4"] == "ANTIPERIODIC"
+
+
+LADDER = {
+    "theory": {"action": "wilson_defect", "group": "U(1)", "lattice": [4, 4], "beta": 2.0}
+    | {"defect": 1.0},
+    "chains": {"seed": 5, "start": "file", "file": "r0/lat.0.npy"},
+    "update": [{"kernel": "hmc", "steps": 3}, {"kernel": "exchange"}],
+    "ladder": {"defect": [1.0, 0.5, 0.0]},
+    "measure": {"observables": ["plaquette"]},
+}
+
+
+def ladder_files(path):
+    action = Wilson("U(1)", [4, 4], beta=2.0)
+    start = action.hot(1, stream(8, 0, "ladder"))
+    for r in range(3):
+        write_field(path / f"r{r}/lat.0.npy", start, action, format="npy")
+    return action
+
+
+def replicas_of(path, number, action):
+    return [read_field(path / f"r{r}/lat.{number}.npy", action) for r in range(3)]
+
+
+def last_of_run(path, tables, updates):
+    """Return fields, walkers and sweeps of the checkpoint of a run."""
+    run = {"updates": updates, "report": False}
+    (path / "run.toml").write_text(toml_text(tables | {"run": run}))
+    assert main(["run", str(path / "run.toml"), "--output", str(path / "run")]) == 0
+    own = {0: (0, 1, 2)}
+    state = read_checkpoint(path / "run/checkpoint.h5", torch.device("cpu"), own, 3).states[0]
+    return [one.field for one in state.replicas], state.walkers[0].tolist(), state.sweep
+
+
+def test_steps_of_a_ladder_are_the_updates_of_a_run(tmp_path, capsys):
+    action = ladder_files(tmp_path)
+    fields, walkers, sweep = last_of_run(tmp_path, LADDER, 5)
+    for n in range(5):
+        names = [f"r{{replica}}/lat.{number}.npy" for number in (n, n + 1)]
+        capsys.readouterr()
+        assert step(tmp_path, *names, "--json", tables=LADDER) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["walkers"], report["sweep"]) == (walkers, sweep)
+    assert np.shape(report["observables"]["plaquette"]) == (3,)
+    for own, of_run in zip(replicas_of(tmp_path, 5, action), fields, strict=True):
+        assert torch.equal(own, of_run)
+    assert walkers != [0, 1, 2]
+
+
+def test_a_shell_updates_and_flowmc_exchanges(tmp_path):
+    """The program alone, then flowmc's exchange alone: what a run of both gives, bit for bit."""
+    action = ladder_files(tmp_path)
+    script = """import sys
+import numpy as np
+source, destination, number, replica = sys.argv[1:]
+drawn = np.random.default_rng([int(number), int(replica)]).uniform(-0.5, 0.5, (4, 4, 2))
+with open(destination, "wb") as file:
+    np.save(file, np.remainder(np.load(source) + drawn + np.pi, 2 * np.pi) - np.pi)
+"""
+    (tmp_path / "move.py").write_text(script)
+    command = ["python3", "move.py", "{input}", "{output}", "{number}", "{replica}"]
+    external = {"kernel": "external", "command": command, "format": "npy", "parallel": 3}
+    theory = {key: LADDER["theory"][key] for key in ("group", "lattice")}
+    keys = {"difference": "wilson_defect", "beta": 2.0, "defect": [1.0, 0.9, 0.8]}
+    tables = LADDER | {
+        "theory": {"action": "external", **theory},
+        "update": [external, {"kernel": "exchange"}],
+        "ladder": keys,
+    }
+    fields, walkers, _ = last_of_run(tmp_path, tables, 3)
+    alone = tables | {"update": [{"kernel": "exchange"}]}
+    for n in range(3):
+        for r in range(3):
+            source, moved = (tmp_path / f"r{r}/{name}.npy" for name in (f"lat.{n}", f"hmc.{n + 1}"))
+            drawn = np.random.default_rng([n + 1, r]).uniform(-0.5, 0.5, (4, 4, 2))
+            np.save(moved, np.remainder(np.load(source) + drawn + np.pi, 2 * np.pi) - np.pi)
+        names = [f"r{{replica}}/{name}.npy" for name in (f"hmc.{n + 1}", f"lat.{n + 1}")]
+        more = ["--number", str(n + 1)]
+        if n:
+            more += ["--ladder", str(tmp_path / f"r0/lat.{n}.npy.ladder")]
+        assert step(tmp_path, *names, *more, tables=alone) == 0
+    for own, of_run in zip(replicas_of(tmp_path, 3, action), fields, strict=True):
+        assert torch.equal(own, of_run)
+    side = json.loads((tmp_path / "r0/lat.3.npy.ladder").read_text())
+    assert side["walkers"] == walkers != [0, 1, 2]
+
+
+def test_all_files_of_a_ladder_are_replaced_or_none(tmp_path, monkeypatch):
+    """Killed before and after the files are all there, and between two of them."""
+    action = ladder_files(tmp_path)
+    names = ["r{replica}/lat.0.npy", "r{replica}/lat.1.npy"]
+    assert step(tmp_path, *names, tables=LADDER) == 0
+    expected = replicas_of(tmp_path, 1, action)
+    side = tmp_path / "r0/lat.1.npy.ladder"
+    told = side.read_bytes()
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    for r in range(3):
+        (tmp_path / f"r{r}/lat.1.npy").unlink()
+    side.unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(step_ladder, "_journal", killed)
+        assert step(tmp_path, *names, tables=LADDER) == 130
+    left = sorted(p.name for p in tmp_path.glob("r*/*"))
+    assert left == ["lat.0.npy"] * 3
+    with monkeypatch.context() as patched:
+        patched.setattr(step_ladder, "finish_commits", lambda paths: None)
+        step(tmp_path, *names, tables=LADDER)
+    assert not (tmp_path / "r0/lat.1.npy").exists()
+    # One of them is moved before the kill.
+    os.replace(tmp_path / "r1/.lat.1.npy.new", tmp_path / "r1/lat.1.npy")
+    names = ["r{replica}/lat.1.npy", "r{replica}/lat.2.npy"]
+    assert step(tmp_path, *names, tables=LADDER) == 0
+    assert side.read_bytes() == told
+    for own, other in zip(replicas_of(tmp_path, 1, action), expected, strict=True):
+        assert torch.equal(own, other)
+    assert not list(tmp_path.glob("r*/.*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"seed": 6}, "a stream with seed 6"),
+        ({"number": 2}, "would be used again"),
+        ({"walkers": [0, 1]}, "is damaged"),
+        ({"walkers": [0, 0, 1]}, "is damaged"),
+        ({"layout": 7}, "another version"),
+    ],
+)
+def test_a_side_file_of_another_stream_is_refused(tmp_path, capsys, change, sentence):
+    ladder_files(tmp_path)
+    assert step(tmp_path, "r{replica}/lat.0.npy", "r{replica}/lat.1.npy", tables=LADDER) == 0
+    side = tmp_path / "r0/lat.1.npy.ladder"
+    side.write_text(json.dumps(json.loads(side.read_text()) | change))
+    capsys.readouterr()
+    names = ["r{replica}/lat.1.npy", "r{replica}/lat.2.npy"]
+    assert step(tmp_path, *names, tables=LADDER) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "r0/lat.2.npy").exists()
