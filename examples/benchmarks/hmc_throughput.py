@@ -1,6 +1,6 @@
 """Throughput of HMC trajectories: native kernels against the torch path, in one run.
 
-    python examples/benchmarks/hmc_throughput.py [--quick] [--threads 1 2] [--clock cpu] ...
+    python examples/benchmarks/hmc_throughput.py [--quick | --loops] [--threads 1 2] ...
 
 A trajectory is ten leapfrog steps: eleven force evaluations and ten updates of every link (or
 site).  The columns count millions of link-force evaluations per second of whole-trajectory time,
@@ -13,7 +13,7 @@ import argparse
 import torch
 from machine import CLOCKS, interleaved, native, print_header, print_row, processor
 
-from flowmc.actions import Phi4, Wilson
+from flowmc.actions import ImprovedGauge, Iwasaki, Phi4, Wilson
 from flowmc.kernels.integrators import trajectory
 from flowmc.native import find_trajectory
 from flowmc.splitting import INTEGRATORS
@@ -33,6 +33,23 @@ CASES = [
     (Phi4((32, 32), m2=-4.0, lam=8.0), 64, torch.float64),
     (Phi4((32, 32), m2=-4.0, lam=8.0), 64, torch.float32),
     (Phi4((8,) * 4, kappa=0.1, lam=0.5), 1, torch.float64),
+]
+# The same field and trajectory under loops of more and more shapes, beside Wilson's.
+LOOPS = [
+    *(
+        (kind("SU(3)", lattice, **keys), 1, torch.float64)
+        for lattice in ((4,) * 4, (8,) * 4)
+        for kind, keys in (
+            (Wilson, {"beta": 5.7}),
+            (Iwasaki, {"beta": 2.6}),
+            (Iwasaki, {"beta": 2.6, "time_boundary": "open"}),
+            (ImprovedGauge, {"beta": 4.0, "c1": -0.1, "c3": -0.03}),
+        )
+    ),
+    (Wilson("SU(2)", (8,) * 4, beta=2.3), 1, torch.float64),
+    (Iwasaki("SU(2)", (8,) * 4, beta=1.0), 1, torch.float64),
+    (Wilson("U(1)", (16,) * 2, beta=5.0), 256, torch.float64),
+    (Iwasaki("U(1)", (16,) * 2, beta=2.0), 256, torch.float64),
 ]
 QUICK = [
     (Wilson("SU(3)", (4,) * 4, beta=5.7), 1, torch.float64),
@@ -74,6 +91,7 @@ def main():
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--loops", action="store_true", help="gauge actions beside Wilson's")
     options = parser.parse_args()
     rounds = 2 if options.quick else options.rounds
 
@@ -81,11 +99,13 @@ def main():
     print_header(
         ["theory", "lattice", "chains", "precision", "threads", "native", "torch", "ratio"]
     )
-    for action, chains, dtype in QUICK if options.quick else CASES:
+    for action, chains, dtype in QUICK if options.quick else LOOPS if options.loops else CASES:
         for threads in options.threads[:1] if options.quick else options.threads:
             torch.set_num_threads(threads)
             cells = measure(action, chains, dtype, rounds, options.clock)
             name = action.group.name if action.is_gauge else action.name
+            if options.loops:
+                name = f"{name} {action.name}{' open' * action.has_open_time}"
             size = "x".join(map(str, action.lattice))
             print_row([name, size, chains, str(dtype).removeprefix("torch."), threads, *cells])
 

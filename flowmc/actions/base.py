@@ -413,12 +413,15 @@ class SumAction(Action):
         ranges = [term.interaction_range for term in self.terms]
         known = [one for one in ranges if one is not None]
         self.interaction_range = max(known) if len(known) == len(ranges) else None
-        # Where one term knows these links, they are degrees of freedom.
-        self.has_open_time = all(term.has_open_time for term in self.terms)
 
     @property
     def space(self) -> FieldSpace:
         return self.terms[0].space
+
+    @property
+    def has_open_time(self) -> bool:  # type: ignore[override]
+        # Where one term knows these links, they are degrees of freedom.
+        return all(term.has_open_time for term in self.terms)
 
     def refresh(self, state: State, rng: torch.Generator) -> State:
         for term in self.terms:
@@ -482,11 +485,14 @@ class ScaledAction(Action):
         self.group, self.lattice = action.group, action.lattice
         self.parameters, self.settings = action.parameters, dict(action.settings)
         self.interaction_range = action.interaction_range
-        self.has_open_time = action.has_open_time
 
     @property
     def space(self) -> FieldSpace:
         return self.action.space
+
+    @property
+    def has_open_time(self) -> bool:  # type: ignore[override]
+        return self.action.has_open_time
 
     def as_data(self) -> tuple[Term, ...] | None:
         terms = self.action.compilable()
@@ -516,7 +522,6 @@ class PartOfAction(Action):
     def __init__(self, action: Action, terms: Sequence[Term]) -> None:
         self.group, self.lattice, self.place = action.group, action.lattice, action.place
         self.parameters: dict[str, float] = {}
-        self.has_open_time = action.has_open_time
         self._terms = tuple(terms)
 
     def as_data(self) -> tuple[Term, ...] | None:

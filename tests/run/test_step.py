@@ -503,6 +503,30 @@ def test_coefficients_are_in_the_file_and_compared(tmp_path, start, capsys):
         assert "c1 = -0.331, [theory] has -1.4088" in capsys.readouterr().err
 
 
+def test_levels_of_time_steps_from_a_configuration(tmp_path, start, capsys):
+    theory = TABLES["theory"] | {"action": "iwasaki", "beta": 2.6}
+    level = {"terms": ["plaquettes"], "steps": 2, "integrator": "leapfrog"}
+    update = {"kernel": "hmc", "steps": 3, "trajectory": 0.5, "check_reversibility": 1.0}
+    tables = TABLES | {"theory": theory, "update": [update | {"inner": [level]}]}
+    assert step(tmp_path, "lat.1000", "lat.1001", tables=tables) == 0
+    for wrong, message in (
+        ({"terms": ["plaquette"]}, "no part 'plaquette'"),
+        ({"terms": ["plaquettes"], "step": 2}, "not permitted"),
+        ({"steps": 2}, "required"),
+    ):
+        bad = tables | {"update": [update | {"inner": [wrong]}]}
+        assert step(tmp_path, "lat.1001", "lat.1002", tables=bad) == 2
+        said = capsys.readouterr().err
+        assert message in said and "inner" in said and said.count("\n") == 1
+    tables |= {"chains": {"seed": 1}, "run": {"updates": 2, "report": False}}
+    (tmp_path / "a.toml").write_text(toml_text(tables))
+    assert main(["run", str(tmp_path / "a.toml"), "--output", str(tmp_path / "out")]) == 0
+    written = tomllib.loads((tmp_path / "out" / "config.toml").read_text())
+    assert written["update"][0]["inner"] == [level]
+    more = ["--resume", "--set", "run.updates=3"]
+    assert main(["run", str(tmp_path / "a.toml"), "--output", str(tmp_path / "out"), *more]) == 0
+
+
 def test_fields_of_another_theory_are_refused(tmp_path, capsys):
     action = FreeScalar([4, 4], m2=1.0)
     table = {"name": "free", "lattice": [4, 4], "m2": 2.0}
