@@ -155,10 +155,10 @@ def test_independence_with_coupling_flow(action, odd, rng):
 
 @pytest.mark.slow
 def test_independence_with_continuous_flow(rng):
-    # The log-density is that of the continuous flow; 10 steps leave an error far below the
-    # resolution of this test.
+    # The log-density is that of the continuous flow; 20 steps leave an error of 0.002 on average
+    # (10 leave 0.12), far below the resolution of this test.
     small = FreeScalar([4], m2=0.5)
-    flow = randomised(ContinuousFlow(small, steps=10), rng, 0.02)
+    flow = randomised(ContinuousFlow(small, steps=20), rng, 0.02)
     model = FlowModel(FreeFieldPrior(small, m2=0.8), flow).double()
     kernel = Independence(small, model, proposals=4)
     assert check(small, kernel, rng) > THRESHOLD
