@@ -15,7 +15,7 @@ import torch
 
 from flowmc import arguments
 from flowmc.actions import FreeScalar, Phi4
-from flowmc.commands import evaluate, train, zoo
+from flowmc.commands import evaluate, finishing, train, zoo
 from flowmc.evaluation import evaluate_exchange, evaluate_sampler
 from flowmc.evaluation.density import DensityError
 from flowmc.flows import AffineCouplingFlow, Flow, FlowModel, FreeFieldPrior, Identity
@@ -270,7 +270,7 @@ def test_a_time_limit_stops_with_a_checkpoint_and_the_same_command_goes_on(
     whole = load_flow(tmp_path / "whole.safetensors")
     assert load_flow(output).model.fingerprint() == whole.model.fingerprint()
     before = output.read_bytes()
-    monkeypatch.setattr(train, "_measure", lambda *_: 1 / 0)
+    monkeypatch.setattr(finishing, "_measure", lambda *_: 1 / 0)
     assert call(train, config, "--output", output, "--resume") == 0
     assert "is finished" in capsys.readouterr().err and output.read_bytes() == before
     # Without its checkpoint a flow of another configuration is not overwritten.
@@ -300,7 +300,9 @@ def test_a_signal_while_measuring_ends_at_once(config, tmp_path, monkeypatch, ca
     """All steps are in the checkpoint by then."""
     ends = []
     monkeypatch.setattr(interrupts.os, "kill", lambda *arguments: ends.append(arguments))
-    monkeypatch.setattr(train, "_measure", lambda *_: signal.raise_signal(signal.SIGTERM) or 1 / 0)
+    monkeypatch.setattr(
+        finishing, "_measure", lambda *_: signal.raise_signal(signal.SIGTERM) or 1 / 0
+    )
     with pytest.raises(ZeroDivisionError):
         call(train, config, "--output", tmp_path / "f.safetensors")
     assert ends == [(os.getpid(), signal.SIGTERM)]
