@@ -120,3 +120,19 @@ def test_replicas_sample_their_own_couplings(tmp_path):
         error = means[:, r].std(ddof=1) / np.sqrt(len(means))
         assert error < 0.02 * exact
         assert abs(means[:, r].mean() - exact) < 6 * error
+
+
+def test_a_ladder_in_the_boundaries_of_an_improved_action(tmp_path):
+    """Defects of Iwasaki's action, moved by HMC in levels: a swap is decided by both actions."""
+    theory = {"action": "iwasaki", "group": "U(1)", "lattice": [4, 6], "beta": 1.5}
+    levels = [{"terms": ["plaquettes"], "steps": 2}]
+    tables = config(
+        theory=theory | {"defect_extents": [2]},
+        update=[HMC | {"inner": levels}, {"kernel": "exchange"}],
+        ladder={"defect": [1.0, 0.5, 0.0]},
+        measure={"observables": ["plaquette", "topological_charge"]},
+    )
+    assert run(tmp_path, tables) == 0
+    with h5py.File(tmp_path / "out" / "measurements.h5") as file:
+        couplings = json.loads(file["replicas"].attrs["couplings"])
+    assert [one["defect"] for one in couplings] == [1.0, 0.5, 0.0]
