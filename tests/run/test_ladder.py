@@ -127,11 +127,11 @@ def test_a_ladder_in_the_boundaries_of_an_improved_action(tmp_path):
     theory = {"action": "iwasaki", "group": "U(1)", "lattice": [4, 6], "beta": 1.5}
     levels = [{"terms": ["plaquettes"], "steps": 2}]
     tables = config(
-        theory=theory | {"defect_extents": [2]},
         update=[HMC | {"inner": levels}, {"kernel": "exchange"}],
         ladder={"defect": [1.0, 0.5, 0.0]},
         measure={"observables": ["plaquette", "topological_charge"]},
     )
+    tables["theory"] = theory | {"defect_extents": [2]}
     assert run(tmp_path, tables) == 0
     with h5py.File(tmp_path / "out" / "measurements.h5") as file:
         couplings = json.loads(file["replicas"].attrs["couplings"])
