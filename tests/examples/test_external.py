@@ -178,7 +178,8 @@ def test_tempering_over_the_program_gives_the_exact_susceptibility(tmp_path):
         tmp_path,
         "a",
         theory=lambda theory: theory | {"lattice": [8, 8]},
-        run=lambda run: {"thermalization": 50, "updates": 3000, "report": False},
+        run=lambda run: {"thermalization": 50, "updates": 1000, "report": False},
+        ladder=lambda keys: keys | {"defect": [1.0, 0.6, 0.3, 0.0]},
         chains=lambda chains: chains | {"count": 2},
         ensemble=lambda _: None,
     )
@@ -186,4 +187,4 @@ def test_tempering_over_the_program_gives_the_exact_susceptibility(tmp_path):
     charge = flowmc.read_run(tmp_path / "out").production.observables["topological_charge"]
     found = analyse(charge[:, :, 0].round() ** 2)
     exact_value = u1_torus(6.0, 64).charge_squared
-    assert abs(found.mean - exact_value) < 5 * found.error and found.error < 0.1 * exact_value
+    assert abs(found.mean - exact_value) < 5 * found.error and found.error < 0.3 * exact_value
