@@ -187,10 +187,9 @@ def commit(
     Raises:
         OSError, FormatError: a file cannot be written; the old ones are as they were.
     """
-    side, moves = side_file(paths), {}
+    side = side_file(paths)
     try:
         for r, path in enumerate(paths):
-            moves[_beside(path)] = Path(path).absolute()
             write_field(
                 _beside(path),
                 with_signs(done.state.replica(r).field, signs[r]),
@@ -210,28 +209,47 @@ def commit(
                 for r in range(len(paths))
             ],
         }
-        moves[_beside(side)] = side.absolute()
         _write_json(_beside(side), text)
-        _write_json(_journal(side), {str(new): str(old) for new, old in moves.items()})
+        _write_json(_journal(side), _listed(paths))
     except BaseException:
-        for new in moves:
-            new.unlink(missing_ok=True)
+        for path in (*paths, side):
+            _beside(path).unlink(missing_ok=True)
         raise
     finish_commits(paths)
 
 
 def finish_commits(paths: Sequence[str]) -> None:
-    """Move what an earlier step, killed in between, has left to be moved into its place."""
-    journal = _journal(side_file(paths))
+    """Move what an earlier step, killed in between, has left to be moved into its place.
+
+    Raises:
+        ConfigError: the list of files that it has left is damaged, or of other files.
+    """
+    side = side_file(paths)
+    journal = _journal(side)
     try:
-        moves = json.loads(journal.read_text(encoding="utf-8"))
+        found = json.loads(journal.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return
-    for new, old in moves.items():
+    except ValueError:
+        found = None
+    # Nothing is moved because a file says so: only what this ladder would have moved.
+    if found != _listed(paths):
+        raise ConfigError(
+            f"{journal} was left by a step that was killed while it replaced other files than "
+            f"those of this ladder, {', '.join(paths)}: name those, or remove it"
+        )
+    for path in (*paths, side):
         # What is no longer there was moved before the kill.
         with contextlib.suppress(FileNotFoundError):
-            os.replace(new, old)
+            os.replace(_beside(path), path)
     journal.unlink()
+
+
+def _listed(paths: Sequence[str]) -> dict[str, list[str]]:
+    """Return the files of a ladder as its list of moves has them: they may all move together."""
+    side = side_file(paths)
+    folder = side.absolute().parent
+    return {"files": [os.path.relpath(Path(one).absolute(), folder) for one in (*paths, side)]}
 
 
 def told(

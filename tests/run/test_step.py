@@ -676,9 +676,17 @@ def test_all_files_of_a_ladder_are_replaced_or_none(tmp_path, monkeypatch):
         patched.setattr(step_ladder, "finish_commits", lambda paths: None)
         step(tmp_path, *names, tables=LADDER)
     assert not (tmp_path / "r0/lat.1.npy").exists()
+    # Its list of files, damaged or planted, moves nothing else.
+    journal = tmp_path / "r0/.lat.1.npy.ladder.moves"
+    sound = journal.read_text()
+    names = ["r{replica}/lat.1.npy", "r{replica}/lat.2.npy"]
+    for text in ("{", json.dumps({"files": ["../r0/lat.0.npy", "../elsewhere"]})):
+        journal.write_text(text)
+        assert step(tmp_path, *names, tables=LADDER) == 2
+        assert not (tmp_path / "r0/lat.1.npy").exists()
+    journal.write_text(sound)
     # One of them is moved before the kill.
     os.replace(tmp_path / "r1/.lat.1.npy.new", tmp_path / "r1/lat.1.npy")
-    names = ["r{replica}/lat.1.npy", "r{replica}/lat.2.npy"]
     assert step(tmp_path, *names, tables=LADDER) == 0
     assert side.read_bytes() == told
     for own, other in zip(replicas_of(tmp_path, 1, action), expected, strict=True):
