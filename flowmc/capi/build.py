@@ -28,6 +28,7 @@ _START = """
 import site, sys
 for folder in {folders!r}:
     site.addsitedir(folder)
+sys.executable = {python!r}  # not the host: flowmc starts processes with it
 from {module} import ffi, lib
 from flowmc.capi.glue import install
 install(ffi, lib)
@@ -72,9 +73,13 @@ def build(folder: str | os.PathLike[str], *, compiler: Sequence[str] | None = No
     maker.embedding_api(DECLARATIONS)
     maker.cdef("void flowmc_set_message(const char *text);")
     maker.set_source(_MODULE, here.joinpath("flowmc.c").read_text())
-    folders = [one for one in (*site.getsitepackages(), site.getusersitepackages())]
+    folders = [*site.getsitepackages(), site.getusersitepackages()]
     maker.embedding_init_code(
-        _START.format(folders=[one for one in folders if os.path.isdir(one)], module=_MODULE)
+        _START.format(
+            folders=[one for one in folders if os.path.isdir(one)],
+            python=sys.executable,
+            module=_MODULE,
+        )
     )
     folder.mkdir(parents=True, exist_ok=True)
     is_mac = sys.platform == "darwin"

@@ -95,10 +95,12 @@ static int many(const char *configuration, double *field, int count) {
   return 0;
 }
 
-/* probe CONFIGURATION [errors | many COUNT | open PATH | update KIND FILE NUMBER]... */
+/* probe CONFIGURATION [errors | many COUNT | open PATH | update KIND FILE NUMBER | of PATH]...
+ * "of" names another configuration for the updates that follow. */
 int main(int count, char **words) {
   flowmc_stream *stream = NULL, *other;
   int status = flowmc_open(&stream, words[1], NULL);
+  const char *path = words[1];
   say("open", status);
   if (status) return 0;
   double *field = calloc(flowmc_size(stream), sizeof *field);
@@ -109,8 +111,10 @@ int main(int count, char **words) {
       say("open", flowmc_open(&other, words[++i], NULL));
     else if (strcmp(words[i], "many") == 0)
       status = many(words[1], field, atoi(words[++i]));
+    else if (strcmp(words[i], "of") == 0)
+      path = words[++i];
     else {
-      status = update(words[1], words[i + 1], words[i + 2], atoi(words[i + 3]));
+      status = update(path, words[i + 1], words[i + 2], atoi(words[i + 3]));
       i += 3;
     }
   }

@@ -87,6 +87,12 @@ def test_updates_and_errors(probe, tmp_path, capsys):
         "ladder": {"beta": [2.0, 1.5]},
     }
     broken = TABLES | {"update": [{"kernel": "nowhere:Kernel"}]}
+    # A program that flowmc starts, in a host that is no Python.
+    command = {"command": ["cp", "{input}", "{output}"], "format": "npy"}
+    copied = TABLES | {"update": [{"kernel": "external", **command}]}
+    host.tofile(tmp_path / "copied")
+    words += ["of", write(tmp_path / "copied.toml", copied)]
+    words += ["update", "double", tmp_path / "copied", 3]
     words += ["open", write(tmp_path / "ladder.toml", ladder)]
     words += ["open", write(tmp_path / "broken.toml", broken), "errors", "many", 1000]
     lines = iter(ran(probe, config, *words).splitlines())
@@ -102,6 +108,9 @@ def test_updates_and_errors(probe, tmp_path, capsys):
         assert report["number"] == 3 and report["acceptance"] == expected.acceptance
         assert report["action"] == pytest.approx(float(ACTION(expected.field)), rel=1e-12)
 
+    assert next(lines) == "update|0|"
+    assert json.loads(next(lines))["acceptance"] == {"external": 0.0}
+    assert np.fromfile(tmp_path / "copied").tobytes() == host.tobytes()
     for what, status, quoted in (
         ("open", 2, "remove [ladder]"),
         ("open", 2, "nowhere"),
