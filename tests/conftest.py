@@ -1,9 +1,14 @@
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
 import torch
 from exactness import single_threaded
+
+# Else a command that a test calls in its own process gives it all cores (choose_threads), and the
+# workers of pytest spend most of their time waiting for each other's threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
