@@ -212,7 +212,7 @@ def commit(
         _write_json(_beside(side), text)
         _write_json(_journal(side), _listed(paths))
     except BaseException:
-        for path in (*paths, side):
+        for path in [*paths, str(side)]:
             _beside(path).unlink(missing_ok=True)
         raise
     finish_commits(paths)
@@ -238,7 +238,7 @@ def finish_commits(paths: Sequence[str]) -> None:
             f"{journal} was left by a step that was killed while it replaced other files than "
             f"those of this ladder, {', '.join(paths)}: name those, or remove it"
         )
-    for path in (*paths, side):
+    for path in [*paths, str(side)]:
         # What is no longer there was moved before the kill.
         with contextlib.suppress(FileNotFoundError):
             os.replace(_beside(path), path)
@@ -248,8 +248,8 @@ def finish_commits(paths: Sequence[str]) -> None:
 def _listed(paths: Sequence[str]) -> dict[str, list[str]]:
     """Return the files of a ladder as its list of moves has them: they may all move together."""
     side = side_file(paths)
-    folder = side.absolute().parent
-    return {"files": [os.path.relpath(Path(one).absolute(), folder) for one in (*paths, side)]}
+    folder = str(side.absolute().parent)
+    return {"files": [os.path.relpath(one, folder) for one in [*paths, str(side)]]}
 
 
 def told(

@@ -12,7 +12,7 @@ from flowmc.actions.base import Action
 from flowmc.config.kinds import KINDS
 from flowmc.flows.cards.choosing import Proposals
 from flowmc.groups import U1, Real
-from flowmc.registry import ConfigError
+from flowmc.registry import ConfigError, written
 
 __all__ = ["DEFAULT_THEORIES", "Draft", "Start", "draft"]
 
@@ -27,8 +27,8 @@ DEFAULT_THEORIES: Mapping[str, Mapping[str, Any]] = {
         "defect_axis": 1,
         "defect_extents": [4],
     },
-    "hybrid": {"action": "phi4", "lattice": [8, 8], "m2": -4.0, "lambda": 8.0},
-    "training": {"action": "phi4", "lattice": [8, 8], "m2": -4.0, "lambda": 8.0},
+    "hybrid": written({"action": "phi4", "lattice": [8, 8], "m2": -4.0, "lam": 8.0}),
+    "training": written({"action": "phi4", "lattice": [8, 8], "m2": -4.0, "lam": 8.0}),
 }
 """The theory of every case without a file."""
 

@@ -174,5 +174,10 @@ def _made(name: str, action: Action, arguments: Mapping[str, Any]) -> Any:
             break
     try:
         return component(*positional, **arguments)
+    except ImportError as error:
+        raise ConfigError(
+            f"[flow]: transform = {name!r}: {error}: install it, as in "
+            "pip install 'flowmc-lattice[transforms]'"
+        ) from error
     except (TypeError, ValueError) as error:
         raise ConfigError(f"[flow]: transform = {name!r}: {error}") from error

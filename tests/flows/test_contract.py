@@ -131,7 +131,7 @@ class Mine:
         return f"mine {self.scale!r}"
 
     def at(self, action):
-        return Mine(action, self.scale)
+        return type(self)(action, self.scale)
 
 
 class WrongInverse(Plain):
