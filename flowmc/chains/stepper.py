@@ -28,7 +28,15 @@ from flowmc.kernels.base import action_of
 from flowmc.random import SingleStream, stream
 from flowmc.registry import ConfigError
 
-__all__ = ["Stepped", "action_of_kernel", "check_finite", "composed", "step", "summary_of"]
+__all__ = [
+    "Stepped",
+    "action_of_kernel",
+    "check_finite",
+    "composed",
+    "numbers_of",
+    "step",
+    "summary_of",
+]
 
 
 @dataclass(frozen=True)
@@ -153,11 +161,12 @@ def _of_kernel(leaf: Info, seconds: float) -> dict[str, Any]:
         "acceptance": float(leaf.is_accepted.double().mean()),
         "seconds": seconds,
     }
-    for key, value in leaf.values.items():
-        # JSON has no numbers that are not finite.
-        numbers = value.double().flatten().tolist()
-        found[key] = [one if math.isfinite(one) else None for one in numbers]
-    return found
+    return found | {key: numbers_of(value) for key, value in leaf.values.items()}
+
+
+def numbers_of(value: Tensor) -> list[float | None]:
+    """Return what a kernel reports as JSON can hold it: None for what is not finite."""
+    return [one if math.isfinite(one) else None for one in value.double().flatten().tolist()]
 
 
 def check_finite(field: Tensor) -> None:

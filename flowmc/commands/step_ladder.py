@@ -12,7 +12,6 @@ import argparse
 import base64
 import contextlib
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from flowmc.chains.config import RunConfig
 from flowmc.chains.diagnostics import Diagnostics, leaves
 from flowmc.chains.measuring import measure
 from flowmc.chains.start import first_state, purpose_of
-from flowmc.chains.stepper import check_finite
+from flowmc.chains.stepper import check_finite, numbers_of
 from flowmc.chains.storage.checkpoint import settled
 from flowmc.io import with_signs, write_field
 from flowmc.kernels import Info, LadderState
@@ -279,7 +278,7 @@ def told(
                 for name, (accepted, tried) in shares.items()
             },
             "kernels": {
-                name: {key: _plain(value) for key, value in one.values.items()}
+                name: {key: numbers_of(value) for key, value in one.values.items()}
                 for name, one in done.infos.items()
             },
             "walkers": walkers,
@@ -293,12 +292,6 @@ def told(
         f"{args.source} -> {args.destination}: accepted {', '.join(parts)}; walkers "
         f"{' '.join(map(str, walkers))}"
     )
-
-
-def _plain(value: Tensor) -> list[float | None]:
-    # JSON has no numbers that are not finite.
-    numbers = value.double().flatten().tolist()
-    return [one if math.isfinite(one) else None for one in numbers]
 
 
 def _beside(path: str | Path) -> Path:

@@ -25,7 +25,6 @@ from tests.run.small_runs import write
 
 EXAMPLES = ROOT / "examples" / "embedding"
 HERE = Path(__file__).parent
-pytest.importorskip("cffi")
 if not (shutil.which("cc") and shutil.which("cmake")):
     pytest.skip("no compiler or no cmake here", allow_module_level=True)
 
