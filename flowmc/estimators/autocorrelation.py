@@ -1,6 +1,6 @@
 r"""Means of Markov chains with honest errors: the Gamma method.
 
-U. Wolff, Comput. Phys. Commun. 156 (2004) 143, hep-lat/0306017, as implemented by ``pyerrors``.
+U. Wolff, Comput. Phys. Commun. 156 (2004) 143, hep-lat/0306017.
 The integrated autocorrelation time
 
 .. math:: \tau_{int} = \frac12 + \sum_{t=1}^{W} \rho(t)
@@ -41,7 +41,6 @@ MINIMUM_LENGTH = 8  # measurements per chain below which no autocorrelation func
 MINIMUM_RATIO = 100  # measurements per tau_int, and two of its errors, below which it is a bound
 NEAR_INTEGERS = 0.15  # mean distance to them beyond which a charge has no hops
 MINIMUM_HOPS = 20  # changes of the topological charge below which its tau_int counts as a bound
-PYERRORS_CHAINS = 64  # more chains than this go through one batched Fourier transform
 DECAY = 5  # tau_int after which an autocorrelation cut off by the chains' length has decayed
 TAIL = 6  # windows up to which rho is looked at
 TAIL_SIGMAS = 5.0  # standard deviations of that rest of tau_int, in one of 3.5 million sound series
@@ -94,8 +93,7 @@ class Estimate:
 def analyse(series: ArrayLike) -> Estimate:
     r"""Estimate the mean of a series with its error and integrated autocorrelation time.
 
-    Up to 64 chains are handed to ``pyerrors``, more to a batched Fourier transform that gives the
-    same numbers.  What the Gamma method cannot see by itself is tested (:func:`compare_chain_means`
+    The numbers are those of ``pyerrors``.  What the Gamma method cannot see by itself is tested (:func:`compare_chain_means`
     and :func:`judge_length`): where the chain means scatter more than the autocorrelation within
     the chains explains, error and tau_int are enlarged to the observed scatter; where the series is
     too short, or correlated beyond the window, the estimate is marked as a bound.
@@ -144,8 +142,7 @@ def analyse(series: ArrayLike) -> Estimate:
     if length < MINIMUM_LENGTH:
         return from_few_rows(deltas.mean(axis=0), lengths, mean, variance, warnings)
 
-    gamma_method = _with_pyerrors if chains <= PYERRORS_CHAINS else _batched
-    error, tau, tau_error, window, rho = gamma_method(deltas)
+    error, tau, tau_error, window, rho = _gamma_method(deltas)
     estimate = Estimate(
         mean, error, tau, tau_error, values.size, window, variance, tuple(warnings), False, rho
     )
@@ -309,30 +306,12 @@ def _finite_rows(values: NDArray) -> tuple[NDArray, list[str]]:
     ]
 
 
-def _with_pyerrors(deltas: NDArray) -> tuple[float, float, float, int, NDArray]:
-    # Imported here: it loads autograd and pyplot, which nobody else needs.
-    import pyerrors
+def _gamma_method(deltas: NDArray) -> tuple[float, float, float, int, NDArray]:
+    """Return error, tau_int, its error, window and rho of fluctuations ``(measurements, chains)``.
 
-    chains = deltas.shape[1]
-    # With `means` given the samples are taken as fluctuations.  Without it each replica would
-    # lose its own mean, which hides chains that are stuck in different places.
-    observable = pyerrors.Obs(
-        list(np.ascontiguousarray(deltas.T)),
-        [f"ensemble|{chain:03d}" for chain in range(chains)],
-        means=[0.0] * chains,
-    )
-    observable.gamma_method(S=WINDOW_PARAMETER, tau_exp=0)
-    return (
-        float(observable.dvalue),
-        float(observable.e_tauint["ensemble"]),
-        float(observable.e_dtauint["ensemble"]),
-        int(observable.e_windowsize["ensemble"]),
-        np.asarray(observable.e_rho["ensemble"]),
-    )
-
-
-def _batched(deltas: NDArray) -> tuple[float, float, float, int, NDArray]:
-    """Return what :func:`_with_pyerrors` returns, from one spectrum summed over the chains."""
+    From one spectrum summed over the chains, to rounding the numbers of ``pyerrors``.  The chains
+    are not given means of their own: that would hide those stuck in different places.
+    """
     length, chains = deltas.shape
     samples = deltas.size
     lags = length // 2
@@ -392,7 +371,7 @@ def within(own: NDArray) -> Within | None:
     variance = float(np.mean(own**2))
     if not variance > 0:
         return None
-    _, tau, _, window, _ = _batched(own)
+    _, tau, _, window, _ = _gamma_method(own)
     return Within.of(tau, window, variance, own.size)
 
 

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pyerrors
 import pytest
 from scipy.signal import lfilter
 
@@ -56,15 +57,19 @@ def test_pulls_have_unit_width(coefficient, shape):
 @pytest.mark.parametrize("length", [8, 9, 57, 1000])
 @pytest.mark.parametrize("chains", [1, 3])
 @pytest.mark.parametrize("coefficient", [-0.5, 0.0, 0.8, 0.99])
-def test_batched_transform_equals_pyerrors(length, chains, coefficient):
+def test_equals_pyerrors(length, chains, coefficient):
     rng = np.random.default_rng(length * chains)
     series = 3 + autoregressive(rng, length, chains, coefficient)
     deltas = series - series.mean()
-    theirs = autocorrelation._with_pyerrors(deltas)
-    ours = autocorrelation._batched(deltas)
-    np.testing.assert_allclose(ours[:3], theirs[:3], rtol=1e-10)
-    assert ours[3] == theirs[3]
-    np.testing.assert_allclose(ours[4], theirs[4], rtol=1e-8, atol=1e-10)
+    names = [f"ensemble|{chain}" for chain in range(chains)]
+    # With `means` given the samples are taken as fluctuations about one common mean.
+    theirs = pyerrors.Obs(list(deltas.T.copy()), names, means=[0.0] * chains)
+    theirs.gamma_method(S=2.0, tau_exp=0)
+    *numbers, window, rho = autocorrelation._gamma_method(deltas)
+    tau, tau_error = theirs.e_tauint["ensemble"], theirs.e_dtauint["ensemble"]
+    np.testing.assert_allclose(numbers, (theirs.dvalue, tau, tau_error), rtol=1e-10)
+    assert window == theirs.e_windowsize["ensemble"]
+    np.testing.assert_allclose(rho, theirs.e_rho["ensemble"], rtol=1e-8, atol=1e-10)
 
 
 def test_blocks_of_chains_do_not_change_the_result(monkeypatch):
@@ -91,7 +96,7 @@ def test_stuck_chains_are_not_reported_as_precise():
     estimate = analyse(series)
     assert estimate.is_bound
     assert estimate.error > 0.25
-    own_mean = autocorrelation._with_pyerrors(series - series.mean(axis=0))
+    own_mean = autocorrelation._gamma_method(series - series.mean(axis=0))
     assert own_mean[0] < 0.01  # the mistake this test would catch
 
 
