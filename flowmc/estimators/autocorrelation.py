@@ -93,10 +93,11 @@ class Estimate:
 def analyse(series: ArrayLike) -> Estimate:
     r"""Estimate the mean of a series with its error and integrated autocorrelation time.
 
-    The numbers are those of ``pyerrors``.  What the Gamma method cannot see by itself is tested (:func:`compare_chain_means`
-    and :func:`judge_length`): where the chain means scatter more than the autocorrelation within
-    the chains explains, error and tau_int are enlarged to the observed scatter; where the series is
-    too short, or correlated beyond the window, the estimate is marked as a bound.
+    The numbers are those of ``pyerrors``.  What the Gamma method cannot see by itself is tested
+    (:func:`compare_chain_means` and :func:`judge_length`): where the chain means scatter more than
+    the autocorrelation within the chains explains, error and tau_int are enlarged to the observed
+    scatter; where the series is too short, or correlated beyond the window, the estimate is marked
+    as a bound.
 
     Args:
         series: ``(measurements, chains)``, or ``(measurements,)`` for one chain.  Trailing rows of
