@@ -4,12 +4,14 @@ import functools
 import itertools
 import math
 
+import numba
 import numpy as np
 import pytest
 import torch
 from exactness import assert_mean
 from flowmc_adapters.observables import measure_links
 from scipy.special import i0, i1
+from scipy.stats import ttest_ind
 
 from flowmc.actions import DBW2, ImprovedGauge, Iwasaki, LuescherWeisz, Symanzik, Wilson
 from flowmc.actions.theory import build_action, describe_theory, theory_table
@@ -230,8 +232,8 @@ def test_open_plaquettes_in_two_dimensions_are_independent(rng):
     assert_mean(torch.stack(means).mean(0), float(i1(1.3) / i0(1.3)))
 
 
-# An independent Metropolis: numpy, links one after the other in many chains at a time, and the
-# change of S from all loops of the lattice by hand.
+# An independent Metropolis: all loops by enumeration, and the links one after the other, each with
+# the sum of what closes the loops that it belongs to.
 
 
 def loops_of(shape, d):
@@ -265,43 +267,124 @@ def mean_trace(links, shape):
     return total / count
 
 
-def near_one(rng, chains, n, width):
-    """SU(N), or U(1) for n = 1: exp of a Gaussian antihermitian matrix; as often its inverse."""
-    a = rng.normal(size=(chains, n, n)) + 1j * rng.normal(size=(chains, n, n))
+def near_one(rng, number, n, width):
+    """SU(N), or U(1) for n = 1: exp of Gaussian antihermitian matrices, and as many inverses."""
+    a = rng.normal(size=(number, n, n)) + 1j * rng.normal(size=(number, n, n))
     hermitian = width * (a + np.conj(np.swapaxes(a, -1, -2))) / 2
     if n > 1:
         hermitian -= np.trace(hermitian, axis1=-2, axis2=-1)[:, None, None] * np.eye(n) / n
     values, vectors = np.linalg.eigh(hermitian)
-    phases = np.exp(1j * values)[:, None, :]
+    phases = np.exp(1j * np.concatenate([values, -values]))[:, None, :]
+    vectors = np.concatenate([vectors, vectors])
     return (vectors * phases) @ np.conj(np.swapaxes(vectors, -1, -2))
+
+
+def open_loops(lattice, coefficients):
+    """What remains of every loop without a link, for all links of a periodic lattice.
+
+    Args:
+        lattice: extents, each > 2: then no loop runs through a link twice.
+        coefficients: by shape.
+
+    Returns:
+        ``(links, loops, 5)`` of +-(link + 1) in the order that closes the link, 0 behind the last
+        step, and ``(loops,)`` the coefficients.
+    """
+    assert min(lattice) > 2
+    d = len(lattice)
+    sites = {x: k for k, x in enumerate(itertools.product(*map(range, lattice)))}
+    found = [[] for _ in range(d * len(sites))]
+    for shape, number in coefficients.items():
+        for steps, start in itertools.product(loops_of(shape, d), sites):
+            x, loop = list(start), []
+            for mu, sign in steps:
+                before = tuple(x)
+                x[mu] = (x[mu] + sign) % lattice[mu]
+                loop.append(sign * (mu * len(sites) + sites[before if sign > 0 else tuple(x)] + 1))
+            for place, step in enumerate(loop):
+                rest = loop[place + 1 :] + loop[:place]
+                if step < 0:
+                    rest = [-one for one in reversed(rest)]
+                found[abs(step) - 1].append((number, rest + [0] * (5 - len(rest))))
+    numbers = np.array([number for number, _ in found[0]])
+    return np.array([[rest for _, rest in one] for one in found]), numbers
+
+
+@numba.njit
+def sweep(links, rests, numbers, moves, choices, thresholds, beta):  # pragma: no cover
+    """Metropolis in every chain for every link, by moves that are drawn from a symmetric set.
+
+    Args:
+        links: ``(chains, links, N, N)``, changed in place.
+        rests, numbers: of :func:`open_loops`.
+        moves: ``(number, N, N)``.
+        choices: of moves, ``(chains, links, proposals)``.
+        thresholds: of the tests, likewise.
+        beta: coupling.
+    """
+    n = links.shape[-1]
+    memory = np.empty((3, n, n), np.complex128)
+    one, other, closing = memory[0], memory[1], memory[2]
+    for number in range(links.shape[0]):
+        chain = links[number]
+        for link in range(links.shape[1]):
+            for i in range(n):
+                for j in range(n):
+                    closing[i, j] = 0
+            for loop in range(len(numbers)):
+                for i in range(n):
+                    for j in range(n):
+                        one[i, j] = i == j
+                for place in range(5):
+                    step = rests[link, loop, place]
+                    if step == 0:
+                        break
+                    u = chain[abs(step) - 1]
+                    for i in range(n):
+                        for j in range(n):
+                            other[i, j] = 0
+                            for k in range(n):
+                                # Backwards along a link: its inverse.
+                                factor = u[k, j] if step > 0 else np.conj(u[j, k])
+                                other[i, j] += one[i, k] * factor
+                    one, other = other, one
+                for i in range(n):
+                    for j in range(n):
+                        closing[i, j] += numbers[loop] * one[i, j]
+            for hit in range(choices.shape[2]):
+                move = moves[choices[number, link, hit]]
+                change = 0.0
+                for i in range(n):
+                    for j in range(n):
+                        other[i, j] = 0
+                        for k in range(n):
+                            other[i, j] += move[i, k] * chain[link, k, j]
+                        change -= (
+                            beta / n * ((other[i, j] - chain[link, i, j]) * closing[j, i]).real
+                        )
+                if thresholds[number, link, hit] < np.exp(-change):
+                    for i in range(n):
+                        for j in range(n):
+                            chain[link, i, j] = other[i, j]
 
 
 def metropolis(action, chains, sweeps, width, seed):
     """Means of plaquette and rectangle per chain, over the second half of the sweeps."""
     rng = np.random.default_rng(seed)
     d, lattice, n = action.dimensions, action.lattice, getattr(action.group, "n", 1)
-    links = np.broadcast_to(np.eye(n, dtype=complex), (chains, d, *lattice, n, n)).copy()
     shapes = {"plaquette": action.c0, "rectangle": action.c1, "parallelogram": action.c3}
-    counts = {
-        shape: number * len(loops_of(shape, d)) * math.prod(lattice)
-        for shape, number in shapes.items()
-        if number
-    }
-
-    def energy():
-        return -action.beta * sum(c * mean_trace(links, shape) for shape, c in counts.items())
-
-    now, means = energy(), []
-    for sweep in range(sweeps):
-        for place in itertools.product(range(d), *map(range, lattice)):
-            old = links[(slice(None), *place)].copy()
-            links[(slice(None), *place)] = near_one(rng, chains, n, width) @ old
-            new = energy()
-            rejected = rng.random(chains) >= np.exp(np.minimum(0, now - new))
-            links[(rejected, *place)] = old[rejected]
-            now = np.where(rejected, now, new)
-        if sweep >= sweeps // 2:
-            means.append([mean_trace(links, shape) for shape in ("plaquette", "rectangle")])
+    table = open_loops(lattice, {shape: number for shape, number in shapes.items() if number})
+    links = np.empty((chains, d * math.prod(lattice), n, n), complex)
+    links[:] = np.eye(n)
+    means = []
+    for number in range(sweeps):
+        moves = near_one(rng, 500, n, width)
+        draws = (*links.shape[:2], 10)
+        choices = rng.integers(len(moves), size=draws)
+        sweep(links, *table, moves, choices, rng.random(draws), action.beta)
+        if number >= sweeps // 2:
+            field = links.reshape(chains, d, *lattice, n, n)
+            means.append([mean_trace(field, shape) for shape in ("plaquette", "rectangle")])
     return np.mean(means, axis=0)
 
 
@@ -319,33 +402,36 @@ def by_hmc(action, chains, updates, steps):
     return np.mean(means, axis=0)
 
 
+# Chains and sweeps of the Metropolis, the width of its moves, and chains and updates of HMC.
 METROPOLIS = [
-    (Iwasaki("U(1)", [3, 4], beta=0.8), 400, 40, 0.9),
-    pytest.param(DBW2("SU(2)", [3, 3], beta=0.6), 300, 300, 0.4, marks=pytest.mark.slow),
-    pytest.param(Symanzik("SU(3)", [2, 2, 2, 3], beta=4.2), 40, 120, 0.35, marks=pytest.mark.slow),
-    pytest.param(
-        ImprovedGauge("SU(2)", [2, 2, 3], beta=1.5, c1=-0.1, c3=-0.08),
-        *(100, 200, 0.5),
-        marks=pytest.mark.slow,
-    ),
-    pytest.param(
-        LuescherWeisz("SU(3)", [2, 2, 2, 2], beta=6.8, u0=0.85),
-        *(40, 120, 0.35),
-        marks=pytest.mark.slow,
+    (Iwasaki("U(1)", [3, 4], beta=0.8), (200, 20, 0.9), (400, 40)),
+    *(
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in (
+            (DBW2("SU(2)", [3, 3], beta=0.6), (200, 100, 0.5), (300, 300)),
+            (
+                ImprovedGauge("SU(2)", [3, 3, 3], beta=1.5, c1=-0.1, c3=-0.08),
+                (60, 100, 0.6),
+                (60, 200),
+            ),
+            (Symanzik("SU(3)", [3, 3, 3, 3], beta=3.6), (10, 120, 0.35), (12, 150)),
+            (LuescherWeisz("SU(3)", [3, 3, 3, 3], beta=6.5, u0=0.85), (10, 120, 0.35), (12, 150)),
+        )
     ),
 ]
 
 
-@functools.cache
-def both(action, chains, sweeps, width):
-    return metropolis(action, chains, sweeps, width, 11), by_hmc(action, chains, sweeps, 10)
+@pytest.mark.parametrize(("action", "theirs", "ours"), METROPOLIS)
+def test_means_are_those_of_an_own_metropolis(action, theirs, ours):
+    """Two means with chains as independent draws; a false alarm each of 4e-8 (Welch's t-test)."""
+    pairs = zip(metropolis(action, *theirs, 11), by_hmc(action, *ours, 10), strict=True)
+    for one, other in pairs:
+        assert ttest_ind(one, other, equal_var=False).pvalue > 4e-8
+        assert math.sqrt(one.var(ddof=1) / len(one) + other.var(ddof=1) / len(other)) < 0.01
 
 
-@pytest.mark.parametrize(("action", "chains", "sweeps", "width"), METROPOLIS)
-def test_means_are_those_of_an_own_metropolis(action, chains, sweeps, width):
-    """Two means with chains as independent draws; a false alarm each of 4e-8 (5.5 sigma)."""
-    theirs, ours = both(action, chains, sweeps, width)
-    for one, other in zip(theirs, ours, strict=True):
-        error = math.sqrt(one.var() / len(one) + other.var() / len(other))
-        assert abs(one.mean() - other.mean()) < 5.5 * error
-        assert error < 0.01
+def test_a_wrong_rectangle_is_caught_by_the_metropolis():
+    action, theirs, ours = METROPOLIS[0]
+    wrong = ImprovedGauge(action.group, action.lattice, beta=0.8, c0=action.c0, c1=-0.2)
+    pairs = zip(metropolis(action, *theirs, 11), by_hmc(wrong, *ours, 10), strict=True)
+    assert all(ttest_ind(one, other, equal_var=False).pvalue < 4e-8 for one, other in pairs)
