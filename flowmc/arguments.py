@@ -16,6 +16,7 @@ __all__ = [
     "free_energy",
     "init",
     "pack",
+    "regenerate",
     "report",
     "run",
     "schema",
@@ -194,6 +195,52 @@ def report(parser: ArgumentParser) -> None:
         "comparison only if asked for",
     )
     parser.add_argument("--json", action="store_true", help=f"{_JSON} and write no page")
+
+
+def regenerate(parser: ArgumentParser) -> None:
+    """Declare the arguments of ``flowmc regenerate``."""
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        help='file of seeds, or run directory with one ([ensemble] format = "seeds")',
+    )
+    parser.add_argument(
+        "numbers",
+        metavar="NUMBERS",
+        nargs="*",
+        help="configuration numbers: 400, 400-800, 400-800:20 (default: all)",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        default=".",
+        help="directory of the files, which have the names that the run would have given them "
+        "(default: here)",
+    )
+    parser.add_argument(
+        "--format", metavar="F", default="hdf5", help="of the files (default: hdf5)"
+    )
+    parser.add_argument(
+        "--precision", type=int, choices=(32, 64), help="of the files (default: that of the run)"
+    )
+    parser.add_argument(
+        "--chain",
+        metavar="N",
+        type=int,
+        action="append",
+        default=[],
+        help="only this chain; may be repeated",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="compare the checksums, and write no files"
+    )
+    parser.add_argument(
+        "--base",
+        metavar="DIR",
+        help="directory that paths of flows refer to (default: where the run found them)",
+    )
+    parser.add_argument("--json", action="store_true", help=_JSON)
+    _trust(parser)
 
 
 def zoo(parser: ArgumentParser) -> None:

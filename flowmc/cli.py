@@ -46,6 +46,10 @@ _COMMANDS = {
     "report": ("flowmc.commands.report", "numbers and plots of a run"),
     "inspect": ("flowmc_adapters.cli", "what a configuration file holds, and whether it is sound"),
     "convert": ("flowmc_adapters.cli", "write a configuration file in another format"),
+    "regenerate": (
+        "flowmc.commands.regenerate",
+        "configurations made again from the seeds that a run has kept",
+    ),
     "zoo": ("flowmc.commands.zoo", "the trained flows that come with flowmc"),
     "schema": ("flowmc.commands.schema", "what may stand in a configuration, for editors"),
     "example": ("flowmc.commands.example", "the examples that come with flowmc, copied here"),
@@ -53,7 +57,7 @@ _COMMANDS = {
 }
 
 # Those that several processes can share.
-_ON_RANKS = ("run", "train", "inspect", "convert")
+_ON_RANKS = ("run", "train", "inspect", "convert", "regenerate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

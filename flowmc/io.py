@@ -30,6 +30,7 @@ from flowmc.registry import ConfigError
 __all__ = [
     "StoredField",
     "check_format",
+    "configuration_array",
     "field_to_file_order",
     "file_order_to_field",
     "load_field",
@@ -251,9 +252,7 @@ def write_field(
         (chain,) = chain
     if action.has_open_time and isinstance(action.group, SUN):
         _require_open_format(path, format)
-        chain = chain.clone()
-        chain[-1, ..., -1, :, :] = 0
-    array = field_to_file_order(chain.detach().cpu().resolve_conj().numpy(), action)
+    array = configuration_array(chain, action)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     if isinstance(action.group, SUN):
         configuration = flowmc_adapters.Configuration(array, dict(metadata or {}))
@@ -273,6 +272,16 @@ def write_field(
         format,
         precision,
     )
+
+
+def configuration_array(chain: Tensor, action: Action) -> np.ndarray:
+    """Return the field ``(...)`` of one chain as files hold it: in their order, with zeros for the
+    links that a lattice with open boundaries lacks.
+    """
+    if action.has_open_time and isinstance(action.group, SUN):
+        chain = chain.clone()
+        chain[-1, ..., -1, :, :] = 0
+    return field_to_file_order(chain.detach().cpu().resolve_conj().numpy(), action)
 
 
 def check_format(

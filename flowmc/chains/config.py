@@ -24,9 +24,19 @@ from flowmc.config.entries import (
     resolved_update,
 )
 from flowmc.config.kinds import check_tables
-from flowmc.config.tables import Chains, EnsembleTable, LadderTable, Parallel, RunTable, read_tables
+from flowmc.config.tables import (
+    SEEDS,
+    Chains,
+    EnsembleTable,
+    LadderTable,
+    Parallel,
+    RunTable,
+    read_tables,
+)
 from flowmc.flows.base import Identity
 from flowmc.io import check_format
+from flowmc.kernels.external import External
+from flowmc.kernels.independence import Independence
 from flowmc.registry import (
     ConfigError,
     check_known,
@@ -87,6 +97,13 @@ class RunConfig:
         """The action of every replica; one without a ladder."""
         return [self.action] if self.ladder is None else self.ladder.actions
 
+    @property
+    def is_drawn(self) -> bool:
+        """Whether every configuration is a draw of a flow: made without those before it."""
+        kernels = [entry.component for entry in self.updates]
+        is_cycle = self.ladder is None and self.run.schedule == "cycle"
+        return is_cycle and all(kernel is Independence for kernel in kernels)
+
     def path(self, written: str) -> str:
         """Return a path of the configuration, relative ones taken from the file's directory."""
         return str(self.base / written)
@@ -132,7 +149,9 @@ def read_config(table: Mapping[str, Any], base: Path, *, for_step: bool = False)
     _check_together(chains, run, updates, ladder, for_step=for_step)
     if not for_step:
         _check_saving(run, ensemble)
-    if ensemble is not None:
+    if ensemble is not None and ensemble.format == SEEDS:
+        _check_seeds(action, updates, for_step=for_step)
+    elif ensemble is not None:
         check_format(
             ensemble.format,
             action,
@@ -338,6 +357,20 @@ def _check_saving(run: RunTable, ensemble: EnsembleTable | None) -> None:
         raise ConfigError("[run]: save_every needs an [ensemble] table that names the format")
     if run.save_every is None and ensemble is not None:
         raise ConfigError("[ensemble]: nothing would be saved without save_every in [run]")
+
+
+def _check_seeds(action: Action, updates: Sequence[UpdateEntry], *, for_step: bool) -> None:
+    """Refuse to keep the seeds of what cannot be made again."""
+    where = f'[ensemble]: format = "{SEEDS}"'
+    if for_step:
+        raise ConfigError(f"{where}: a step writes a configuration: name a format of its file")
+    check_format("hdf5", action, "[ensemble]")
+    for entry in updates:
+        if entry.component is External:
+            raise ConfigError(
+                f"{where}: {entry.where} is done by a command, which no file may start, and which "
+                "need not give the same again: save configurations"
+            )
 
 
 def _table(kind: type, table: Mapping[str, Any], where: str) -> Any:

@@ -45,6 +45,8 @@ from flowmc.chains.storage.directory import (
     identity_of,
 )
 from flowmc.chains.storage.measurements import MeasurementFile, MeasurementLayout, check_rows
+from flowmc.chains.storage.seeds import SeedsWriter
+from flowmc.config.tables import SEEDS
 from flowmc.jobs.own_files import opened
 from flowmc.kernels import Info, LadderState, State
 from flowmc.kernels.base import apply, kernels_in
@@ -54,7 +56,7 @@ from flowmc.parallel.distribution import Distribution
 from flowmc.random import stream
 from flowmc.registry import ConfigError
 
-__all__ = ["open_run"]
+__all__ = ["distribute", "open_run"]
 
 
 def open_run(
@@ -124,7 +126,7 @@ def _start(
     """
     if config.ladder is not None and config.ladder.tune:
         check_tunable(config, assembly)
-    distribution = _distribute(config, assembly, communicator)
+    distribution = distribute(config, assembly, communicator)
     own = distribution.blocks_of(communicator.rank)
     seed = config.chains.seed
 
@@ -267,6 +269,9 @@ def _resume(
                 f"{directory.provenance} does not say where all chains come from: restore it from "
                 "a copy"
             )
+        if config.ensemble is not None and config.ensemble.format == SEEDS:
+            writer = SeedsWriter(directory, config, assembly, dict(enumerate(origins)))
+            writer.restore(head.update - config.run.thermalization)
         return dataclasses.replace(head, rows=rows), provenance
 
     def establish() -> MeasurementLayout:
@@ -285,7 +290,7 @@ def _resume(
         return layout
 
     head, provenance = communicator.from_root(look)
-    distribution = _distribute(config, assembly, communicator)
+    distribution = distribute(config, assembly, communicator)
     own = distribution.blocks_of(communicator.rank)
     checkpoint = communicator.together(
         lambda: read_checkpoint(directory.checkpoint, assembly.device, own, len(assembly.actions))
@@ -304,6 +309,8 @@ def _resume(
         dict(enumerate(provenance["origins"])),
         resumed=True,
     )
+    if runner.seeds is not None and communicator.rank == 0:
+        runner.seeds.restore(head.update - config.run.thermalization)
     communicator.together(runner.init_kernels)
     if not head.is_checked:
         runner.warn(
@@ -400,7 +407,7 @@ def _check_states(
                 raise ConfigError(f"{where}: {error}") from error
 
 
-def _distribute(config: RunConfig, assembly: Assembly, communicator: Communicator) -> Distribution:
+def distribute(config: RunConfig, assembly: Assembly, communicator: Communicator) -> Distribution:
     """Return which rank owns which replica of which block."""
     return Distribution.deal(
         communicator.size,

@@ -12,38 +12,33 @@ import contextlib
 import dataclasses
 import errno
 import time
-from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from flowmc.chains.assembly import Assembly, assemble
+from flowmc.chains.assembly import Assembly
 from flowmc.chains.config import RunConfig
 from flowmc.chains.diagnostics import Diagnostics, Piece, leaves
 from flowmc.chains.infos import of_all_ranks
-from flowmc.chains.ladder_tuning import LadderTuner
 from flowmc.chains.measuring import measure_replica
-from flowmc.chains.start import first_state
-from flowmc.chains.storage.checkpoint import Checkpoint, Head, settled, write_checkpoint
+from flowmc.chains.motion import ChainsInMotion
+from flowmc.chains.storage.checkpoint import Checkpoint, Head, write_checkpoint
 from flowmc.chains.storage.configurations import ConfigurationWriter, Origins
 from flowmc.chains.storage.directory import RunDirectory, identity_of
 from flowmc.chains.storage.measurements import MeasurementFile, MeasurementLayout
 from flowmc.chains.storage.recorder import Recorder
-from flowmc.config.tables import seconds_of
+from flowmc.chains.storage.seeds import SeedsWriter
+from flowmc.config.tables import SEEDS, seconds_of
 from flowmc.jobs.interrupts import Interrupts
 from flowmc.jobs.journal import Display, Journal
-from flowmc.kernels import Info, LadderState, NonFiniteStateError, State
-from flowmc.kernels.base import UpdateFailedError, apply, kernels_in
-from flowmc.lattice import sum_over_sites
+from flowmc.kernels import LadderState, NonFiniteStateError
+from flowmc.kernels.base import UpdateFailedError
 from flowmc.parallel import CollectiveError, Communicator
 from flowmc.parallel.agreement import Agreement
 from flowmc.parallel.devices import describe
 from flowmc.parallel.distribution import Distribution
-from flowmc.parallel.proposals import SharedProposals
-from flowmc.parallel.wires import BlockWire
-from flowmc.random import Streams
 from flowmc.registry import ConfigError
 
 __all__ = ["RunStopped", "Runner"]
@@ -64,7 +59,7 @@ class RunStopped(RuntimeError):
     kinds: tuple[str, ...] = ()
 
 
-class Runner:
+class Runner(ChainsInMotion):
     """A run in its directory, ready to go; :func:`~flowmc.chains.opening.open_run` makes it.
 
     Args:
@@ -96,27 +91,12 @@ class Runner:
         *,
         resumed: bool,
     ) -> None:
-        self.config, self.assembly, self.directory = config, assembly, directory
-        self.communicator, self.distribution = communicator, distribution
-        self.own = distribution.blocks_of(communicator.rank)
-        head = checkpoint.head
-        self.update = self._checkpointed = head.update
+        super().__init__(
+            config, assembly, communicator, distribution, checkpoint, directory.scratch
+        )
+        self.directory, head = directory, checkpoint.head
+        self._checkpointed = head.update
         self._identity = identity_of(config.resolved)
-        self.states = {
-            block: self._wired(block, settled(state)) for block, state in checkpoint.states.items()
-        }
-        self.tuner: LadderTuner | None = None
-        if config.ladder is not None and config.ladder.tune:
-            self.tuner = LadderTuner(config, self.own)
-            self.tuner.set_tuning(head.tuning)
-            self._set_ladder(head.tuning)
-        elif head.tuning:
-            assembly.kernel.set_tuning(head.tuning)
-        self.proposals = self._share_proposals()
-        self.streams: dict[tuple[int, int], torch.Generator] = {}
-        for cell, state in checkpoint.streams.items():
-            self.streams[cell] = torch.Generator(device=assembly.device)
-            self.streams[cell].set_state(state)
         own_chains = [config.chains.blocks[block] for block in self.own]
         self.diagnostics = Diagnostics(assembly.reports(), config.chains.count, own_chains)
         pending = checkpoint.pending
@@ -132,19 +112,16 @@ class Runner:
             layout,
             self.diagnostics,
         )
-        self.writer = (
-            ConfigurationWriter(directory.path, config, origins) if config.ensemble else None
-        )
+        self.seeds: SeedsWriter | None = None
+        self.writer: ConfigurationWriter | SeedsWriter | None = None
+        if config.ensemble is not None and config.ensemble.format == SEEDS:
+            self.writer = self.seeds = SeedsWriter(directory, config, assembly, origins)
+        elif config.ensemble is not None:
+            self.writer = ConfigurationWriter(directory.ensemble, config, origins)
         self.journal = Journal(directory.log if is_root else None)
         self.resumed = resumed
         self.warnings: list[str] = []
-        self._settle_kernels()
         self._restore_clocks()
-
-    def _settle_kernels(self) -> None:
-        """Tell all kernels where they may keep files."""
-        for kernel in kernels_in(self.assembly.kernel):
-            kernel.scratch = self.directory.scratch
 
     def warn(self, text: str) -> None:
         """Log a warning, and have the command say it."""
@@ -195,6 +172,7 @@ class Runner:
         try:
             with Interrupts() as interrupts:
                 self._log("start", resumed=self.resumed, tuning=self._tuning())
+                self._keep_checkpoint()
                 while self.update < self.total:
                     if agreement.is_due:
                         now = time.monotonic()
@@ -221,6 +199,7 @@ class Runner:
                         self._advance()
                     except ConfigError as error:
                         raise self._unusable(error) from error
+                    self._keep_checkpoint()
                     now = time.monotonic()
                     agreement.took(update=now - begin)
                     agreement.poke()
@@ -281,30 +260,6 @@ class Runner:
             return f"{checkpoint} is gone, its last update was {self._checkpointed}"
         return f"the last good checkpoint, update {self._checkpointed}, is in {checkpoint}"
 
-    def _share_proposals(self) -> SharedProposals | None:
-        """Let ranks that own nothing draw flow proposals."""
-        if self.config.parallel.proposals == "owner" or not self.distribution.idle:
-            return None
-        return SharedProposals(
-            self.communicator,
-            self.distribution,
-            self.assembly.kernel,
-            [last - first for first, last in self.config.chains.blocks],
-            self.config.chains.seed,
-            self.assembly.device,
-        )
-
-    def _set_ladder(self, tuning: Mapping[str, float]) -> None:
-        """Build the kernels again, for the couplings at which the tuner has the ladder."""
-        assert self.tuner is not None
-        clocks = {name: (part.seconds, part.calls) for name, part in self.assembly.timed.items()}
-        self.config = self.tuner.configured()
-        self.assembly = assemble(self.config, self.communicator)
-        self.assembly.kernel.set_tuning(tuning)
-        for name, (seconds, calls) in clocks.items():
-            self.assembly.timed[name].seconds, self.assembly.timed[name].calls = seconds, calls
-        self._settle_kernels()
-
     def _move_ladder(self) -> None:
         """Give the replicas new couplings; only their fields stay."""
         assert self.tuner is not None
@@ -318,49 +273,12 @@ class Runner:
             self.states[block] = replace(state, replicas=fresh.replicas)
         self._log("progress", text="the ladder moved", couplings=couplings)
 
-    def init_kernels(self) -> None:
-        """Let the kernels see the fields that they will move, as a new run does; no state changes.
-
-        Raises:
-            ConfigError: a kernel is not right for the theory or these fields.
-        """
-        for block, state in self.states.items():
-            self._fresh_state(block, state)
-
-    def _fresh_state(self, block: int, state: State | LadderState) -> State | LadderState:
-        replicas = state.here if isinstance(state, LadderState) else {0: state}
-        fields = {r: replica.field for r, replica in replicas.items()}
-        first = self.config.chains.blocks[block][0]
-        return first_state(self.assembly.kernel, self.assembly.actions, fields, first)
-
-    def _wired(self, block: int, state: State | LadderState) -> State | LadderState:
-        """Connect a ladder with its replicas on other ranks."""
-        if not isinstance(state, LadderState) or len(state.here) == len(state.replicas):
-            return state
-        return replace(state, wire=BlockWire(self.communicator, self.distribution, block))
-
     def _advance(self) -> None:
         """Do one update of all chains and everything that is due after it."""
-        update = self.update + 1
-        run, blocks = self.config.run, self.config.chains.blocks
-        kernel = self.assembly.kernel
-        infos: dict[int, Info] = {}
-        if self.proposals is not None and self.proposals.is_helper:
-            self.proposals.serve(update)
-        for block, replicas in self.own.items():
-            first, last = blocks[block]
-            own = {r: self.streams[block, r] for r in replicas}
-            rng = Streams(self.config.chains.seed, block, update, own, first_chain=first)
-            try:
-                state, info = apply(kernel, self.states[block], rng)
-            except NonFiniteStateError as error:
-                if error.chain is None:
-                    text = f"update {update}, chains {first} to {last - 1}: {error}"
-                    raise NonFiniteStateError(text) from error
-                raise _not_finite(update, first + error.chain) from error
-            state = settled(state)
-            self._check_finite(state, update, first)
-            self.states[block], infos[block] = state, info
+        infos = self.move()
+        update, run, kernel = self.update, self.config.run, self.assembly.kernel
+        for block, info in infos.items():
+            first, last = self.config.chains.blocks[block]
             for name, leaf in leaves(info, kernel.parts):
                 self.diagnostics.add(first, last, name, leaf)
                 pair = self.diagnostics.reports[name].pair
@@ -368,7 +286,6 @@ class Runner:
                     self.tuner.add(first, last, pair, leaf)
         if update <= run.thermalization and kernel.adapts:
             kernel.adapt(of_all_ranks(infos, self.communicator), update - 1)
-        self.update = update
 
         phase = "thermalization" if update <= run.thermalization else "production"
         count = update if phase == "thermalization" else update - run.thermalization
@@ -386,30 +303,6 @@ class Runner:
             if count % run.save_every == 0:
                 self._save(count)
 
-    def _replicas(self) -> list[tuple[int, int, int, State]]:
-        """Return first and last chain, replica and state of everything on this rank."""
-        return [
-            (*self.config.chains.blocks[block], r, replica)
-            for block, state in self.states.items()
-            for r, replica in (state.here if isinstance(state, LadderState) else {0: state}).items()
-        ]
-
-    def _check_finite(self, state: State | LadderState, update: int, first: int) -> None:
-        """Raise NonFiniteStateError with the chain's number in the run if a field is not finite."""
-        replicas = state.here if isinstance(state, LadderState) else {0: state}
-        for r, replica in replicas.items():
-            field = replica.field
-            finite = torch.ones(field.shape[0], dtype=torch.bool, device=field.device)
-            if replica.action is not None:
-                finite = torch.isfinite(replica.action)
-            # A sum is finite only if all terms are, and takes a fraction of the time.
-            if not bool(torch.isfinite(sum_over_sites(field)).all()):
-                finite = finite & torch.isfinite(field.reshape(field.shape[0], -1)).all(1)
-            if bool(finite.all()):
-                continue
-            chain = first + int((~finite).nonzero()[0])
-            raise _not_finite(update, chain, f", replica {r}" if self.assembly.is_ladder else "")
-
     def _measurements(self) -> list[Piece]:
         """Measure everything on this rank."""
         pieces = [
@@ -420,7 +313,7 @@ class Runner:
                 r,
                 measure_replica(entry, self.assembly.actions[r], replica),
             )
-            for first, last, r, replica in self._replicas()
+            for first, last, r, replica in self.replicas()
             for entry in self.config.observables
         ]
         for block, state in self.states.items():
@@ -439,14 +332,29 @@ class Runner:
 
     def _save(self, production_update: int) -> None:
         assert self.writer is not None
-        for first, last, r, replica in self._replicas():
+        for first, last, r, replica in self.replicas():
             if r == 0:
                 for chain in range(first, last):
                     self.writer.write(chain, production_update, replica.field[chain - first])
 
     def _checkpoint(self) -> None:
+        """Write the checkpoint from which the run is resumed; collective."""
+        self._write_checkpoint(self.directory.checkpoint)
+        self._checkpointed = self.update
+        self._log("checkpoint")
+
+    def _keep_checkpoint(self) -> None:
+        """Write one that stays, from which configurations are made again, if it is due."""
+        count = self.update - self.config.run.thermalization
+        if self.seeds is not None and self.seeds.is_kept(count):
+            self._write_checkpoint(self.seeds.checkpoint(count))
+
+    def _write_checkpoint(self, path: Path) -> None:
         self.recorder.flush()
         self.communicator.from_root(self._sync)
+        if self.seeds is not None:
+            # Before the checkpoint: a resumed run drops what is beyond it.
+            self.seeds.store(self.update - self.config.run.thermalization, self.communicator)
         seed = self.config.chains.seed
         checkpoint = Checkpoint(
             Head(self.update, self._tuning(), seed, self._identity, self.recorder.checksum),
@@ -454,9 +362,7 @@ class Runner:
             {cell: generator.get_state() for cell, generator in self.streams.items()},
             self._pending(),
         )
-        write_checkpoint(self.directory.checkpoint, checkpoint, self.communicator)
-        self._checkpointed = self.update
-        self._log("checkpoint")
+        write_checkpoint(path, checkpoint, self.communicator)
 
     def _sync(self) -> None:
         """Have all rows on the disk, in the file that is in the directory of this run."""
@@ -544,9 +450,3 @@ def _about_idle(
     if chains.count > blocks:
         text += "; smaller blocks ([chains] block) serve more ranks, in a new run"
     return text
-
-
-def _not_finite(update: int, chain: int, replica: str = "") -> NonFiniteStateError:
-    return NonFiniteStateError(
-        f"update {update}: the field of chain {chain}{replica} is not finite, or its action is not"
-    )

@@ -18,6 +18,7 @@ from flowmc.registry import ConfigError
 
 __all__ = [
     "MOST_CHAINS",
+    "SEEDS",
     "Chains",
     "EnsembleTable",
     "LadderTable",
@@ -30,6 +31,9 @@ __all__ = [
     "seconds_of",
 ]
 
+
+# The format of an ensemble that is not stored, but made again.
+SEEDS = "seeds"
 
 # Far more than the largest machines have had, and few enough to write a list of.
 MOST_CHAINS = 10_000_000
@@ -197,20 +201,34 @@ class EnsembleTable:
 
     Attributes:
         format: "nersc", "ildg", "scidac", "hdf5", "npy", or another that flowmc_adapters knows; for
-            scalar and U(1) theories "hdf5", "ildg" (the same as "lime") or "npy".
+            scalar and U(1) theories "hdf5", "ildg" (the same as "lime") or "npy".  "seeds" writes
+            one file with what makes them again, and a checksum of each, in their place.
         precision: 32 or 64; that of the chains by default.
         name: files are called ``<name>.<number>``; by default the start file's name, or "conf".
         first_number: number of the first saved configuration; the others follow in steps of
             ``save_every``.  By default numbers continue that of the start file, or count updates.
+        keep_every: with ``format = "seeds"``, saved configurations from one checkpoint that is kept
+            to the next, 100 by default; it takes this many at most to make one of them again.
     """
 
     format: str
     precision: Literal[32, 64] | None = None
     name: str | None = None
     first_number: int | None = None
+    keep_every: int | None = None
 
     def __post_init__(self) -> None:
-        _at_least("[ensemble]", self, first_number=0)
+        _at_least("[ensemble]", self, first_number=0, keep_every=1)
+        if self.format == SEEDS and self.precision is not None:
+            raise ConfigError(
+                f"[ensemble]: precision = {self.precision}: the seeds of configurations have none: "
+                "remove it, and give it to flowmc regenerate"
+            )
+        if self.format != SEEDS and self.keep_every is not None:
+            raise ConfigError(
+                f"[ensemble]: keep_every = {self.keep_every} is about checkpoints for making "
+                f'configurations again, and format = "{self.format}" saves them: remove it'
+            )
         if self.name is not None and (not self.name or "/" in self.name or self.name[0] == "."):
             raise ConfigError(f"[ensemble]: name = {self.name!r}: should be a plain file name")
 

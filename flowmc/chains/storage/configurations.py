@@ -22,21 +22,20 @@ Origins = Mapping[int, Mapping[str, str]]
 
 
 class ConfigurationWriter:
-    """Writes ``ensemble/<name>.<number>``, or ``ensemble/chain0003/<name>.<number>`` for several
-    chains.
+    """Writes ``<name>.<number>``, or ``chain0003/<name>.<number>`` for several chains.
 
     The number is that of the start file plus the number of production updates, or counts from
     ``first_number`` in steps of ``save_every``.
 
     Args:
-        directory: of the run.
+        directory: where they are.
         config: with an ``[ensemble]`` table.
         origins: by chain, see :func:`origin_of`.
     """
 
     def __init__(self, directory: Path, config: RunConfig, origins: Origins) -> None:
         assert config.ensemble is not None and config.run.save_every is not None
-        self.directory, self.config = directory / "ensemble", config
+        self.directory, self.config = directory, config
         self.settings, self.save_every = config.ensemble, config.run.save_every
         self.origins = origins
 
@@ -55,13 +54,8 @@ class ConfigurationWriter:
             return self.settings.first_number + production_update - self.save_every
         return int(self.origins[chain]["number"]) + production_update
 
-    def write(self, chain: int, production_update: int, chain_field: Tensor) -> Path:
-        """Write the field ``(...)`` of one chain; return the file.
-
-        Raises:
-            OSError, FormatError: as :func:`flowmc.io.write_field`.
-        """
-        path = self.path(chain, production_update)
+    def metadata(self, chain: int, production_update: int) -> dict[str, str]:
+        """Return what stands beside the field of a chain after so many production updates."""
         origin = self.origins[chain]
         metadata = {key: origin[key] for key in CARRIED if key in origin}
         earlier = [int(word) for word in origin.get("seeds", "").split()]
@@ -76,6 +70,15 @@ class ConfigurationWriter:
             seed = self.config.chains.seed
             metadata["CHAIN"] = str(chain)
             metadata["RANDOM_STATE"] = f"seed {seed}, chain {chain}, update {production_update}"
+        return metadata
+
+    def write(self, chain: int, production_update: int, chain_field: Tensor) -> Path:
+        """Write the field ``(...)`` of one chain; return the file.
+
+        Raises:
+            OSError, FormatError: as :func:`flowmc.io.write_field`.
+        """
+        path = self.path(chain, production_update)
         with naming(path):
             write_field(
                 path,
@@ -83,7 +86,7 @@ class ConfigurationWriter:
                 self.config.action,
                 format=self.settings.format,
                 precision=self.settings.precision,
-                metadata=metadata,
+                metadata=self.metadata(chain, production_update),
             )
         return path
 
