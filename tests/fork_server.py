@@ -19,9 +19,12 @@ import sys
 import threading
 from pathlib import Path
 
+import torch
+
 from flowmc.actions import Phi4, Wilson
 from flowmc.cli import _COMMANDS
 from flowmc.observables.scalar import action_density
+from flowmc.training.optimisers import make_optimiser
 
 # What the interpreter and the libraries look at while they are loaded.
 LOADED_WITH = ("PYTHON", "OMP_", "MKL_", "NUMBA_", "LD_", "TORCH")
@@ -128,6 +131,10 @@ def end(status):
 if __name__ == "__main__":
     for module, _ in _COMMANDS.values():
         importlib.import_module(module)
+    # What loads its libraries when it is first used: they take seconds in every process.
+    for module in ("matplotlib.pyplot", "matplotlib.backends.backend_svg", "pydantic.main"):
+        importlib.import_module(module)
+    make_optimiser("adam", [torch.nn.Parameter(torch.zeros(1))], 1.0, (0.9, 0.999))
     # The first compiled kernels of a process take more seconds.
     for action in (Phi4([2, 2], m2=1.0, lam=1.0), Wilson("U(1)", [2, 2], beta=1.0)):
         action_density(action.cold(1), action)

@@ -22,7 +22,9 @@ def environment(**more):
     paths = os.pathsep.join([str(ROOT), str(ROOT / "adapters")])
     # A test run that is itself a rank must not confuse its ranks.
     own = {k: v for k, v in os.environ.items() if not k.startswith(("PMI", "OMPI_", "HYDRA_"))}
-    return own | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths} | more
+    # Ranks of MPICH that wait for each other sleep, as there are more of them than cores.
+    mpich = {"MPIR_CVAR_ENABLE_HEAVY_YIELD": "1"}
+    return own | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths} | mpich | more
 
 
 @functools.cache
