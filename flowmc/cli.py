@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from flowmc import __version__, arguments
+from flowmc.commands.seeds import SeedsMaker
 from flowmc.config.keys import check_keys
 from flowmc.launcher import first_speaks, launched_processes
 from flowmc.messages import (
@@ -105,7 +106,7 @@ def _parser(named: Collection[str] = tuple(_COMMANDS)) -> argparse.ArgumentParse
         if module == "flowmc_adapters.cli":
             adapters = importlib.import_module(module)
             getattr(adapters, f"add_{name}_arguments")(sub)
-            sub.set_defaults(run=getattr(adapters, f"run_{name}"))
+            sub.set_defaults(run=getattr(adapters, f"run_{name}"), maker=SeedsMaker())
         else:
             getattr(arguments, name.replace("-", "_"))(sub)
     return parser

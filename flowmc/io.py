@@ -34,6 +34,7 @@ __all__ = [
     "field_to_file_order",
     "file_order_to_field",
     "load_field",
+    "made_field",
     "number_in_name",
     "read_field",
     "take_field",
@@ -149,6 +150,43 @@ def load_field(
         signs,
         moved,
     )
+
+
+def made_field(
+    array: np.ndarray,
+    action: Action,
+    where: str | os.PathLike[str],
+    *,
+    dims: tuple[int, ...],
+    group: str,
+    precision: int,
+    metadata: Mapping[str, str],
+    number: int,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> StoredField:
+    """Return numbers that were made again as :func:`load_field` returns those of a file.
+
+    Args:
+        array: of one configuration, in the order of files.
+        action: the theory.
+        where: they come from, for messages.
+        dims: extents of the lattice that they were made on.
+        group: of that theory.
+        precision: in bits that they were computed with.
+        metadata, number: of the configuration.
+        dtype: precision of the real components of the field.
+        device: where to put the field.
+
+    Raises:
+        FormatError: another lattice or group than that of the theory.
+    """
+    _require(where, action, dims, group)
+    notes: list[str] = []
+    field, signs = take_field(
+        array, action, where, precision=precision, dtype=dtype, device=device, notes=notes
+    )
+    return StoredField(field, "seeds", precision, metadata, number, tuple(notes), signs)
 
 
 def take_field(

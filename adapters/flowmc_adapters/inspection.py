@@ -15,6 +15,7 @@ from .fields.inspection import FieldFindings, examine_fields
 from .formats import PathLike
 from .openqcd.u1 import U1_CHECK
 from .registry import detect, verify
+from .seeds import describe, is_seeds, read_seeds
 from .transfer import Progress
 
 FINE, CHECK_FAILED, UNUSABLE = 0, 1, 2
@@ -99,6 +100,8 @@ def examine(
         "error": None,
     }
     try:
+        if is_seeds(path):
+            return _of_seeds(path, report)
         found = detect(path, layout)
         report["format"] = found.name
         # Layouts are of links only
@@ -148,6 +151,15 @@ def examine(
         reasons.append(verdict.group_error)
     status = CHECK_FAILED if reasons else FINE
     return Inspection(report, header.metadata, status, "; ".join(reasons))
+
+
+def _of_seeds(path: PathLike, report: dict[str, Any]) -> Inspection:
+    """The inspection of a file of seeds; its checksums are compared when it is read."""
+    seeds = read_seeds(path)
+    entries, metadata, warnings = describe(path, seeds)
+    crc = {"kind": "CRC-32 of its members", "stored": "", "computed": "", "ok": True}
+    report |= {"format": "seeds", **entries, "checksum": crc, "warnings": warnings}
+    return Inspection(report, metadata)
 
 
 def _of_fields(report: dict[str, Any], found: FieldFindings, ignore_checksum: bool) -> Inspection:

@@ -31,6 +31,7 @@ from .numpy_files.npz import NpzFormat
 from .observables import GroupErrors, measure_links
 from .openqcd.export import OpenQcdFormat
 from .openqcd.hirep import HirepFormat
+from .seeds import holds_seeds, refusal_of_seeds
 from .selection import split_selection
 from .transfer import Progress
 from .unpacking import compression_of, unpacking
@@ -95,6 +96,8 @@ def detect(path: PathLike, layout: str | None = None) -> Format:
         raise FormatError(path, None, f"{what}: give a single configuration file")
     head = read_head(path)
     path, selection = split_selection(path)
+    if holds_seeds(head):
+        raise refusal_of_seeds(path)
     candidates = list(formats().values())
     if compression_of(head):
         candidates = [unpacking(path, detect)]

@@ -20,6 +20,7 @@ import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from .heads import read_head
 
 __all__ = [
     "Seeds",
+    "checkpoint_path",
     "configuration_checksum",
     "holds_seeds",
     "is_seeds",
@@ -57,7 +59,8 @@ class Seeds:
         content: of `seeds.json`; `lattice` (x first), `group` ("R", "U(1)", "SU(3)"), `place`
             ("links" or "sites"), `precision` (bits of a number), `name` of the ensemble, `first`
             (number of the first configuration of all chains, or of each), `step` (from one number
-            to the next), and what belongs to the program that wrote it.
+            to the next), `checkpoint_every` (updates of production from one kept checkpoint to the
+            next, 0 if none is needed), and what belongs to the program that wrote it.
         checksums: `(configurations of a chain, chains)`, uint64.
     """
 
@@ -69,11 +72,23 @@ class Seeds:
         """Number of Markov chains."""
         return int(self.checksums.shape[1])
 
+    @property
+    def checkpoints(self) -> range:
+        """Updates of production after which checkpoints were kept that are needed."""
+        every, last = self.content["checkpoint_every"], len(self.checksums) * self.content["step"]
+        return range(0, last + 1, every) if every else range(0)
+
     def numbers(self, chain: int = 0) -> range:
         """The configuration numbers of a chain, in order."""
         first = self.content["first"]
         start, step = first[chain if len(first) > 1 else 0], self.content["step"]
         return range(start, start + step * len(self.checksums), step)
+
+
+def checkpoint_path(path: PathLike, production_update: int) -> Path:
+    """Where the checkpoint after so many updates of production is that belongs to a file of seeds,
+    or to others in its directory."""
+    return Path(path).parent / "checkpoints" / f"{production_update:08d}.h5"
 
 
 def configuration_checksum(values: npt.NDArray[Any]) -> int:
@@ -169,6 +184,8 @@ def _is_complete(content: Mapping[str, Any], checksums: npt.NDArray[Any]) -> boo
         and len(first) in (1, checksums.shape[1])
         and type(step) is int
         and step > 0
+        and type(content.get("checkpoint_every")) is int
+        and content["checkpoint_every"] >= 0
         and content.get("place") in ("links", "sites")
         and content.get("precision") in (32, 64)
         and all(isinstance(content.get(key), str) for key in ("group", "name", "program"))
@@ -188,3 +205,46 @@ def write_seeds(path: PathLike, seeds: Seeds) -> None:
         # An archive's first day, 1 January 1980, in the place of now
         archive.writestr(zipfile.ZipInfo(SEEDS), text, zipfile.ZIP_DEFLATED, 9)
         archive.writestr(zipfile.ZipInfo(CHECKSUMS), data.getvalue())
+
+
+def describe(path: PathLike, seeds: Seeds) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """Entries for the report of `inspect`, what else there is to say, and warnings."""
+    content, rows = seeds.content, len(seeds.checksums)
+    group = content["group"]
+    is_special = group.startswith("SU(") and group[3:-1].isdecimal()
+    kind = "u1" if group == "U(1)" else "scalar" if group == "R" else "gauge"
+    report = {
+        "writer": content["program"],
+        "kind": kind,
+        "dims": content["lattice"],
+        "nc": int(group[3:-1]) if is_special else None,
+        "precision": content["precision"],
+        "configurations": seeds.checksums.size,
+    }
+    said = {"CHAINS": str(seeds.chains)}
+    if rows:
+        firsts = {seeds.numbers(chain)[0] for chain in range(len(content["first"]))}
+        each = "" if len(firsts) == 1 else " of chain 0"
+        numbers = seeds.numbers()
+        steps = f" in steps of {numbers.step}" if rows > 1 else ""
+        said["NUMBERS"] = f"{numbers[0]} to {numbers[-1]}{steps}{each}"
+    every = content["checkpoint_every"]
+    said["MADE_FROM"] = f"checkpoints every {every} updates" if every else "the draws of flows"
+    configuration = content.get("configuration")
+    if isinstance(configuration, dict):
+        said["THEORY"] = json.dumps(configuration.get("theory"))
+        chains = configuration.get("chains")
+        said["SEED"] = str(chains.get("seed") if isinstance(chains, dict) else None)
+    flows, made_with = content.get("flows"), content.get("made_with")
+    for name, digest in (flows if isinstance(flows, dict) else {}).items():
+        said[f"FLOW {name}"] = str(digest)
+    if isinstance(made_with, dict):
+        said["MADE_WITH"] = ", ".join(f"{key} {value}" for key, value in made_with.items())
+    missing = [one for one in seeds.checkpoints if not checkpoint_path(path, one).exists()]
+    warnings = []
+    if missing:
+        warnings.append(
+            f"{len(missing)} of {len(seeds.checkpoints)} checkpoints are missing, the first one is "
+            f"{checkpoint_path(path, missing[0])}: what follows it cannot be made again"
+        )
+    return report, said, warnings

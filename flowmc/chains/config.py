@@ -173,7 +173,7 @@ def read_config(table: Mapping[str, Any], base: Path, *, for_step: bool = False)
     if ensemble is not None:
         resolved["ensemble"] = dataclasses.asdict(ensemble)
     resolved["parallel"] = dataclasses.asdict(parallel)
-    return RunConfig(
+    config = RunConfig(
         base,
         table["theory"],
         action,
@@ -186,6 +186,12 @@ def read_config(table: Mapping[str, Any], base: Path, *, for_step: bool = False)
         parallel,
         resolved,
     )
+    if ensemble is not None and ensemble.keep_every is not None and config.is_drawn:
+        raise ConfigError(
+            f"[ensemble]: keep_every = {ensemble.keep_every}: no checkpoint is needed for making "
+            "draws of a flow again: remove it"
+        )
+    return config
 
 
 def _try_out(entry: UpdateEntry, action: Action, ladder: Ladder | None, base: Path) -> None:

@@ -38,9 +38,9 @@ class ChainsInMotion:
         communicator: of all ranks.
         distribution: which rank owns what.
         checkpoint: where the chains stand, as far as this rank has it.
-        scratch: where kernels may keep files.
 
     Attributes:
+        scratch: where kernels may keep files, see :meth:`keep_files_in`.
         update: updates done, thermalization included.
         states: by block.
         streams: by block and replica.
@@ -53,12 +53,11 @@ class ChainsInMotion:
         communicator: Communicator,
         distribution: Distribution,
         checkpoint: Checkpoint,
-        scratch: Path,
     ) -> None:
         self.config, self.assembly = config, assembly
+        self.scratch: Path | None = None
         self.communicator, self.distribution = communicator, distribution
         self.own = distribution.blocks_of(communicator.rank)
-        self._scratch = scratch
         head = checkpoint.head
         self.update = head.update
         self.states = {
@@ -76,7 +75,12 @@ class ChainsInMotion:
         for cell, state in checkpoint.streams.items():
             self.streams[cell] = torch.Generator(device=assembly.device)
             self.streams[cell].set_state(state)
-        self._settle_kernels()
+
+    def keep_files_in(self, scratch: Path | None) -> None:
+        """Tell all kernels where they may keep files."""
+        self.scratch = scratch
+        for kernel in kernels_in(self.assembly.kernel):
+            kernel.scratch = scratch
 
     def init_kernels(self) -> None:
         """Let the kernels see the fields that they will move, as a new run does; no state changes.
@@ -122,11 +126,6 @@ class ChainsInMotion:
             for r, replica in (state.here if isinstance(state, LadderState) else {0: state}).items()
         ]
 
-    def _settle_kernels(self) -> None:
-        """Tell all kernels where they may keep files."""
-        for kernel in kernels_in(self.assembly.kernel):
-            kernel.scratch = self._scratch
-
     def _share_proposals(self) -> SharedProposals | None:
         """Let ranks that own nothing draw flow proposals."""
         if self.config.parallel.proposals == "owner" or not self.distribution.idle:
@@ -149,7 +148,7 @@ class ChainsInMotion:
         self.assembly.kernel.set_tuning(tuning)
         for name, (seconds, calls) in clocks.items():
             self.assembly.timed[name].seconds, self.assembly.timed[name].calls = seconds, calls
-        self._settle_kernels()
+        self.keep_files_in(self.scratch)
 
     def _fresh_state(self, block: int, state: State | LadderState) -> State | LadderState:
         replicas = state.here if isinstance(state, LadderState) else {0: state}

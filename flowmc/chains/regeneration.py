@@ -10,14 +10,16 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flowmc_adapters.seeds import Seeds, configuration_checksum, read_seeds
+import torch
+from flowmc_adapters.seeds import Seeds, checkpoint_path, configuration_checksum, read_seeds
 from torch import Tensor
 
+from flowmc.actions.base import Action
 from flowmc.chains.assembly import Assembly, assemble
 from flowmc.chains.config import RunConfig, read_config
 from flowmc.chains.draws import Draws, Sought
@@ -26,8 +28,7 @@ from flowmc.chains.opening import distribute
 from flowmc.chains.storage.checkpoint import read_checkpoint, read_head
 from flowmc.chains.storage.configurations import ConfigurationWriter
 from flowmc.chains.storage.directory import environment
-from flowmc.chains.storage.seeds import kept_checkpoint
-from flowmc.io import configuration_array
+from flowmc.io import StoredField, configuration_array, made_field
 from flowmc.kernels import NonFiniteStateError
 from flowmc.parallel import Communicator
 from flowmc.parallel.devices import choose_threads
@@ -76,6 +77,8 @@ class Regeneration:
         communicator.together(self._check_flows)
         self._distribution = distribute(config, self.assembly, communicator)
         self._own = self._distribution.blocks_of(communicator.rank)
+        # Where the chains stand after what was made last; the next one is often near.
+        self._chains: ChainsInMotion | None = None
         count, origins = config.chains.count, seeds.content["origins"]
         self.origins = {chain: origins[chain if len(origins) > 1 else 0] for chain in range(count)}
 
@@ -127,6 +130,8 @@ class Regeneration:
     def make(self, wanted: Mapping[int, Sequence[int]]) -> Iterator[Regenerated]:
         """Make configurations again, those of this rank's chains; collective.
 
+        Chains go on from where they were left, if no checkpoint is nearer to what is wanted.
+
         Args:
             wanted: chains by row, see :meth:`rows_of`; all rows in ascending order.
 
@@ -140,6 +145,66 @@ class Regeneration:
         for row, chain, field in made:
             self._compare(row, chain, field)
             yield Regenerated(chain, self.seeds.numbers(chain)[row], self.update_of(row), field)
+
+    def configurations(self) -> Iterator[tuple[int, int, int, str]]:
+        """Yield row and chain, number, and path below a directory, of all there are."""
+        for row in range(self.rows):
+            for chain in range(self.seeds.chains):
+                path = self._names.path(chain, self.update_of(row))
+                yield row, chain, self.seeds.numbers(chain)[row], str(path)
+
+    def metadata(self, row: int, chain: int) -> dict[str, str]:
+        """Return what a file of a configuration says beside its numbers."""
+        return self._names.metadata(chain, self.update_of(row))
+
+    def checksum(self, row: int, chain: int) -> int:
+        """Return the checksum of a configuration."""
+        return int(self.seeds.checksums[row, chain])
+
+    @cached_property
+    def _names(self) -> ConfigurationWriter:
+        """Knows what files would be called."""
+        return self.writer(Path(), "hdf5", None)
+
+    def load(
+        self,
+        wanted: Sequence[tuple[int, int]],
+        action: Action,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> list[StoredField]:
+        """Return configurations as they would be read from files.
+
+        Args:
+            wanted: row and chain of each.
+            action: the theory that they are to serve for.
+            dtype: precision of the real components of the fields.
+            device: where to put the fields.
+
+        Raises:
+            FormatError: another lattice or group than that of the theory.
+            ConfigError: as :meth:`make`.
+        """
+        rows: dict[int, list[int]] = {}
+        for row, chain in sorted(set(wanted)):
+            rows.setdefault(row, []).append(chain)
+        own, found = self.config.action, {}
+        for one in self.make(rows):
+            row = one.update // int(self.seeds.content["step"]) - 1
+            found[row, one.chain] = made_field(
+                configuration_array(one.field, own),
+                action,
+                self.path,
+                dims=tuple(own.lattice),
+                group=own.group.name,
+                precision=self.config.chains.precision,
+                metadata=self.metadata(row, one.chain),
+                number=one.number,
+                dtype=dtype,
+                device=device,
+            )
+        return [found[key] for key in wanted]
 
     def writer(self, directory: Path, format: str, precision: int | None) -> ConfigurationWriter:
         """Return what writes files as the run would have written them."""
@@ -172,15 +237,15 @@ class Regeneration:
         return Sought(int(sums[row]), after, thermalization + self.update_of(at))
 
     def _moved(self, wanted: Mapping[int, Sequence[int]]) -> Iterator[tuple[int, int, Tensor]]:
-        with ExitStack() as stack:
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flowmc-")))
-            chains: ChainsInMotion | None = None
+        with tempfile.TemporaryDirectory(prefix="flowmc-") as scratch:
             thermalization = self.config.run.thermalization
             for row, which in wanted.items():
                 update = thermalization + self.update_of(row)
                 start = thermalization + self._kept_before(row)
-                if chains is None or chains.update < start:
-                    chains = self._restored(start, scratch)
+                chains = self._chains
+                if chains is None or not start <= chains.update <= update:
+                    chains = self._chains = self._restored(start)
+                chains.keep_files_in(Path(scratch))
                 try:
                     while chains.update < update:
                         chains.move()
@@ -200,9 +265,9 @@ class Regeneration:
         # A checkpoint right after it holds the configuration itself.
         return self.update_of(row) // every * every
 
-    def _restored(self, update: int, scratch: Path) -> ChainsInMotion:
+    def _restored(self, update: int) -> ChainsInMotion:
         """Return the chains as they stood after an update; collective."""
-        path = kept_checkpoint(self.path.parent, update - self.config.run.thermalization)
+        path = checkpoint_path(self.path, update - self.config.run.thermalization)
 
         def look() -> None:
             if not path.exists():
@@ -211,7 +276,8 @@ class Regeneration:
                     f"belongs to {self.path}, restore it from a copy"
                 )
             head = read_head(path)
-            if head.configuration != self.seeds.content["identity"] or head.update != update:
+            told = head.configuration, head.seed, head.update
+            if told != (self.seeds.content["identity"], self.config.chains.seed, update):
                 raise ConfigError(
                     f"{path} is of another run than {self.path}: restore the one that belongs to it"
                 )
@@ -222,7 +288,7 @@ class Regeneration:
             lambda: read_checkpoint(path, assembly.device, self._own, replicas)
         )
         chains = ChainsInMotion(
-            self.config, assembly, self._communicator, self._distribution, checkpoint, scratch
+            self.config, assembly, self._communicator, self._distribution, checkpoint
         )
         self._communicator.together(chains.init_kernels)
         return chains

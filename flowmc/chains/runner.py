@@ -91,9 +91,8 @@ class Runner(ChainsInMotion):
         *,
         resumed: bool,
     ) -> None:
-        super().__init__(
-            config, assembly, communicator, distribution, checkpoint, directory.scratch
-        )
+        super().__init__(config, assembly, communicator, distribution, checkpoint)
+        self.keep_files_in(directory.scratch)
         self.directory, head = directory, checkpoint.head
         self._checkpointed = head.update
         self._identity = identity_of(config.resolved)

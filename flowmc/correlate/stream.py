@@ -12,6 +12,7 @@ import torch
 from flowmc.actions.base import Action
 from flowmc.chains.config import RunConfig
 from flowmc.chains.opening import open_run
+from flowmc.chains.regeneration import open_seeds
 from flowmc.chains.runner import RunStopped
 from flowmc.chains.storage.directory import RunDirectory
 from flowmc.correlate.config import Source
@@ -94,6 +95,7 @@ class EnsembleStream:
                 dtype=self.dtype,
                 device=self.device,
                 skip=lambda place: keys[place] in before,
+                any_order=True,
             )
             for batch in batches:
                 self._compare_couplings(batch)
@@ -169,11 +171,13 @@ def open_ensemble(
         ConfigError, FormatError, OSError: as :meth:`StoredEnsemble.of_files`.
     """
     if source.run is not None:
-        ensemble = StoredEnsemble.of_run(Path(path_of(source.run)), name=name)
+        ensemble = StoredEnsemble.of_run(Path(path_of(source.run)), name=name, seeds=open_seeds)
     else:
         assert source.files is not None
         written = [source.files] if isinstance(source.files, str) else source.files
-        ensemble = StoredEnsemble.of_files([path_of(one) for one in written], name=name)
+        ensemble = StoredEnsemble.of_files(
+            [path_of(one) for one in written], name=name, seeds=open_seeds
+        )
     return _selected(ensemble, source)
 
 
@@ -216,4 +220,4 @@ def run_live(
             f"the chain stopped after update {runner.update} of {runner.total} ({reason}): "
             "continue with --resume"
         )
-    return _selected(StoredEnsemble.of_run(path, name=name), source)
+    return _selected(StoredEnsemble.of_run(path, name=name, seeds=open_seeds), source)

@@ -12,11 +12,13 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from flowmc_adapters import FormatError, field_numbers, read_field, read_header
 from flowmc_adapters.commands.files import expand
 from flowmc_adapters.fields.files import field_format
+from flowmc_adapters.seeds import is_seeds, refusal_of_seeds
 from flowmc_adapters.selection import file_of
 from torch import Tensor
 
@@ -25,18 +27,62 @@ from flowmc.actions.theory import build_action
 from flowmc.ensembles.claims import seeds_of
 from flowmc.ensembles.naming import base_name
 from flowmc.estimators.history import History
-from flowmc.io import load_field, number_in_name
+from flowmc.io import StoredField, load_field, number_in_name
 from flowmc.registry import ConfigError, named_by
 
 __all__ = [
     "ConfigurationBatch",
     "EnsembleTable",
+    "Made",
+    "Maker",
     "Member",
+    "OpenSeeds",
     "StoredEnsemble",
     "history_of",
     "run_theory",
     "selection_text",
 ]
+
+
+class Maker(Protocol):
+    """Makes the configurations of a file of seeds again."""
+
+    def configurations(self) -> Iterator[tuple[int, int, int, str]]:
+        """Yield row and chain, number, and path below a directory, of all there are."""
+
+    def load(
+        self,
+        wanted: Sequence[tuple[int, int]],
+        action: Action,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> list[StoredField]:
+        """Return configurations by row and chain; those of later rows go on from earlier ones."""
+
+    def metadata(self, row: int, chain: int) -> Mapping[str, str]:
+        """Return what a file of the configuration would say."""
+
+    def checksum(self, row: int, chain: int) -> int:
+        """Return the checksum of the configuration."""
+
+
+OpenSeeds = Callable[[Path], Maker]
+"""Opens a file of seeds."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A configuration that is made when it is read.
+
+    Attributes:
+        maker: of it.
+        row, chain: which of a file of seeds.
+    """
+
+    maker: Maker
+    row: int
+    chain: int
 
 
 @dataclass(frozen=True)
@@ -46,14 +92,16 @@ class Member:
     Attributes:
         replica: its chain.
         number: its configuration number.
-        path: the file.
+        path: the file; of what is made, the file of seeds and a name below it.
         inner: which configuration of an HDF5 file that holds several; None for the only one.
+        made: how it is made; None if it is there.
     """
 
     replica: str
     number: int
     path: str
     inner: int | None = None
+    made: Made | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,17 +127,21 @@ class EnsembleTable:
         if self.every < 1:
             raise ConfigError(f"[ensemble]: every = {self.every}: should be at least 1")
 
-    def open(self, base: Path) -> StoredEnsemble:
-        """Find the configurations; ``base`` is the directory of the configuration file.
+    def open(self, base: Path, seeds: OpenSeeds | None = None) -> StoredEnsemble:
+        """Find the configurations.
+
+        Args:
+            base: directory of the configuration file.
+            seeds: opens files of seeds; without it they are refused.
 
         Raises:
             ConfigError, FormatError, OSError: as :meth:`StoredEnsemble.of_files`.
         """
         if self.run is not None:
-            found = StoredEnsemble.of_run(base / self.run)
+            found = StoredEnsemble.of_run(base / self.run, seeds=seeds)
         else:
             written = [self.files] if isinstance(self.files, str) else self.files or []
-            found = StoredEnsemble.of_files([str(base / one) for one in written])
+            found = StoredEnsemble.of_files([str(base / one) for one in written], seeds=seeds)
         return found.selected(first=self.first, last=self.last, every=self.every)
 
 
@@ -136,38 +188,59 @@ class StoredEnsemble:
                 )
 
     @classmethod
-    def of_files(cls, arguments: Sequence[str], *, name: str | None = None) -> StoredEnsemble:
+    def of_files(
+        cls,
+        arguments: Sequence[str],
+        *,
+        name: str | None = None,
+        seeds: OpenSeeds | None = None,
+    ) -> StoredEnsemble:
         """Find the configurations that files, directories and patterns hold.
 
         Args:
             arguments: paths; a directory stands for all configurations in it.
             name: of the ensemble; by default the common stem of the files.
+            seeds: opens files of seeds; without it they are refused.
 
         Raises:
             ConfigError: nothing was found, or configurations have no numbers.
             FormatError, OSError: a file cannot be read.
         """
-        found: list[tuple[str, int | None, int | None]] = []
+        found: list[_Found] = []
         for path in expand(list(arguments)).files:
             if not os.path.exists(file_of(path)):
                 raise ConfigError(f"there is no configuration file {path}")
-            found += _in_file(path)
+            found += _in_file(path, seeds)
         if not found:
             below = [one for one in arguments if any(p.is_dir() for p in _entries(one))]
             hint = f'; for those in its subdirectories name "{below[0]}/*"' if below else ""
             raise ConfigError(f"no configurations in {', '.join(arguments)}{hint}")
         members = _with_replicas(_numbered(found))
-        stems = {base_name(path) for path, _, _ in found}
+        stems = {base_name(one.path) for one in found}
         common = name or (stems.pop() if len(stems) == 1 else "ensemble")
         return cls(common.replace("|", "_"), members)
 
     @classmethod
-    def of_run(cls, directory: Path, *, name: str | None = None) -> StoredEnsemble:
+    def of_run(
+        cls, directory: Path, *, name: str | None = None, seeds: OpenSeeds | None = None
+    ) -> StoredEnsemble:
         """Return the configurations that a run has saved: every chain is a replica.
+
+        Args:
+            directory: of the run.
+            name: of the ensemble.
+            seeds: opens files of seeds; without it they are refused.
 
         Raises:
             ConfigError: as :meth:`of_files`, or the run has saved none yet.
         """
+        for file in sorted((directory / "ensemble").glob("*.seeds")):
+            made = [
+                Member(f"chain{one.made.chain:04d}", int(one.number), one.path, made=one.made)
+                for one in _in_file(str(file), seeds)
+                if one.made is not None and one.number is not None
+            ]
+            return cls(name or directory.resolve().name.replace("|", "_"), made)
         chains = sorted(path for path in (directory / "ensemble").glob("chain*") if path.is_dir())
         folders = chains or [directory / "ensemble"]
         members = []
@@ -211,7 +284,7 @@ class StoredEnsemble:
     def seed(self) -> int | None:
         """The seed of the chains, if the first configuration says it."""
         first = self.members[0]
-        return next(iter(seeds_of(first.path, _metadata(first.path, first.inner))), None)
+        return next(iter(seeds_of(first.path, _metadata(first))), None)
 
     def batches(
         self,
@@ -221,6 +294,7 @@ class StoredEnsemble:
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
         skip: Callable[[int], bool] = lambda place: False,
+        any_order: bool = False,
     ) -> Iterator[ConfigurationBatch]:
         """Read the configurations, a few at a time.
 
@@ -229,12 +303,20 @@ class StoredEnsemble:
             size: configurations in memory.
             dtype, device: of the fields.
             skip: places in the ensemble that need not be read.
+            any_order: whether batches may come in another order than that of places: what is made
+                again comes from many chains at once.
 
         Raises:
             FormatError, OSError: as :func:`flowmc.io.load_field`.
         """
-        for first in range(0, len(self.members), size):
-            places = [p for p in range(first, min(first + size, len(self.members))) if not skip(p)]
+        wanted = list(range(len(self.members)))
+        if any_order:
+            wanted.sort(key=lambda place: _order_of_making(self.members[place], place))
+        for first in range(0, len(wanted), size):
+            places = [p for p in wanted[first : first + size] if not skip(p)]
+            if any_order:
+                yield from self._read_any(places, action, dtype, device)
+                continue
             # Neighbours share a batch; a gap of places already done ends it.
             while places:
                 run = 1
@@ -259,6 +341,24 @@ class StoredEnsemble:
         parts = [self._read(place, 1, action, dtype, device).field for place in places]
         return torch.cat(parts) if parts else action.cold(0, dtype, device)
 
+    def _read_any(
+        self,
+        places: Sequence[int],
+        action: Action,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> Iterator[ConfigurationBatch]:
+        """Read some places, in any order; yield them by neighbours."""
+        members = [self.members[place] for place in places]
+        stored = dict(zip(places, _load(members, action, dtype, device), strict=True))
+        ordered = sorted(places)
+        while ordered:
+            run = 1
+            while run < len(ordered) and ordered[run] == ordered[0] + run:
+                run += 1
+            yield self._batch(ordered[0], [stored[place] for place in ordered[:run]])
+            ordered = ordered[run:]
+
     def _read(
         self,
         first: int,
@@ -268,13 +368,12 @@ class StoredEnsemble:
         device: torch.device | str,
     ) -> ConfigurationBatch:
         members = self.members[first : first + count]
-        stored = [
-            load_field(one.path, action, dtype=dtype, device=device, number=one.inner)
-            for one in members
-        ]
+        return self._batch(first, _load(members, action, dtype, device))
+
+    def _batch(self, first: int, stored: Sequence[StoredField]) -> ConfigurationBatch:
         return ConfigurationBatch(
             first,
-            members,
+            self.members[first : first + len(stored)],
             torch.cat([one.field for one in stored]),
             tuple(note for one in stored for note in one.notes),
             [dict(one.metadata) for one in stored],
@@ -319,35 +418,83 @@ def run_theory(directory: Path) -> dict:
     return theory
 
 
-def _in_file(path: str) -> list[tuple[str, int | None, int | None]]:
-    """Return ``(path, number, inner number)`` of every configuration in a file."""
+@dataclass(frozen=True)
+class _Found:
+    """A configuration that was found; its number may be known from its metadata alone."""
+
+    path: str
+    number: int | None
+    inner: int | None = None
+    made: Made | None = None
+
+
+def _in_file(path: str, seeds: OpenSeeds | None) -> list[_Found]:
+    """Return every configuration in a file."""
+    if is_seeds(path):
+        if seeds is None:
+            raise refusal_of_seeds(path)
+        maker = seeds(Path(path))
+        return [
+            _Found(f"{path}/{name}", number, made=Made(maker, row, chain))
+            for row, chain, number, name in maker.configurations()
+        ]
     if os.path.isfile(file_of(path)) and field_format(path) == "hdf5":
         inner = field_numbers(path)
         if len(inner) > 1:
-            return [(path, number, number) for number in inner]
+            return [_Found(path, number, number) for number in inner]
         if inner and number_in_name(path) is None:
-            return [(path, inner[0], None)]
-    return [(path, number_in_name(path), None)]
+            return [_Found(path, inner[0])]
+    return [_Found(path, number_in_name(path))]
 
 
-def _numbered(found: list[tuple[str, int | None, int | None]]) -> list[tuple[str, int, int | None]]:
+def _numbered(found: Sequence[_Found]) -> list[_Found]:
     """Fill in numbers that only the metadata have."""
     result = []
-    for path, number, inner in found:
-        stored = number if number is not None else _stored_number(path)
+    for one in found:
+        stored = one.number if one.number is not None else _stored_number(one.path)
         if stored is None:
             raise ConfigError(
-                f"{path} has no configuration number, neither at the end of its name, as in "
+                f"{one.path} has no configuration number, neither at the end of its name, as in "
                 "lat.1000, nor in its metadata: autocorrelations need it; rename the files"
             )
-        result.append((path, stored, inner))
+        result.append(replace(one, number=stored))
     return result
 
 
-def _metadata(path: str, inner: int | None) -> Mapping[str, str]:
+def _order_of_making(member: Member, place: int) -> tuple[int, int, int]:
+    """Return a key that puts together what is made together, behind what is there."""
+    made = member.made
+    return (0, 0, place) if made is None else (id(made.maker), made.row, made.chain)
+
+
+def _load(
+    members: Sequence[Member], action: Action, dtype: torch.dtype, device: torch.device | str
+) -> list[StoredField]:
+    """Return what the members hold, in their order."""
+    found: dict[int, StoredField] = {}
+    makers: dict[int, list[int]] = {}
+    for place, one in enumerate(members):
+        if one.made is None:
+            found[place] = load_field(
+                one.path, action, dtype=dtype, device=device, number=one.inner
+            )
+        else:
+            makers.setdefault(id(one.made.maker), []).append(place)
+    for places in makers.values():
+        made = [what for place in places if (what := members[place].made) is not None]
+        wanted = [(what.row, what.chain) for what in made]
+        loaded = made[0].maker.load(wanted, action, dtype=dtype, device=device)
+        found |= dict(zip(places, loaded, strict=True))
+    return [found[place] for place in range(len(members))]
+
+
+def _metadata(member: Member) -> Mapping[str, str]:
+    if member.made is not None:
+        return member.made.maker.metadata(member.made.row, member.made.chain)
+    path = member.path
     try:
         if os.path.isfile(file_of(path)) and field_format(path) in ("hdf5", "lime", "npy"):
-            return read_field(path, number=inner).metadata
+            return read_field(path, number=member.inner).metadata
         return read_header(path).metadata
     except FormatError:
         return {}  # said where the file is read
@@ -363,20 +510,22 @@ def _stored_number(path: str) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _with_replicas(found: list[tuple[str, int, int | None]]) -> list[Member]:
+def _with_replicas(found: Sequence[_Found]) -> list[Member]:
     """Name the replicas by what tells their files apart: folder, stem, or both."""
     keys = [
         # An HDF5 file of many configurations is a replica of its own.
-        (os.path.dirname(os.path.abspath(path)), _stem(path, inner is not None))
-        for path, number, inner in found
+        (os.path.dirname(os.path.abspath(one.path)), _stem(one.path, one.inner is not None))
+        for one in found
     ]
     folders, stems = {folder for folder, _ in keys}, {stem for _, stem in keys}
     common = os.path.commonpath(folders)
     members = []
-    for (path, number, inner), (folder, stem) in zip(found, keys, strict=True):
+    for one, (folder, stem) in zip(found, keys, strict=True):
+        assert one.number is not None
         below = os.path.relpath(folder, common).replace(os.sep, "_") if len(folders) > 1 else ""
         parts = [part for part in (below, stem if len(stems) > 1 or not below else "") if part]
-        members.append(Member("_".join(parts).replace("|", "_"), number, path, inner))
+        name = "_".join(parts).replace("|", "_")
+        members.append(Member(name, one.number, one.path, one.inner, one.made))
     return members
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from flowmc.actions.base import Action
+from flowmc.chains.regeneration import open_seeds
 from flowmc.ensembles.stored import EnsembleTable, StoredEnsemble, selection_text
 from flowmc.free_energy.progress import Progress
 from flowmc.registry import ConfigError
@@ -48,7 +49,7 @@ class StoredConfigurations:
                 makes a series whose autocorrelation can be taken.
             FormatError, OSError: a file cannot be read.
         """
-        ensemble = self.table.open(self.base)
+        ensemble = self.table.open(self.base, open_seeds)
         self.progress.identify("[ensemble] of files", _digest(ensemble))
         self.say(f"{selection_text(ensemble)} of {ensemble.name}")
         _check_series(ensemble)
@@ -84,6 +85,9 @@ def _digest(ensemble: StoredEnsemble) -> str:
     """Return a digest of names, numbers and sizes of the files: their content may be terabytes."""
     digest = hashlib.sha256()
     for one in ensemble.members:
-        text = f"{one.replica}\n{one.number}\n{one.inner}\n{os.path.getsize(one.path)}\n"
+        made = one.made
+        # What is made again has a checksum at hand.
+        size = made.maker.checksum(made.row, made.chain) if made else os.path.getsize(one.path)
+        text = f"{one.replica}\n{one.number}\n{one.inner}\n{size}\n"
         digest.update(text.encode())
     return digest.hexdigest()

@@ -21,6 +21,8 @@ from ..inspection import CHECK_FAILED, FINE, UNUSABLE
 from ..naming import converted_name, number_in_name
 from ..printing import printable, say
 from ..registry import format_named, formats, read_header
+from ..seeds import is_seeds
+from ..selection import file_of
 from ..transfer import Progress
 from .common import (
     add_reading_arguments,
@@ -32,6 +34,7 @@ from .common import (
     stopped_by_signals,
 )
 from .files import UNFINISHED, expand
+from .made import FromFile, Source, sources_of
 from .progress import ProgressLine
 
 
@@ -130,7 +133,7 @@ def _convert(arguments: argparse.Namespace, comm: Any) -> int:
     results: list[dict[str, Any]] = []
     status = FINE
     for source, destination in pairs:
-        progress.begin(source)
+        progress.begin(source.label)
         result, code = _convert_one(
             arguments, source, destination, metadata, options, progress, comm
         )
@@ -152,7 +155,7 @@ def _convert(arguments: argparse.Namespace, comm: Any) -> int:
 
 def _convert_one(
     arguments: argparse.Namespace,
-    source: str,
+    source: Source,
     destination: str,
     metadata: dict[str, str],
     options: dict[str, str],
@@ -160,27 +163,29 @@ def _convert_one(
     comm: Any,
 ) -> tuple[dict[str, Any], int]:
     """What became of one file, and the exit status it deserves."""
-    paths = {"source": source, "destination": destination}
+    paths = {"source": source.label, "destination": destination}
     try:
         reading = reading_options(arguments)
-        number = by_first_rank(comm, lambda: _number_from_name(source, metadata, reading))
         function = convert if comm is None else functools.partial(_parallel_convert, comm)
-        conversion = function(
-            source,
-            destination,
-            arguments.format,
-            arguments.precision,
-            check_checksum=not arguments.ignore_checksum,
-            check_group=not arguments.ignore_group,
-            number=arguments.number,
-            strip_signs=arguments.strip_signs,
-            reunitarize=arguments.reunitarize,
-            open_boundaries=arguments.open_boundaries,
-            metadata=metadata | number,
-            options=options,
-            progress=progress.part,
-            **reading,
-        )
+        with source.opened() as path:
+            number = by_first_rank(comm, lambda: _number_from_name(path, metadata, reading))
+            os.makedirs(os.path.dirname(destination) or ".", exist_ok=True)
+            conversion = function(
+                path,
+                destination,
+                arguments.format,
+                arguments.precision,
+                check_checksum=not arguments.ignore_checksum,
+                check_group=not arguments.ignore_group,
+                number=arguments.number,
+                strip_signs=arguments.strip_signs,
+                reunitarize=arguments.reunitarize,
+                open_boundaries=arguments.open_boundaries,
+                metadata=metadata | number,
+                options=options,
+                progress=progress.part,
+                **reading,
+            )
     except (FormatError, ValueError, OSError, MemoryError) as error:
         code = CHECK_FAILED if isinstance(error, CheckError) else UNUSABLE
         message = str(error) or type(error).__name__
@@ -219,7 +224,7 @@ def _number_from_name(
     return {"SEQUENCE_NUMBER": str(number)}
 
 
-def _pairs(arguments: argparse.Namespace) -> tuple[list[tuple[str, str]], bool]:
+def _pairs(arguments: argparse.Namespace) -> tuple[list[tuple[Source, str]], bool]:
     """(source, destination) of every file still to be written, and whether the destination is a
     directory.
 
@@ -231,15 +236,22 @@ def _pairs(arguments: argparse.Namespace) -> tuple[list[tuple[str, str]], bool]:
         for path, reason in chosen.skipped:
             say(f"skipped {printable(path)}: {printable(reason)}", sys.stderr)
     destination = arguments.destination
-    several = chosen.many or len(chosen.files) > 1 or os.path.isdir(destination)
-    if not chosen.files:
+    maker = getattr(arguments, "maker", None)
+    if arguments.mpi and any(is_seeds(file_of(path)) for path in chosen.files):
+        raise ValueError(
+            "--mpi shares the work on files that are there: make those of a file of seeds with "
+            "`mpirun flowmc regenerate`"
+        )
+    sources = [source for path in chosen.files for source in sources_of(path, maker)]
+    several = chosen.many or len(sources) > 1 or os.path.isdir(destination)
+    if not sources:
         raise ValueError(f"no configuration file in {', '.join(arguments.source)}")
     if not several:
-        pairs = [(chosen.files[0], destination)]
+        pairs = [(sources[0], destination)]
     else:
         Path(destination).mkdir(parents=True, exist_ok=True)
         suffix = format_named(arguments.format).suffix or f".{arguments.format}"
-        names = [converted_name(path, suffix) for path in chosen.files]
+        names = [_name_below(source, suffix) for source in sources]
         doubles = sorted(name for name, count in Counter(names).items() if count > 1)
         if doubles:
             raise ValueError(
@@ -247,8 +259,8 @@ def _pairs(arguments: argparse.Namespace) -> tuple[list[tuple[str, str]], bool]:
                 "different directories"
             )
         pairs = [
-            (path, os.path.join(destination, name))
-            for path, name in zip(chosen.files, names, strict=True)
+            (source, os.path.join(destination, name))
+            for source, name in zip(sources, names, strict=True)
         ]
     if not arguments.json:
         for left in unfinished(destination):
@@ -263,6 +275,14 @@ def _pairs(arguments: argparse.Namespace) -> tuple[list[tuple[str, str]], bool]:
     if existing == "skip":
         pairs = [(source, path) for source, path in pairs if not os.path.lexists(path)]
     return pairs, several
+
+
+def _name_below(source: Source, suffix: str) -> str:
+    """The name of a converted file below its directory: configurations that are made may have a
+    directory for each chain."""
+    name = converted_name(source.name, suffix)
+    is_file = isinstance(source, FromFile)
+    return name if is_file else os.path.join(os.path.dirname(source.name), name)
 
 
 def _report(result: dict[str, Any]) -> None:

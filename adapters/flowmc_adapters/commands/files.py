@@ -15,6 +15,7 @@ from ..errors import FormatError
 from ..heads import read_head
 from ..naming import name_pattern, named_like_configuration, natural_key
 from ..registry import detect, formats
+from ..seeds import holds_seeds
 from ..unpacking import compression_of, unpacked_head
 from ..unsupported import is_configuration
 
@@ -124,6 +125,8 @@ def _reason_to_skip(path: Path) -> str | None:
     try:
         head = read_head(path)
         compression = compression_of(head)
+        if holds_seeds(head):
+            return None
         if compression is not None:  # not unpacked for that
             head = unpacked_head(path, compression)
             known = any(one.detect(head, path) for one in formats().values())

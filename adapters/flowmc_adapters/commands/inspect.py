@@ -178,7 +178,8 @@ def _table(inspection: Inspection) -> str:
         add("group", f"SU({report['nc']})")
     else:
         add("field", report["kind"])
-        add("configurations", report["configurations"])
+    add("configurations", report["configurations"])
+    if report["nc"] is None:
         add("mean", report["mean"], ".12g")
     if report["precision"] is not None:
         add("precision", f"{report['precision']} bit")

@@ -19,6 +19,7 @@ from flowmc_adapters import FormatError
 from flowmc_adapters.seeds import (
     CHECKSUM_NAME,
     Seeds,
+    checkpoint_path,
     configuration_checksum,
     read_seeds,
     write_seeds,
@@ -35,9 +36,8 @@ from flowmc.jobs.own_files import naming
 from flowmc.parallel import Communicator
 from flowmc.registry import ConfigError
 
-__all__ = ["CHECKPOINTS", "SeedsWriter", "kept_checkpoint", "seeds_content"]
+__all__ = ["SeedsWriter"]
 
-CHECKPOINTS = "checkpoints"
 # Of [ensemble] keep_every.
 _KEPT_EVERY = 100
 
@@ -74,12 +74,12 @@ class SeedsWriter:
 
     def is_kept(self, production_update: int) -> bool:
         """Whether a checkpoint after so many production updates stays."""
-        every = checkpoint_every(self._config)
+        every = _checkpoint_every(self._config)
         return every > 0 and production_update >= 0 and production_update % every == 0
 
     def checkpoint(self, production_update: int) -> Path:
         """Return where that checkpoint is; the folder is made."""
-        path = kept_checkpoint(self._folder, production_update)
+        path = checkpoint_path(self._folder / "seeds", production_update)
         with naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -111,7 +111,7 @@ class SeedsWriter:
                 self._checksums[places[:, 0], places[:, 1]] = new[:, 2]
             if self._content is None:
                 merged = {chain: one for _, own in gathered for chain, one in own.items()}
-                self._content = seeds_content(self._config, self._assembly, merged, self._folder)
+                self._content = _content(self._config, self._assembly, merged, self._folder)
             with naming(self.path):
                 self._folder.mkdir(parents=True, exist_ok=True)
                 write_seeds(self.path, Seeds(self._content, self._checksums[:rows]))
@@ -128,7 +128,7 @@ class SeedsWriter:
         rows = production_update // self._save_every
         if rows < 1:
             return
-        self._content = seeds_content(self._config, self._assembly, self._origins, self._folder)
+        self._content = _content(self._config, self._assembly, self._origins, self._folder)
         remedy = "restore it from a copy, or choose another --output"
         try:
             found = read_seeds(self.path)
@@ -147,7 +147,7 @@ class SeedsWriter:
         self._checksums[:rows] = found.checksums[:rows]
 
 
-def checkpoint_every(config: RunConfig) -> int:
+def _checkpoint_every(config: RunConfig) -> int:
     """Return the production updates from one kept checkpoint to the next; 0: none is needed."""
     assert config.ensemble is not None and config.run.save_every is not None
     if config.is_drawn:
@@ -155,12 +155,7 @@ def checkpoint_every(config: RunConfig) -> int:
     return (config.ensemble.keep_every or _KEPT_EVERY) * config.run.save_every
 
 
-def kept_checkpoint(folder: Path, production_update: int) -> Path:
-    """Return the path of a kept checkpoint, below the folder of the file of seeds."""
-    return folder / CHECKPOINTS / f"{production_update:08d}.h5"
-
-
-def seeds_content(
+def _content(
     config: RunConfig, assembly: Assembly, origins: Origins, folder: Path
 ) -> dict[str, Any]:
     """Return what a file of seeds says beside the checksums.
@@ -186,7 +181,7 @@ def seeds_content(
         "name": config.ensemble.name or each[0]["name"],
         "first": first[:1] if len(set(first)) == 1 else first,
         "step": config.run.save_every,
-        "checkpoint_every": checkpoint_every(config),
+        "checkpoint_every": _checkpoint_every(config),
         "configuration": _without_defaults(config.resolved),
         "identity": identity_of(config.resolved),
         "base": os.path.relpath(config.base.absolute(), folder.absolute()),
