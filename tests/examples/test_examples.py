@@ -116,6 +116,10 @@ def test_run_example(name, page, tmp_path, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["updates"] == 2
     assert all(entry["samples"] > 0 for entry in report["observables"].values())
+    if list(output.glob("ensemble/*.seeds")):
+        capsys.readouterr()
+        assert main(["regenerate", str(output), "--check", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["configurations"] == 4
 
 
 @pytest.mark.parametrize(

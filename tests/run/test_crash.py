@@ -32,6 +32,11 @@ LADDER = config(
     run={"save_every": 5, "measure_every": 3},
     ensemble={"format": "npy"},
 )
+# Checksums in the place of configurations, and checkpoints that stay, which begin at update 0.
+SEEDS = config(
+    run={"save_every": 2, "thermalization": 0},
+    ensemble={"format": "seeds", "keep_every": 2},
+)
 
 
 # Updates are those of a program, and most of the time is spent in it.
@@ -107,6 +112,14 @@ def test_a_ladder_killed_at_an_instant_and_resumed(tmp_path):
     kill_at_instants(tmp_path, LADDER, 3, seed=2)
 
 
+def test_seeds_killed_at_an_instant_and_resumed(tmp_path):
+    """The file of seeds and the kept checkpoints are those of a run never killed."""
+    kill_at_instants(tmp_path, SEEDS, 4, seed=4)
+    names = [*digests(tmp_path / "reference" / "ensemble")]
+    kept = [f"checkpoints/{count:08d}.h5" for count in range(0, 21, 4)]
+    assert names == [*kept, "conf.seeds"]
+
+
 @pytest.mark.slow
 def test_killed_again_and_again(tmp_path):
     path = write(tmp_path / "a.toml", PLAIN | {"run": PLAIN["run"] | {"checkpoint_every": 1}})
@@ -129,7 +142,11 @@ def test_external_updates_killed_at_many_instants(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("tables", "count"), [(PLAIN, 80), (LADDER, 30)], ids=["plain", "ladder"])
+@pytest.mark.parametrize(
+    ("tables", "count"),
+    [(PLAIN, 80), (LADDER, 30), (SEEDS, 80)],
+    ids=["plain", "ladder", "seeds"],
+)
 def test_killed_at_many_instants(tmp_path, tables, count, share):
     # Every fourth tears a row.
     kill_at_instants(tmp_path, tables, max(8, count // share), seed=3)
