@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -87,9 +88,32 @@ def writable_precisions() -> dict[str, tuple[int, ...]]:
     return found
 
 
+def round_trips() -> list[Any]:
+    """All ordered pairs of formats at all their common precisions, for SU(2), SU(3), SU(4).
+
+    Every pair is fast for SU(3) at one precision, and every format at each of them; every third
+    pair is for the other groups.
+    """
+    precisions = writable_precisions()
+    found = []
+    for (i, source), (j, target) in itertools.product(enumerate(precisions), repeat=2):
+        common = sorted({*precisions[source]} & {*precisions[target]})
+        for number, (precision, nc) in enumerate(itertools.product(common, (2, 3, 4))):
+            if nc == 3:
+                is_fast = number // 3 == (i + j) % len(common)
+            else:
+                is_fast = (precision, nc) in ((32, 2), (64, 4)) and (i + 2 * j) % 3 == 0
+            marks = () if is_fast else pytest.mark.slow
+            identifier = f"{source}-{target}-{precision}-SU({nc})"
+            found.append(pytest.param((source, target, precision, nc), marks=marks, id=identifier))
+    return found
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`writable`, `source_format`, `target_format` go through all formats that can be written,
-    `writable_at` through them and the precisions of each."""
+    `writable_at` through them and the precisions of each, `round_trip` through pairs of them."""
+    if "round_trip" in metafunc.fixturenames:
+        metafunc.parametrize("round_trip", round_trips())
     for argument in ("writable", "source_format", "target_format"):
         if argument in metafunc.fixturenames:
             metafunc.parametrize(argument, list(writable_precisions()))

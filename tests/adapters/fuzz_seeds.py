@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import struct
 import tempfile
 import zlib
@@ -85,6 +86,16 @@ def all_seeds() -> dict[str, list[Seed]]:
     found["hdf5"] += list(_hdf5(found["hdf5"]))
     known = {name: [_with_payload(seed) for seed in seeds] for name, seeds in found.items()}
     return known | {"fields": list(_fields())}
+
+
+def kept_seeds(path: Path | None) -> dict[str, list[Seed]]:
+    """All seeds, from a file if it is there and else into it: to make them takes five seconds."""
+    if path is not None and path.exists():
+        return pickle.loads(path.read_bytes())
+    seeds = all_seeds()
+    if path is not None:
+        path.write_bytes(pickle.dumps(seeds))
+    return seeds
 
 
 def _with_payload(seed: Seed) -> Seed:

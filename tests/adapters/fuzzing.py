@@ -29,7 +29,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "adapters")]
 
 from fuzz_cases import alarm, damaged, examine, run  # noqa: E402
-from fuzz_seeds import Seed, all_seeds, store  # noqa: E402
+from fuzz_seeds import Seed, kept_seeds, store  # noqa: E402
 
 MEMORY = 256 * 2**20
 # Of wall clock, for a library that does not come back, so that no Python code runs, or that waits
@@ -149,9 +149,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--format", help="this one only")
     parser.add_argument("--only", type=int, help="this case only, with its traceback")
     parser.add_argument("--keep", type=Path, help="folder for the files of failures")
+    parser.add_argument("--seeds", type=Path, help="file that keeps the sound files between calls")
     chosen = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
-    seeds = all_seeds()
+    seeds = kept_seeds(chosen.seeds)
     if chosen.only is not None:
         seed, how = damaged(chosen.format, chosen.seed, chosen.only, seeds)
         print(f"seed file '{seed.name}': {how}")

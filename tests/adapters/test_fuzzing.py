@@ -24,13 +24,20 @@ def fuzz(tmp_path, *arguments, source=Path(flowmc_adapters.__file__).parents[1])
     return done.stdout + done.stderr, done.returncode
 
 
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory):
+    """Where the first of the processes leaves its seeds for the others."""
+    return tmp_path_factory.mktemp("fuzzing") / "seeds"
+
+
 def outcomes(text, format):
     (row,) = re.findall(rf"(?m)^{format} +(.*)$", text)
     return [int(number) for number in row.split()[:5]]
 
 
-def test_a_few_cases_of_every_format(tmp_path):
-    text, status = fuzz(tmp_path, "--cases", "600", "--seed", "1")
+def test_a_few_cases_of_every_format(tmp_path, seeds):
+    same = ["--seed", "1", "--seeds", str(seeds)]
+    text, status = fuzz(tmp_path, "--cases", "600", *same)
     assert status == 0, text
     for name in (*formats(), "fields"):
         refused, _, check_failed, read, failures = outcomes(text, name)
@@ -41,7 +48,7 @@ def test_a_few_cases_of_every_format(tmp_path):
         assert read > 0
     # The same cases again, by another process.
     found = outcomes(text, "nersc")
-    again, _ = fuzz(tmp_path, "--cases", str(sum(found)), "--seed", "1", "--format", "nersc")
+    again, _ = fuzz(tmp_path, "--cases", str(sum(found)), *same, "--format", "nersc")
     assert outcomes(again, "nersc") == found
 
 
@@ -71,8 +78,8 @@ import fuzz_cases, fuzzing
 from flowmc_adapters.nersc import archive as nersc
 
 fuzz_cases.SECONDS = 0.2
-sound, seeds, leaked = nersc.check_size, fuzzing.all_seeds(), []
-for fault in sys.argv[2:]:
+sound, seeds, leaked = nersc.check_size, fuzzing.kept_seeds(Path(sys.argv[2])), []
+for fault in sys.argv[3:]:
     def planted(path, layout, size, fault=compile(fault, "fault", "exec")):
         if layout.dims[0] > 2:  # larger than the lattices of the seeds
             exec(fault)
@@ -89,10 +96,10 @@ print("UNCHECKED", len(campaign.failures))
 """
 
 
-def test_faults_are_seen(tmp_path):
+def test_faults_are_seen(tmp_path, seeds):
     """Readers that go wrong in all the ways there are, and one that believes any size."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path / "kept"), *PLANTED],
+        [sys.executable, "-c", PROGRAM, str(tmp_path / "kept"), str(seeds), *PLANTED],
         env=os.environ
         | {
             "FUZZER": str(FUZZER.parent),
