@@ -43,7 +43,6 @@ __all__ = [
 ]
 
 SEEDS, CHECKSUMS = "seeds.json", "checksums.npy"
-CHECKSUM_NAME = "BLAKE2b-64"
 LAYOUT = 1
 # Bytes of the first member's header in a zip archive; its name follows.
 _LOCAL_HEADER = 30
@@ -56,11 +55,11 @@ class Seeds:
     """The content of a file of seeds.
 
     Attributes:
-        content: of `seeds.json`; `lattice` (x first), `group` ("R", "U(1)", "SU(3)"), `place`
-            ("links" or "sites"), `precision` (bits of a number), `name` of the ensemble, `first`
-            (number of the first configuration of all chains, or of each), `step` (from one number
-            to the next), `checkpoint_every` (updates of production from one kept checkpoint to the
-            next, 0 if none is needed), and what belongs to the program that wrote it.
+        content: of `seeds.json`; `lattice` (x first), `group` ("R", "U(1)", "SU(3)"), `precision`
+            (bits of a number), `name` of the ensemble, `first` (number of the first configuration
+            of all chains, or of each), `step` (from one number to the next), `checkpoint_every`
+            (updates of production from one kept checkpoint to the next, 0 if none is needed), and
+            what belongs to the program that wrote it.
         checksums: `(configurations of a chain, chains)`, uint64.
     """
 
@@ -186,9 +185,8 @@ def _is_complete(content: Mapping[str, Any], checksums: npt.NDArray[Any]) -> boo
         and step > 0
         and type(content.get("checkpoint_every")) is int
         and content["checkpoint_every"] >= 0
-        and content.get("place") in ("links", "sites")
         and content.get("precision") in (32, 64)
-        and all(isinstance(content.get(key), str) for key in ("group", "name", "program"))
+        and all(isinstance(content.get(key), str) for key in ("group", "name"))
     )
 
 
@@ -210,11 +208,12 @@ def write_seeds(path: PathLike, seeds: Seeds) -> None:
 def describe(path: PathLike, seeds: Seeds) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """Entries for the report of `inspect`, what else there is to say, and warnings."""
     content, rows = seeds.content, len(seeds.checksums)
-    group = content["group"]
+    group, made_with = content["group"], content.get("made_with")
+    surroundings = made_with if isinstance(made_with, dict) else {}
     is_special = group.startswith("SU(") and group[3:-1].isdecimal()
     kind = "u1" if group == "U(1)" else "scalar" if group == "R" else "gauge"
     report = {
-        "writer": content["program"],
+        "writer": " ".join(["flowmc", str(surroundings.get("flowmc", ""))]).strip(),
         "kind": kind,
         "dims": content["lattice"],
         "nc": int(group[3:-1]) if is_special else None,
@@ -235,11 +234,10 @@ def describe(path: PathLike, seeds: Seeds) -> tuple[dict[str, Any], dict[str, st
         said["THEORY"] = json.dumps(configuration.get("theory"))
         chains = configuration.get("chains")
         said["SEED"] = str(chains.get("seed") if isinstance(chains, dict) else None)
-    flows, made_with = content.get("flows"), content.get("made_with")
+    flows = content.get("flows")
     for name, digest in (flows if isinstance(flows, dict) else {}).items():
         said[f"FLOW {name}"] = str(digest)
-    if isinstance(made_with, dict):
-        said["MADE_WITH"] = ", ".join(f"{key} {value}" for key, value in made_with.items())
+    said["MADE_WITH"] = ", ".join(f"{key} {value}" for key, value in surroundings.items())
     missing = [one for one in seeds.checkpoints if not checkpoint_path(path, one).exists()]
     warnings = []
     if missing:

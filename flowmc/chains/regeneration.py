@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from flowmc_adapters.seeds import Seeds, checkpoint_path, configuration_checksum, read_seeds
 from torch import Tensor
@@ -229,9 +230,8 @@ class Regeneration:
     def _sought(self, row: int, chain: int) -> Sought:
         """Return which draws a configuration may be: the checksums before it tell."""
         sums = self.seeds.checksums[:, chain]
-        at = row
-        while at > 0 and sums[at - 1] == sums[row]:
-            at -= 1
+        other = np.flatnonzero(sums[:row] != sums[row])
+        at = int(other[-1]) + 1 if len(other) else 0
         thermalization = self.config.run.thermalization
         after = thermalization + self.update_of(at - 1) if at else -1
         return Sought(int(sums[row]), after, thermalization + self.update_of(at))
@@ -251,8 +251,7 @@ class Regeneration:
                         chains.move()
                 except NonFiniteStateError as error:
                     raise ConfigError(
-                        f"{self.path}: {error}, which it was when the run was here: "
-                        f"{self._reasons()}"
+                        f"{self.path}: {error}, though it was in the run: {self._reasons()}"
                     ) from error
                 for first, last, r, replica in chains.replicas():
                     if r == 0:
@@ -276,8 +275,8 @@ class Regeneration:
                     f"belongs to {self.path}, restore it from a copy"
                 )
             head = read_head(path)
-            told = head.configuration, head.seed, head.update
-            if told != (self.seeds.content["identity"], self.config.chains.seed, update):
+            is_own = str(head.configuration).startswith(self.seeds.content["identity"])
+            if not is_own or (head.seed, head.update) != (self.config.chains.seed, update):
                 raise ConfigError(
                     f"{path} is of another run than {self.path}: restore the one that belongs to it"
                 )
@@ -313,8 +312,8 @@ class Regeneration:
         if not changed:
             return "the file is damaged, or this machine rounds differently or is faulty"
         return (
-            f"it was made with {', '.join(changed)}, and another kind of processor, version or "
-            "number of threads may round differently: make it there, or the file is damaged"
+            f"it was made with {', '.join(changed)}, and another kind of processor or version may "
+            "round differently: make it there, or the file is damaged"
         )
 
     def _check_flows(self) -> None:
@@ -395,8 +394,17 @@ def _read(path: str | Path, base: Path | None) -> tuple[Path, Seeds, RunConfig]:
             config = read_config(content["configuration"], base)
     except (LookupError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} does not hold the configuration of a run: {error}") from error
-    # A run is asked for its seeds, so it has them.
-    is_whole = config.ensemble is not None and config.chains.count == seeds.chains
-    if not is_whole or len(content.get("origins", [])) not in (1, seeds.chains):
-        raise ConfigError(f"{path} does not hold the configuration of its chains: it is damaged")
+    origins = content.get("origins")
+    is_whole = (
+        config.ensemble is not None
+        and config.run.save_every == content["step"]
+        and config.chains.count == seeds.chains
+        and isinstance(content.get("identity"), str)
+        and bool(content["identity"])
+        and isinstance(origins, list)
+        and len(origins) in (1, seeds.chains)
+        and all({"name", "number", "source"} <= set(one) for one in origins)
+    )
+    if not is_whole:
+        raise ConfigError(f"{path} does not say how its configurations were made: it is damaged")
     return path, seeds, config

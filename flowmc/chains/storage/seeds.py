@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from flowmc_adapters import FormatError
 from flowmc_adapters.seeds import (
-    CHECKSUM_NAME,
     Seeds,
     checkpoint_path,
     configuration_checksum,
@@ -26,7 +25,6 @@ from flowmc_adapters.seeds import (
 )
 from torch import Tensor
 
-from flowmc import __version__
 from flowmc.chains.assembly import Assembly
 from flowmc.chains.config import RunConfig
 from flowmc.chains.storage.configurations import ConfigurationWriter, Origins
@@ -38,6 +36,8 @@ from flowmc.registry import ConfigError
 
 __all__ = ["SeedsWriter"]
 
+# Of the surroundings, what rounding may depend on; neither ranks nor threads change a byte.
+_ROUNDING = ("flowmc", "torch", "numpy", "cpu", "device_name")
 # Of [ensemble] keep_every.
 _KEPT_EVERY = 100
 
@@ -167,27 +167,24 @@ def _content(
         folder: that the file is in.
     """
     assert config.ensemble is not None and config.run.save_every is not None
-    action = config.action
+    action, made_with = config.action, environment(assembly.device)
     numbering = ConfigurationWriter(folder, config, origins)
     first = [numbering.number(chain, config.run.save_every) for chain in range(config.chains.count)]
     each = [origins[chain] for chain in range(config.chains.count)]
     return {
-        "program": f"flowmc {__version__}",
         "lattice": list(action.lattice),
         "group": action.group.name,
-        "place": "links" if action.is_gauge else "sites",
         "precision": config.chains.precision,
-        "checksum": CHECKSUM_NAME,
         "name": config.ensemble.name or each[0]["name"],
         "first": first[:1] if len(set(first)) == 1 else first,
         "step": config.run.save_every,
         "checkpoint_every": _checkpoint_every(config),
         "configuration": _without_defaults(config.resolved),
-        "identity": identity_of(config.resolved),
+        "identity": identity_of(config.resolved)[:32],
         "base": os.path.relpath(config.base.absolute(), folder.absolute()),
         "flows": dict(assembly.fingerprints),
         "origins": each[:1] if all(one == each[0] for one in each) else each,
-        "made_with": environment(assembly.device),
+        "made_with": {key: made_with[key] for key in _ROUNDING if key in made_with},
     }
 
 
