@@ -21,8 +21,6 @@ from ..inspection import CHECK_FAILED, FINE, UNUSABLE
 from ..naming import converted_name, number_in_name
 from ..printing import printable, say
 from ..registry import format_named, formats, read_header
-from ..seeds import is_seeds
-from ..selection import file_of
 from ..transfer import Progress
 from .common import (
     add_reading_arguments,
@@ -121,7 +119,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
 def _convert(arguments: argparse.Namespace, comm: Any) -> int:
     try:
-        pairs, several = by_first_rank(comm, lambda: _pairs(arguments))
+        pairs, several = by_first_rank(comm, lambda: _pairs(arguments, on_ranks=comm is not None))
         metadata = assignments(arguments.set, "--set")
         options = assignments(arguments.option, "--option")
         format_named(arguments.format).check_options(options)
@@ -224,9 +222,11 @@ def _number_from_name(
     return {"SEQUENCE_NUMBER": str(number)}
 
 
-def _pairs(arguments: argparse.Namespace) -> tuple[list[tuple[Source, str]], bool]:
+def _pairs(
+    arguments: argparse.Namespace, *, on_ranks: bool = False
+) -> tuple[list[tuple[Source, str]], bool]:
     """(source, destination) of every file still to be written, and whether the destination is a
-    directory.
+    directory; `on_ranks` says whether several ranks are to read each source.
 
     Raises:
         ValueError: two files would get the same name, or files are there already.
@@ -237,12 +237,12 @@ def _pairs(arguments: argparse.Namespace) -> tuple[list[tuple[Source, str]], boo
             say(f"skipped {printable(path)}: {printable(reason)}", sys.stderr)
     destination = arguments.destination
     maker = getattr(arguments, "maker", None)
-    if arguments.mpi and any(is_seeds(file_of(path)) for path in chosen.files):
+    sources = [source for path in chosen.files for source in sources_of(path, maker)]
+    if on_ranks and not all(isinstance(source, FromFile) for source in sources):
         raise ValueError(
             "--mpi shares the work on files that are there: make those of a file of seeds with "
             "`mpirun flowmc regenerate`"
         )
-    sources = [source for path in chosen.files for source in sources_of(path, maker)]
     several = chosen.many or len(sources) > 1 or os.path.isdir(destination)
     if not sources:
         raise ValueError(f"no configuration file in {', '.join(arguments.source)}")
