@@ -48,6 +48,8 @@ _DOUBLE_TOLERANCE = 1e-9
 SCALAR_KIND, U1_KIND = "scalar", "u1"
 # As in flowmc_adapters: beyond this the links are damaged, not rounded.
 _GROUP_TOLERANCE = 1e-5
+# Numbers of a field that is looked at as a whole: the slices of a small one take longer one by one.
+_SMALL_FIELD = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,10 @@ def take_field(
     # In double precision first: projecting in single would leave the chain 1e-7 off the group.
     double = action.group.field_dtype(torch.float64)
     loaded = torch.from_numpy(file_order_to_field(array, action)).to(double)[None]
-    if isinstance(action.group, SUN):
+    is_small = loaded.numel() <= _SMALL_FIELD
+    if isinstance(action.group, SUN) and not (
+        precision == 64 and is_small and _is_in_group(loaded, action.group)
+    ):
         errors = flowmc_adapters.group_errors(array)
         signs = errors.antiperiodic
         if signs:
@@ -492,6 +497,14 @@ def _require_open_format(path: str | os.PathLike[str], name: str) -> None:
             f"the theory has open boundaries in time, which readers of {name} files take for "
             "periodic ones: use openqcd, hirep, hdf5 or npy",
         )
+
+
+def _is_in_group(links: Tensor, group: SUN) -> bool:
+    """Return whether links are in SU(N) as double precision has it; of NaN they are not."""
+    ones = torch.eye(group.n, dtype=links.dtype)
+    unitarity = (links @ links.mH - ones).abs().amax()
+    determinant = (torch.linalg.det(links) - 1).abs().amax()
+    return bool(unitarity <= _DOUBLE_TOLERANCE) and bool(determinant <= _DOUBLE_TOLERANCE)
 
 
 def _onto_group(

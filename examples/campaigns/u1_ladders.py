@@ -13,13 +13,17 @@ import math
 
 from ladder_costs import Campaign, Measured, main, pull
 
-from flowmc.actions.solved import u1_torus
+from flowmc.actions.solved import TorusSolution, u1_torus
 from flowmc.estimators.autocorrelation import format_value
 
 
 def agreement(measured: Measured, base: Measured) -> dict[str, str]:
     theory = measured.recorded.config["theory"]
-    exact = u1_torus(theory["beta"], math.prod(theory["lattice"]))
+    return compared(measured, u1_torus(theory["beta"], math.prod(theory["lattice"])))
+
+
+def compared(measured: Measured, exact: TorusSolution) -> dict[str, str]:
+    """Return entries of the table that compare a run with exact values."""
     found = measured.estimates
     return {
         "<P>": format_value(found["plaquette"].mean, found["plaquette"].error),

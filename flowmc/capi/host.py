@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flowmc.chains.assembly import assemble
 from flowmc.chains.config import load_config
-from flowmc.chains.stepper import step, summary_of
+from flowmc.chains.stepper import Stepped, step, summary_of
 from flowmc.io import field_to_file_order, take_field, with_signs
 from flowmc.parallel import Communicator
 from flowmc.parallel.devices import choose_threads
@@ -100,6 +100,7 @@ class HostStream:
         self.element = math.prod(inner) * (2 if is_complex else 1)
         self._is_complex, self._inner = is_complex, tuple(inner)
         self._last: int | None = None
+        self._stepped: Stepped | None = None
         self._summary: dict[str, Any] | None = None
         self._busy = threading.Lock()
 
@@ -174,9 +175,11 @@ class HostStream:
             device=assembly.device,
             notes=[],
         )
+        for kernel in assembly.timed.values():
+            kernel.seconds = 0.0
         stepped = step(field, assembly, seed=self._config.chains.seed, number=number)
-        self._summary = summary_of(self._config, assembly, stepped)
-        self._summary = {"number": number, **self._summary}
+        # What is measured only if the host asks for it.
+        self._stepped, self._summary = stepped, None
         out = with_signs(stepped.field, signs)[0].cpu().resolve_conj().numpy()
         out = field_to_file_order(out, action)
         if self._is_complex:
@@ -253,8 +256,12 @@ class HostStream:
         return self._ranks.from_root(lambda: json.dumps(self._done()))
 
     def _done(self) -> dict[str, Any]:
-        if self._summary is None:
+        if self._stepped is None:
             raise ConfigError("no update has been made yet")
+        if self._summary is None:
+            assert self._assembly is not None
+            found = summary_of(self._config, self._assembly, self._stepped)
+            self._summary = {"number": self._last, **found}
         return self._summary
 
     def close(self) -> None:

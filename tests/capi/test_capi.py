@@ -184,6 +184,14 @@ def test_the_examples_give_the_exact_plaquette(examples, program, exact):
     assert abs(mean - exact) < 5 * 2 * error
 
 
+def test_the_overhead_of_a_call(examples):
+    """The command that prints it; seconds are those of one update, not of all until then."""
+    words = ran(examples / "overhead", EXAMPLES / "su2.toml", 60).split()
+    call, kernel, ratio = float(words[1]), float(words[4]), float(words[-1])
+    assert words[0] == "call" and 0 < kernel < call
+    assert ratio == pytest.approx(call / kernel, rel=0.05)
+
+
 @needs_mpi
 def test_the_example_on_two_ranks(examples):
     program = examples / "u1_hmc_mpi"
