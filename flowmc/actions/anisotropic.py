@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ class AnisotropicWilson(Wilson):
 
     name = "wilson_anisotropic"
     title = "anisotropic Wilson action"
+    same_as: ClassVar = {"wilson": {"anisotropy": 1.0}}
 
     def __init__(
         self, group: str | Group, lattice: Sequence[int], *, beta: float, anisotropy: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -67,6 +67,8 @@ class Action(Identified):
         parameters: the couplings, as given; :meth:`at` returns a copy with some replaced.
         settings: further keys of the constructor that tell theories apart and that no ladder
             varies, such as the place of a defect; plain values, as in a configuration file.
+        same_as: at which couplings S is another built-in action with the couplings that both
+            have, by its name: a file that names the one is then a start for the other.
         interaction_range: for actions that are the same everywhere on the lattice: the largest
             distance, along any one direction, between two sites of one term; 1 for nearest
             neighbours.  None where nothing is said: then no kernel may update a part of the field.
@@ -82,6 +84,7 @@ class Action(Identified):
     lattice: tuple[int, ...]
     parameters: dict[str, float]
     settings: Mapping[str, Any] = MappingProxyType({})
+    same_as: ClassVar[Mapping[str, Mapping[str, float]]] = MappingProxyType({})
     interaction_range: int | None = None
     has_open_time: bool = False
 

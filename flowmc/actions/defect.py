@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -87,6 +88,7 @@ class DefectWilson(Wilson):
 
     name = "wilson_defect"
     title = "Wilson action with a defect"
+    same_as: ClassVar = {"wilson": {"defect": 1.0}}
 
     def __init__(
         self,

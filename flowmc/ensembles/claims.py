@@ -6,12 +6,12 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from flowmc.actions.base import Action, name_of
-from flowmc.registry import BUILTIN, ConfigError
+from flowmc.registry import BUILTIN, ConfigError, resolve
 
 __all__ = ["Claims", "check_theory", "seeds_of"]
 
@@ -111,12 +111,27 @@ def _differences(metadata: Mapping[str, str], action: Action) -> Iterator[str]:
     # What another program has made, or is to go on with, may be any theory of these couplings.
     is_open = "external" in (claims.action, own)
     if claims.action is not None and claims.action != own and not is_open:
-        yield f"it says action {claims.action}, [theory] has {own}"
-        return
+        known = BUILTIN["actions"]
+        stated = resolve("actions", claims.action).same_as if claims.action in known else {}
+        there = _names(claims.action, stated, claims.coupling)
+        if not there & _names(own, action.same_as, action.parameters.get):
+            yield f"it says action {claims.action}, [theory] has {own}"
+            return
     for key, value in {**action.parameters, **action.settings}.items():
         text = claims.coupling(key)
         if text is not None and not _agree(text, value):
             yield f"it says {key} = {text}, [theory] has {value!r}"
+
+
+def _names(
+    own: str, same_as: Mapping[str, Mapping[str, float]], coupling: Callable[[str], Any]
+) -> set[str]:
+    """Return all names of an action at its couplings; see :attr:`Action.same_as`."""
+    return {own} | {
+        name
+        for name, where in same_as.items()
+        if all(coupling(key) is not None and _agree(coupling(key), where[key]) for key in where)
+    }
 
 
 def _agree(text: Any, value: Any) -> bool:

@@ -463,6 +463,37 @@ def test_a_step_says_the_weights_of_flow_proposals(tmp_path, capsys):
     assert "ln w = " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("made", "own"),
+    [
+        ({}, {"action": "wilson_defect", "defect": 1.0}),
+        ({}, {"action": "wilson_anisotropic", "anisotropy": 1.0}),
+        ({"action": "wilson_defect", "defect": 1.0}, {}),
+        (
+            {"action": "wilson_defect", "defect": 1.0},
+            {"action": "wilson_anisotropic", "anisotropy": 1.0},
+        ),
+    ],
+)
+def test_a_theory_of_two_names_is_one(tmp_path, start, capsys, made, own):
+    """Without a defect it is the Wilson action, whose files start it; with one it is not."""
+
+    def theory(keys):
+        return TABLES | {"theory": TABLES["theory"] | keys}
+
+    assert step(tmp_path, "lat.1000", "lat.1001", tables=theory(made)) == 0
+    assert step(tmp_path, "lat.1001", "lat.1002", tables=theory(own)) == 0
+    for keys in (made, own):
+        if not keys:
+            continue
+        (coupling,) = set(keys) - {"action"}
+        other = {"action": keys["action"], coupling: 0.5}
+        assert step(tmp_path, "lat.1000", "a", tables=theory(other if keys is made else made)) == 0
+        capsys.readouterr()
+        assert step(tmp_path, "a", "b", tables=theory(own if keys is made else other)) == 2
+        assert "[theory] has" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("form", ["nersc", "ildg", "hdf5"])
 def test_a_file_of_another_theory_is_refused(tmp_path, start, capsys, form):
     made = TABLES | {"theory": TABLES["theory"] | {"beta": 6.0}, "ensemble": {"format": form}}
