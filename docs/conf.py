@@ -29,6 +29,9 @@ napoleon_use_rtype = False
 # Words of docstrings that several classes have as attributes.
 suppress_warnings = ["ref.python"]
 
+# Blocks without a language are output and commands.
+highlight_language = "text"
+
 html_theme = "furo"
 html_title = f"flowmc {release}"
 html_static_path = ["_static"]

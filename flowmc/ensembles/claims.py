@@ -111,8 +111,8 @@ def _differences(metadata: Mapping[str, str], action: Action) -> Iterator[str]:
     # What another program has made, or is to go on with, may be any theory of these couplings.
     is_open = "external" in (claims.action, own)
     if claims.action is not None and claims.action != own and not is_open:
-        known = BUILTIN["actions"]
-        stated = resolve("actions", claims.action).same_as if claims.action in known else {}
+        is_known = claims.action in BUILTIN["actions"]
+        stated = getattr(resolve("actions", claims.action), "same_as", {}) if is_known else {}
         there = _names(claims.action, stated, claims.coupling)
         if not there & _names(own, action.same_as, action.parameters.get):
             yield f"it says action {claims.action}, [theory] has {own}"

@@ -83,6 +83,36 @@ MODES = {
             {"kernel": "hidden_sampler:Twice", "flow": "f.safetensors"},
         ],
     ),
+    # Replicas that another program updates, each with its own coupling and seed.
+    "program": config(
+        chains={"count": 1, "block": 1, "start": "hot"},
+        update=[
+            {
+                "kernel": "external",
+                "command": [
+                    "python3",
+                    "-S",
+                    "mover.py",
+                    "{input}",
+                    "{output}",
+                    "{seed}",
+                    "{defect}",
+                ],
+                "format": "npy",
+                "parallel": 2,
+            },
+            {"kernel": "exchange"},
+        ],
+        ladder={
+            "difference": "wilson_defect",
+            "beta": 1.5,
+            "defect": [1.0, 0.5, 0.0],
+            "defect_extents": [2],
+        },
+        measure={"observables": ["plaquette"]},
+        run={"updates": 5, "thermalization": 1},
+    )
+    | {"theory": {"action": "external", "group": "U(1)", "lattice": [4, 4]}},
     "carried": config(
         chains={"count": 3, "block": 1},
         update=[HMC, {"kernel": "carrying_tally:Tally"}, {"kernel": "exchange"}],
@@ -96,6 +126,21 @@ MODES = {
         run={"schedule": "mixture", "checkpoint_every": 4},
     ),
 }
+
+# Standard library alone, which starts quickly; not a kernel of any theory.
+MOVER = """
+import math, random, struct, sys
+
+source, destination, seed, defect = sys.argv[1:]
+with open(source, "rb") as file:
+    data = file.read()
+numbers = random.Random(int(seed))
+angles = struct.unpack("<32d", data[-256:])
+width = 0.1 + float(defect)
+moved = [math.remainder(angle + numbers.gauss(0, width), 2 * math.pi) for angle in angles]
+with open(destination, "wb") as file:
+    file.write(data[:-256] + struct.pack("<32d", *moved))
+"""
 
 HIDDEN = """
 from flowmc.kernels import HMC, Cycle, Independence, Kernel
@@ -153,6 +198,7 @@ def configs(tmp_path_factory):
     for name in ("a.3.npy", "b.8.npy"):
         np.save(folder / name, torch.randn(4, 4, dtype=torch.float64).numpy())
     (folder / "hidden_sampler.py").write_text(HIDDEN)
+    (folder / "mover.py").write_text(MOVER)
     (folder / "carrying_tally.py").write_bytes(TALLY.read_bytes())
     (folder / "parts").mkdir()
     for path in folder.glob("*.*"):
