@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowmc.groups import Group, Real
 
-__all__ = ["FieldSpace", "Place"]
+__all__ = ["FieldSpace", "FixedLinks", "Place"]
 
 Place = Literal["sites", "links"]
 
@@ -86,3 +86,33 @@ class FieldSpace:
     def __str__(self) -> str:
         size = "x".join(map(str, self.lattice))
         return f"{self.group.name} on the {self.place} of a {size} lattice"
+
+
+@dataclass(frozen=True, eq=False)
+class FixedLinks:
+    """Links that a theory holds at given elements of the group, such as those of a boundary.
+
+    Attributes:
+        where: which, bool ``(d, *L)``.
+        values: of all links, ``(d, *L, *element)`` in double precision; the others are not read.
+    """
+
+    where: Tensor
+    values: Tensor
+
+    def put_into(self, field: Tensor) -> Tensor:
+        """Return a field ``(chains, d, *L, *element)`` with these links."""
+        return torch.where(self._mask(field), self.values.to(field), field)
+
+    def zeroed(self, field: Tensor) -> Tensor:
+        """Return elements of the algebra with zeros in the place of these links."""
+        return field.masked_fill(self._mask(field), 0)
+
+    def restored(self, field: Tensor, before: Tensor) -> Tensor:
+        """Return a field that has in the place of these links what another one has."""
+        return torch.where(self._mask(field), before, field)
+
+    def _mask(self, field: Tensor) -> Tensor:
+        return self.where.reshape(
+            *self.where.shape, *[1] * (field.dim() - 1 - self.where.dim())
+        ).to(field.device)

@@ -249,6 +249,7 @@ def take_field(
         notes.append(f"{where}: angles were mapped to [-pi, pi)")
     if precision == 64 and dtype == torch.float32:
         notes.append(f"{where}: rounded from 64 to 32 bit, the precision of this run")
+    _require_fixed_links(where, loaded, action, precision)
     final = loaded.to(dtype=action.group.field_dtype(dtype), device=device).contiguous()
     action.check_field(final)
     return final, signs
@@ -294,7 +295,7 @@ def write_field(
     if chain.dim() == len(action.field_shape(1)):
         (chain,) = chain
     if action.has_open_time and isinstance(action.group, SUN):
-        _require_open_format(path, format)
+        _require_open_format(path, format, action)
     array = configuration_array(chain, action)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     if isinstance(action.group, SUN):
@@ -318,9 +319,10 @@ def write_field(
 
 
 def configuration_array(chain: Tensor, action: Action) -> np.ndarray:
-    """Return the field ``(...)`` of one chain as files hold it: in their order, with zeros for the
-    links that a lattice with open boundaries lacks.
+    """Return the field ``(...)`` of one chain as files hold it: in their order, with the links that
+    the theory holds fixed, and zeros for those that a lattice with open boundaries lacks.
     """
+    chain = action.with_fixed_links(chain[None])[0]
     if action.has_open_time and isinstance(action.group, SUN):
         chain = chain.clone()
         chain[-1, ..., -1, :, :] = 0
@@ -361,7 +363,7 @@ def check_format(
         raise ConfigError(f"{where}: {name} files are only read: use another format")
     if action.has_open_time:
         try:
-            _require_open_format("", name)
+            _require_open_format("", name, action)
         except FormatError as error:
             raise ConfigError(f"{where}: {error.reason}") from error
     if isinstance(found, LayoutFormat):
@@ -449,8 +451,15 @@ def _require_boundaries(
         if metadata.get(key, "").upper() in ("GPARITY", "CONJUGATE", "CSTAR")
     ]
     if has_open_end(array):
-        if action.has_open_time:
+        if action.has_open_time and (action.fixed_links is not None or not has_fixed_start(array)):
             return
+        if action.has_open_time:
+            raise FormatError(
+                path,
+                None,
+                "the field has the boundary of a Schroedinger functional on its first time slice, "
+                "but the theory has open boundaries: give the action schroedinger_functional",
+            )
         raise FormatError(
             path,
             None,
@@ -459,7 +468,7 @@ def _require_boundaries(
             "key, as improved has",
         )
     if has_fixed_start(array):
-        found = "the boundary of a Schroedinger functional on its first time slice"
+        found = "the boundary of a Schroedinger functional on its first time slice alone"
     elif conjugated:
         found = f"charge-conjugated boundaries ({conjugated[0]} = {metadata[conjugated[0]]})"
     elif action.has_open_time:
@@ -474,9 +483,25 @@ def _require_boundaries(
     raise FormatError(
         path,
         None,
-        f"the field has {found}, but the lattices of all theories here are periodic, or open in "
-        "time: go on with the code that wrote it",
+        f"the field has {found}, but the lattices of all theories here are periodic, open in time, "
+        "or have fixed links on the last slice as well: go on with the code that wrote it",
     )
+
+
+def _require_fixed_links(
+    path: str | os.PathLike[str], field: Tensor, action: Action, precision: int
+) -> None:
+    """Raise FormatError unless a field has the links that its theory holds fixed."""
+    if action.fixed_links is None:
+        return
+    error = float(action.group.distance(field, action.with_fixed_links(field)))
+    if not error <= (1e-10 if precision == 64 else 1e-5):
+        raise FormatError(
+            path,
+            None,
+            f"links that the theory holds fixed, on its first and last time slice, differ from "
+            f"those of the file by {error:.1e}: correct eta, phases and end_phases in [theory]",
+        )
 
 
 def _with_time_links(array: np.ndarray, action: Action) -> np.ndarray:
@@ -488,8 +513,15 @@ def _with_time_links(array: np.ndarray, action: Action) -> np.ndarray:
     return array
 
 
-def _require_open_format(path: str | os.PathLike[str], name: str) -> None:
+def _require_open_format(path: str | os.PathLike[str], name: str, action: Action) -> None:
     """Raise FormatError unless readers of a format know open boundaries, or the file is ours."""
+    if action.fixed_links is not None and name not in ("hdf5", "npy"):
+        raise FormatError(
+            path,
+            None,
+            f"the theory holds links fixed, on all slices that flowmc keeps, which is no {name} "
+            "file of other programs: use hdf5 or npy",
+        )
     if not (flowmc_adapters.format_named(name).open_boundaries or name in ("hdf5", "npy")):
         raise FormatError(
             path,

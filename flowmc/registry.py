@@ -66,6 +66,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "dbw2": "flowmc.actions:DBW2",
         "luescher_weisz": "flowmc.actions:LuescherWeisz",
         "improved": "flowmc.actions:ImprovedGauge",
+        "schroedinger_functional": "flowmc.actions:SchroedingerFunctional",
         "external": "flowmc.actions:ExternalAction",
     },
     "kernels": {

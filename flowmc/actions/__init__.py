@@ -8,6 +8,7 @@ from flowmc.actions.gauge import Wilson
 from flowmc.actions.improved import DBW2, ImprovedGauge, Iwasaki, LuescherWeisz, Symanzik
 from flowmc.actions.path import DoubleWell
 from flowmc.actions.scalar import FreeScalar, Phi4
+from flowmc.actions.schroedinger import SchroedingerFunctional
 
 __all__ = [
     "DBW2",
@@ -22,6 +23,7 @@ __all__ = [
     "LuescherWeisz",
     "Phi4",
     "ScaledAction",
+    "SchroedingerFunctional",
     "SumAction",
     "Symanzik",
     "Wilson",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowmc import native
-from flowmc.fields import FieldSpace, Place
+from flowmc.fields import FieldSpace, FixedLinks, Place
 from flowmc.groups import Group, Real
 from flowmc.identity import Identified
 from flowmc.lattice import sum_over_sites
@@ -75,6 +75,11 @@ class Action(Identified):
         has_open_time: whether the links in time, the last direction, of the last slice are none of
             the theory, which ends there: S does not depend on them.  They are kept as elements of
             the group, independent of all others, and files have zeros in their place.
+        fixed_links: links that the theory holds fixed, or None.  S is that of the field with them
+            (:meth:`with_fixed_links`), and the force on them is zero; what a field has in their
+            place are elements of the group on which nothing depends, so that draws, flows and
+            kernels need no masks.  Trajectories leave these alone, observables and files see the
+            fixed ones.
     """
 
     name: str = ""
@@ -87,6 +92,7 @@ class Action(Identified):
     same_as: ClassVar[Mapping[str, Mapping[str, float]]] = MappingProxyType({})
     interaction_range: int | None = None
     has_open_time: bool = False
+    fixed_links: FixedLinks | None = None
 
     def __new__(cls, *args: Any, **keywords: Any) -> Any:
         names = (*_DECLARATIONS, "given")
@@ -104,6 +110,7 @@ class Action(Identified):
         gradients are wanted; else by torch.
         """
         self._require_known()
+        field = self.with_fixed_links(field)
         compiled = native.find_action(self, field)
         return self.in_torch(field) if compiled is None else compiled(field)
 
@@ -114,8 +121,14 @@ class Action(Identified):
         terms, and without terms by autograd through the action.
         """
         self._require_known()
+        field = self.with_fixed_links(field)
         compiled = native.find_force(self, field)
-        return self.force_in_torch(field) if compiled is None else compiled(field)
+        force = self.force_in_torch(field) if compiled is None else compiled(field)
+        return force if self.fixed_links is None else self.fixed_links.zeroed(force)
+
+    def with_fixed_links(self, field: Tensor) -> Tensor:
+        """Return the field with the links that the theory holds fixed; itself if there are none."""
+        return field if self.fixed_links is None else self.fixed_links.put_into(field)
 
     def project(self, field: Tensor) -> Tensor:
         """Return the nearest field on the group to one that has left it by rounding."""
@@ -152,6 +165,7 @@ class Action(Identified):
         terms = self.as_data()
         if terms is None:
             raise NotImplementedError(f"{type(self).__name__} is computed by its own __call__ only")
+        field = self.with_fixed_links(field)
         return functools.reduce(torch.add, [term.value(field) for term in terms])
 
     def force_in_torch(self, field: Tensor) -> Tensor:
@@ -160,7 +174,9 @@ class Action(Identified):
         terms = self._terms_without_own(_DENSITY)
         if terms is None:
             return self.force_by_autograd(field)
-        return functools.reduce(torch.add, [term.force(field) for term in terms])
+        field = self.with_fixed_links(field)
+        force = functools.reduce(torch.add, [term.force(field) for term in terms])
+        return force if self.fixed_links is None else self.fixed_links.zeroed(force)
 
     def force_by_autograd(self, field: Tensor) -> Tensor:
         """Return the force by differentiating the action, with any formula of its own."""
@@ -416,6 +432,19 @@ class SumAction(Action):
         ranges = [term.interaction_range for term in self.terms]
         known = [one for one in ranges if one is not None]
         self.interaction_range = max(known) if len(known) == len(ranges) else None
+        fixed = [one for term in self.terms if (one := term.fixed_links) is not None]
+        if any(
+            not (
+                torch.equal(one.where, fixed[0].where) and torch.equal(one.values, fixed[0].values)
+            )
+            for one in fixed
+        ):
+            raise ValueError(f"cannot add {self.terms}: they hold different links fixed")
+
+    @property
+    def fixed_links(self) -> FixedLinks | None:  # type: ignore[override]
+        # Of any term: all are functions of the same field.
+        return next((one for term in self.terms if (one := term.fixed_links) is not None), None)
 
     @property
     def space(self) -> FieldSpace:
@@ -497,6 +526,10 @@ class ScaledAction(Action):
     def has_open_time(self) -> bool:  # type: ignore[override]
         return self.action.has_open_time
 
+    @property
+    def fixed_links(self) -> FixedLinks | None:  # type: ignore[override]
+        return self.action.fixed_links
+
     def as_data(self) -> tuple[Term, ...] | None:
         terms = self.action.compilable()
         return None if terms is None else tuple(term.times(self.factor) for term in terms)
@@ -525,6 +558,7 @@ class PartOfAction(Action):
     def __init__(self, action: Action, terms: Sequence[Term]) -> None:
         self.group, self.lattice, self.place = action.group, action.lattice, action.place
         self.parameters: dict[str, float] = {}
+        self.fixed_links = action.fixed_links
         self._terms = tuple(terms)
 
     def as_data(self) -> tuple[Term, ...] | None:

@@ -100,7 +100,7 @@ def measure_field(entry: ObservableEntry, action: Action, field: Tensor) -> np.n
     Raises:
         ConfigError: if it does not return one value per chain.
     """
-    value = entry.function(field, action, **entry.keys)
+    value = entry.function(action.with_fixed_links(field), action, **entry.keys)
     value = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
     if value.dim() == 0 or value.shape[0] != field.shape[0]:
         raise ConfigError(

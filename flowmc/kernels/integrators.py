@@ -10,11 +10,12 @@ Metropolis test makes each exact.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from flowmc.actions.base import Action
+from flowmc.fields import FixedLinks
 from flowmc.groups import Group
 from flowmc.native import find_nested_trajectory, find_trajectory
 from flowmc.splitting import Integrator, Operation, nested
@@ -47,11 +48,15 @@ def trajectory(
 
     Actions whose terms are compiled (:mod:`flowmc.native`) run there, equal to rounding.
     """
-    compiled = find_trajectory(action, field, integrator)
-    if compiled is not None:
-        return compiled(field, momentum, step_size, steps)
-    operations = [(0, operation) for operation in integrator.merged(steps)]
-    return _in_torch([action], operations, group, field, momentum, step_size)
+
+    def move(field: Tensor, momentum: Tensor) -> tuple[Tensor, Tensor]:
+        compiled = find_trajectory(action, field, integrator)
+        if compiled is not None:
+            return compiled(field, momentum, step_size, steps)
+        operations = [(0, operation) for operation in integrator.merged(steps)]
+        return _in_torch([action], operations, group, field, momentum, step_size)
+
+    return _beside_fixed(action.fixed_links, move, field, momentum)
 
 
 def nested_trajectory(
@@ -78,10 +83,30 @@ def nested_trajectory(
     """
     actions = [action for action, _, _ in levels]
     operations = nested([(integrator, steps) for _, integrator, steps in levels])
-    compiled = find_nested_trajectory(actions, field, operations)
-    if compiled is not None:
-        return compiled(field, momentum, step_size)
-    return _in_torch(actions, operations, group, field, momentum, step_size)
+
+    def move(field: Tensor, momentum: Tensor) -> tuple[Tensor, Tensor]:
+        compiled = find_nested_trajectory(actions, field, operations)
+        if compiled is not None:
+            return compiled(field, momentum, step_size)
+        return _in_torch(actions, operations, group, field, momentum, step_size)
+
+    return _beside_fixed(actions[0].fixed_links, move, field, momentum)
+
+
+def _beside_fixed(
+    fixed: FixedLinks | None,
+    move: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    field: Tensor,
+    momentum: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Move field and momentum, but for the links that a theory holds fixed.
+
+    These stay in their places meanwhile, at rest; what the field has there is left as it is.
+    """
+    if fixed is None:
+        return move(field, momentum)
+    end, end_momentum = move(fixed.put_into(field), fixed.zeroed(momentum))
+    return fixed.restored(end, field), fixed.restored(end_momentum, momentum)
 
 
 def _in_torch(

@@ -91,7 +91,8 @@ def find_trajectory(action: Action, field: Tensor, integrator: Integrator) -> Tr
         ``run(field, momentum, step_size, steps) -> (field, momentum)`` with ``step_size``
         ``(chains,)``; what :func:`flowmc.kernels.integrators.trajectory` computes, up to rounding.
         Momenta are algebra elements, of which the diagonal and the upper triangle are read;
-        fields are on the group to rounding.  Gradients do not pass through.
+        fields are on the group to rounding.  Gradients do not pass through.  Links that the action
+        holds fixed must be in the field, with momenta of zero.
 
     Raises:
         ValueError: (the returned function) for fields or momenta of another theory or dtype.
@@ -103,7 +104,7 @@ def find_trajectory(action: Action, field: Tensor, integrator: Integrator) -> Tr
         return None
     from flowmc.native.dynamics import make_trajectory
 
-    run = make_trajectory(prepare, integrator)
+    run = make_trajectory(prepare, integrator, action.fixed_links)
 
     def checked(
         field: Tensor, momentum: Tensor, step_size: Tensor, steps: int
@@ -134,7 +135,7 @@ def find_nested_trajectory(
         return None
     from flowmc.native.dynamics import make_nested_trajectory
 
-    run = make_nested_trajectory(prepared, operations)
+    run = make_nested_trajectory(prepared, operations, actions[0].fixed_links)
 
     def checked(field: Tensor, momentum: Tensor, step_size: Tensor) -> tuple[Tensor, Tensor]:
         _check_start(actions[0], field, momentum, step_size)

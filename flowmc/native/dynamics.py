@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowmc.fields import FixedLinks
 from flowmc.splitting import Integrator, Operation
 
 __all__ = [
@@ -61,8 +62,16 @@ Prepare = Callable[[Tensor], Dynamics]
 Trajectory = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
-def make_trajectory(prepare: Prepare, integrator: Integrator) -> Trajectory:
-    """Return a native ``(field, momentum, step_size, steps) -> (field, momentum)``."""
+def make_trajectory(
+    prepare: Prepare, integrator: Integrator, fixed: FixedLinks | None = None
+) -> Trajectory:
+    """Return a native ``(field, momentum, step_size, steps) -> (field, momentum)``.
+
+    Args:
+        prepare: of the action.
+        integrator: the scheme.
+        fixed: links that are not kicked.
+    """
 
     def run(
         field: Tensor, momentum: Tensor, step_size: Tensor, steps: int
@@ -70,20 +79,24 @@ def make_trajectory(prepare: Prepare, integrator: Integrator) -> Trajectory:
         dynamics = prepare(field)
         packed, momenta = dynamics.pack(field, FIELD), dynamics.pack(momentum, MOMENTUM)
         sizes = step_size.detach().numpy()
-        dynamics.integrate(packed, momenta, integrator.merged(steps), sizes)
+        operations = integrator.merged(steps)
+        _integrate(dynamics, packed, momenta, operations, sizes, _free(dynamics, momentum, fixed))
         return dynamics.unpack(packed, FIELD), dynamics.unpack(momenta, MOMENTUM)
 
     return run
 
 
 def make_nested_trajectory(
-    prepared: Sequence[Prepare], operations: Sequence[tuple[int, Operation]]
+    prepared: Sequence[Prepare],
+    operations: Sequence[tuple[int, Operation]],
+    fixed: FixedLinks | None = None,
 ) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return a native ``(field, momentum, step_size) -> (field, momentum)`` of several levels.
 
     Args:
         prepared: of every level; all pack fields alike.
         operations: with their levels, see :func:`flowmc.splitting.nested`.
+        fixed: links that are not kicked.
     """
     segments = [
         (level, [operation for _, operation in same])
@@ -95,11 +108,39 @@ def make_nested_trajectory(
         first = dynamics[0]
         packed, momenta = first.pack(field, FIELD), first.pack(momentum, MOMENTUM)
         sizes = step_size.detach().numpy()
+        free = _free(first, momentum, fixed)
         for level, segment in segments:
-            dynamics[level].integrate(packed, momenta, segment, sizes)
+            _integrate(dynamics[level], packed, momenta, segment, sizes, free)
         return first.unpack(packed, FIELD), first.unpack(momenta, MOMENTUM)
 
     return run
+
+
+def _free(dynamics: Dynamics, momentum: Tensor, fixed: FixedLinks | None) -> np.ndarray | None:
+    """Return 0 for the momenta of fixed links in lanes, and 1 for all others; None: none is."""
+    if fixed is None:
+        return None
+    ones = torch.full_like(momentum, 1 + 1j if momentum.is_complex() else 1)
+    # Of an element of the algebra lanes hold some components, of this one none is zero.
+    packed = dynamics.pack(fixed.zeroed(ones), MOMENTUM)
+    return (packed != 0).astype(packed.dtype)
+
+
+def _integrate(
+    dynamics: Dynamics,
+    field: np.ndarray,
+    momenta: np.ndarray,
+    operations: Sequence[Operation],
+    step_size: np.ndarray,
+    free: np.ndarray | None,
+) -> None:
+    if free is None:
+        dynamics.integrate(field, momenta, operations, step_size)
+        return
+    for operation in operations:
+        dynamics.integrate(field, momenta, [operation], step_size)
+        if operation[0] == "kick":
+            momenta *= free
 
 
 def make_force(prepare: Prepare) -> Callable[[Tensor], Tensor]:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flowmc.actions.base import Action
 
 __all__ = ["observable"]
 
@@ -12,6 +18,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def observable(*, title: str, has_vacuum_column: bool = False) -> Callable[[Function], Function]:
     """Return a decorator that gives an observable its title.
+
+    The observable sees the field with the links that its theory holds fixed.
 
     Reports have it in headings and tables; it is stored beside the values that a run measures.  An
     observable without this decorator is called by its name.
@@ -23,8 +31,12 @@ def observable(*, title: str, has_vacuum_column: bool = False) -> Callable[[Func
     """
 
     def declare(function: Function) -> Function:
-        function.title = title  # type: ignore[attr-defined]
-        function.has_vacuum_column = has_vacuum_column  # type: ignore[attr-defined]
-        return function
+        @functools.wraps(function)
+        def measured(field: Tensor, action: Action, *args: Any, **keys: Any) -> Any:
+            return function(action.with_fixed_links(field), action, *args, **keys)
+
+        measured.title = title  # type: ignore[attr-defined]
+        measured.has_vacuum_column = has_vacuum_column  # type: ignore[attr-defined]
+        return cast(Function, measured)
 
     return declare

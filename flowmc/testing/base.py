@@ -65,7 +65,7 @@ def random_numbers(purpose: str) -> torch.Generator:
 def gauge_transformation(
     action: Action, chains: int, rng: torch.Generator
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    r"""Draw :math:`g_x` from the Haar measure for every site.
+    r"""Draw :math:`g_x` from the Haar measure for every site, 1 where a link is held fixed.
 
     Returns:
         What it does to links, :math:`U_\mu(x) \to g_x U_\mu(x) g_{x+\mu}^\dagger`, and to algebra
@@ -74,6 +74,10 @@ def gauge_transformation(
     group = action.group
     dtype = group.field_dtype(torch.float64)
     rotation = group.haar((chains, *action.lattice), dtype, rng)
+    if action.fixed_links is not None:
+        for mu, where in enumerate(action.fixed_links.where):
+            for end in (where, torch.roll(where, 1, mu)):
+                rotation[:, end] = group.identity((), dtype, rotation.device)
     times, dagger = group.compose, group.inverse
 
     def links(field: Tensor) -> Tensor:

@@ -14,7 +14,15 @@ import pytest
 import torch
 from exactness import THRESHOLD
 
-from flowmc.actions import DefectWilson, FreeScalar, Phi4, Symanzik, Wilson
+from flowmc.actions import (
+    DefectWilson,
+    FreeScalar,
+    ImprovedGauge,
+    Phi4,
+    SchroedingerFunctional,
+    Symanzik,
+    Wilson,
+)
 from flowmc.flows import (
     AffineCouplingFlow,
     Block,
@@ -523,3 +531,42 @@ def test_hmc_of_improved_actions(group, inner, wrong, rng):
         state, _ = kernel.step(state, rng)
     statistics = [statistics_of(action, field) for field in (before, state.field, fresh)]
     assert (p_value_of_change(*statistics) > THRESHOLD) != wrong
+
+
+def ending(group, boundary):
+    """A lattice that ends in time, and one of another theory."""
+    if boundary == "open":
+        action = ImprovedGauge(group, [2, 4], beta=0.4, c1=-0.05, time_boundary="open")
+        return action, action.at(beta=1.2)
+    numbers = {"U(1)": [2.0], "SU(2)": [2.0, -2.0], "SU(3)": [2.0, -0.5, -1.5]}[group]
+    action = SchroedingerFunctional(group, [2, 4], beta=0.5, c_t=0.9, end_phases=numbers)
+    return action, action.at(beta=2.0)
+
+
+@pytest.mark.parametrize("group", ["U(1)", slow("SU(2)"), slow("SU(3)")])
+@pytest.mark.parametrize("boundary", ["open", "fixed"])
+@pytest.mark.parametrize("wrong", [False, True])
+def test_lattices_that_end_in_time(group, boundary, wrong, rng):
+    """HMC and a flow, and exchanges between two theories; planted: the HMC of another one."""
+    action, other = ending(group, boundary)
+    ladder = [action, action.at(beta=0.2)]
+    before = [by_rejection(one, 2000, rng) for one in ladder]
+    second = HMC(ladder[1], steps=3)
+    flow = Independence(action, gauge_model(action, rng), proposals=4)
+    kernel = Cycle(
+        [
+            EachReplica([HMC(action, steps=3), second], ladder),
+            EachReplica([flow, second], ladder),
+            Exchange(ladder),
+        ]
+    )
+    if wrong:
+        kernel = EachReplica([HMC(other, steps=3), second], [other, ladder[1]])
+    state = begin(kernel, before)
+    for _ in range(3):
+        state, _ = kernel.step(state, rng)
+    p_values = []
+    for one, start, replica in zip(ladder, before, state.replicas, strict=True):
+        batches = (start, replica.field, by_rejection(one, 2000, rng))
+        p_values.append(p_value_of_change(*(statistics_of(one, batch) for batch in batches)))
+    assert (2 * min(p_values) > THRESHOLD) != wrong

@@ -286,6 +286,56 @@ def test_a_run_with_open_boundaries(tmp_path, capsys):
     assert not flowmc_adapters.read(files[0][0]).links[-1, ..., -1, :, :].any()
 
 
+@pytest.mark.parametrize("form", ["hdf5", "npy"])
+def test_a_run_with_fixed_boundaries(tmp_path, start, form, capsys):
+    """A Schroedinger functional from a configuration file: its files have its boundaries."""
+    phases = {"phases": [-1.0, 0.0, 1.0], "end_phases": [-3.0, 1.0, 2.0]}
+    theory = TABLES["theory"] | {"action": "schroedinger_functional", "beta": 6.0, "eta": 0.1}
+    tables = TABLES | {
+        "theory": theory | phases,
+        "chains": {"seed": 3, "start": "hot"},
+        "ensemble": {"format": form},
+        "measure": {"observables": ["plaquette", "action"]},
+    }
+    for name, updates in (("whole", 4), ("halves", 2), ("halves", 4)):
+        tables["run"] = {"updates": updates, "save_every": 2, "report": False}
+        (tmp_path / "a.toml").write_text(toml_text(tables))
+        more = ["--resume"] if updates == 4 and name == "halves" else []
+        arguments = ["run", str(tmp_path / "a.toml"), "--output", str(tmp_path / name), *more]
+        assert main(arguments) == 0, capsys.readouterr().err
+    whole, halves = (
+        [one for one in sorted((tmp_path / name / "ensemble").rglob("*")) if one.is_file()][-1]
+        for name in ("whole", "halves")
+    )
+    assert whole.read_bytes() == halves.read_bytes()
+    action = build_action(tables["theory"])
+    links = flowmc_adapters.read(whole).links
+    fixed = field_to_file_order(action.fixed_links.values.numpy(), action)
+    for end in (0, -1):
+        assert np.array_equal(links[end, ..., :3, :, :], fixed[end, ..., :3, :, :])
+    assert not links[-1, ..., 3, :, :].any()
+    (tmp_path / "fixed").write_bytes(whole.read_bytes())
+    assert step(tmp_path, "fixed", "next", "--number", "9", tables=tables) == 0
+    capsys.readouterr()
+    # Another boundary, a periodic field, and the wrong theory for this one.
+    other = tables | {"theory": tables["theory"] | {"eta": 0.2}}
+    opened = tables | {"theory": TABLES["theory"] | {"action": "symanzik", "time_boundary": "open"}}
+    for file, wrong, said in (
+        ("fixed", other, "correct eta, phases and end_phases"),
+        ("lat.1000", tables, "periodic in time"),
+        ("fixed", TABLES, "theory is periodic"),
+        ("fixed", opened, "give the action schroedinger_functional"),
+        ("fixed", tables | {"ensemble": {"format": "openqcd"}}, "use hdf5 or npy"),
+    ):
+        assert step(tmp_path, file, "none", "--number", "10", tables=wrong) == 2
+        message = capsys.readouterr().err
+        assert said in message and message.count("\n") == 1
+    charge = tables | {"measure": {"observables": ["topological_charge"]}}
+    (tmp_path / "a.toml").write_text(toml_text(charge))
+    assert main(["run", str(tmp_path / "a.toml"), "--output", str(tmp_path / "out")]) == 2
+    assert "open" in capsys.readouterr().err
+
+
 def test_charge_conjugated_boundaries_are_refused(tmp_path, start, capsys):
     metadata = {"SEQUENCE_NUMBER": "4", "BOUNDARY_1": "GPARITY", "BOUNDARY_4": "ANTIPERIODIC"}
     write_field(tmp_path / "lat.4", start, ACTION, format="nersc", metadata=metadata)
