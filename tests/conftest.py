@@ -34,6 +34,22 @@ def _initial_weights() -> None:
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages whose figures are made but neither laid out nor drawn, which takes most of their time.
+
+    For tests of the numbers and words of a page: `run/test_pages.py` looks at its pictures.
+    """
+    empty = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"></svg>'
+    monkeypatch.setattr(
+        "matplotlib.backends.backend_svg.FigureCanvasSVG.print_svg",
+        lambda canvas, file, **options: file.write(empty),
+    )
+    monkeypatch.setattr(
+        "matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda engine, figure: None
+    )
+
+
+@pytest.fixture
 def rng() -> torch.Generator:
     """Numbers that stay the same when the streams of runs are made in another way."""
     return torch.Generator().manual_seed(8623414109925789621)

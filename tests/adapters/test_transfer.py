@@ -110,7 +110,7 @@ def test_written_files_do_not_depend_on_threads(
 ):
     format, precision = writable_at
     monkeypatch.setattr(slab_sums, "_SITES", 8)
-    configuration = make_configuration((2, 4, 6, 8), precision=precision)
+    configuration = make_configuration((2, 2, 6, 8), precision=precision)
     contents, reports = [], []
     for count in (1, 4):
         threads(count)

@@ -13,6 +13,7 @@ SLOW = (
     "README.md",
     "docs/correlate.md",
     "docs/free_energies.md",
+    "docs/start_student.md",
     "docs/training.md",
     "docs/validation.md",
 )

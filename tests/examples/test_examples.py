@@ -42,7 +42,9 @@ MOSTLY_SLOW = [
     *(f"zoo/phi4_{n}x{n}_l{lam}.toml" for n, lam in ((12, 5.276), (20, 4.807))),
     *("zoo/phi4_32x32_l4.572.toml", "zoo/phi4_64x64_l4.398.toml", "zoo/phi4_64x8_k0.3.toml"),
     *(f"zoo/phi4_{volume}_k{k}.toml" for volume in ("16x8", "64x8") for k in (0.275, 0.28)),
-    *("zoo/phi4_64x8_kappa.toml", "zoo/u1_2d_b7.00_defect4_0.34_0.00.toml"),
+    # Conditional, as phi4_conditional.toml
+    *("zoo/phi4_16x8_kappa.toml", "zoo/phi4_64x8_kappa.toml"),
+    "zoo/u1_2d_b7.00_defect4_0.34_0.00.toml",
     *(f"zoo/u1_2d_residual_{b}.toml" for b in ("b3.676_b4.532", "b4.532_b5.620", "b5.620_b7.000")),
 ]
 assert set(MOSTLY_SLOW) <= set(TRAININGS)

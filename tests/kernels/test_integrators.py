@@ -145,8 +145,9 @@ def test_nested_integrators(schemes, order, rng):
     back, back_momentum = run(end, -end_momentum, 16)
     assert group.distance(back, field).max() < 1e-12
     assert (back_momentum + momentum).abs().max() < 1e-11
+    end, end_momentum = run(field, momentum, 4)
     with torch_only():
-        plain, plain_momentum = run(field, momentum, 16)
+        plain, plain_momentum = run(field, momentum, 4)
     assert group.distance(plain, end).max() < 1e-12
     assert (plain_momentum - end_momentum).abs().max() < 1e-11
 

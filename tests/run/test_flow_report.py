@@ -103,6 +103,7 @@ def test_flow_that_is_too_short_or_too_long(tmp_path):
     assert any("distorted by the volume" in text for text in document["warnings"])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_scales_of_all_replicas(tmp_path, capsys):
     path = make_flow_run(tmp_path / "run", replicas=3)
     entries = summarise(path)["gradient_flow"][LABEL]["replicas"]
@@ -112,6 +113,7 @@ def test_scales_of_all_replicas(tmp_path, capsys):
     assert re.search(r"^replica .* t0/a\^2$", capsys.readouterr().out, re.M)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_measures_the_flow(tmp_path, capsys):
     from flowmc.cli import main
 
@@ -145,6 +147,7 @@ def test_a_run_that_measures_the_flow(tmp_path, capsys):
     assert (tmp_path / "out" / "report.html").is_file()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_two_dimensions_have_no_scale(tmp_path, capsys):
     path = make_flow_run(tmp_path / "run")
     text = CONFIG.replace("[16, 16, 16, 16]", "[16, 16]").replace("SU(3)", "U(1)")

@@ -89,6 +89,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_declared_values_have_columns_and_lines(folder, capsys):
     tables = configuration({"kernel": "own_reports:Noisy", "repeat": 2})
     tables["run"]["updates"] = 80

@@ -65,6 +65,7 @@ def test_transport_of_independent_exchanges(tmp_path):
     assert exchange["bottleneck"] is None
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_bottleneck_is_named(tmp_path, capsys):
     path = make_run(tmp_path / "run", replicas=3, rows=4000, vector=False)
     replace_walkers(path, [0.1, 0.95], 4)
@@ -100,6 +101,7 @@ def test_random_schedule_expects_fewer_trips(tmp_path):
     assert 1 / rate - 1 / before == pytest.approx(2)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_distant_rows_bound_the_rate(tmp_path, capsys):
     path = make_run(tmp_path / "run", replicas=3, rows=500, measure_every=5, vector=False)
     with h5py.File(path / "measurements.h5", "r+") as file:
@@ -113,6 +115,7 @@ def test_distant_rows_bound_the_rate(tmp_path, capsys):
     assert "at least" in printed and "5 updates apart" in printed
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_replicas_in_a_table(tmp_path, capsys):
     path = make_run(tmp_path / "run", replicas=3, rows=2000, vector=False)
     assert invoke(path) == 0

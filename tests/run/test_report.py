@@ -320,6 +320,7 @@ def test_series_of_not_a_number_is_null_in_json(tmp_path, capsys):
     assert document["observables"]["plaquette"]["error"] is None
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_updates_are_left_out_as_thermalisation(tmp_path, capsys):
     """A drift that the thermalisation did not cover, until `--from` says where it ended."""
     path = make_run(tmp_path / "run", rows=2000, measure_every=2)
@@ -450,6 +451,7 @@ def test_checks_are_listed_whether_they_passed_or_not(tmp_path, options, failed)
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_components_of_complex_numbers_are_re_and_im(tmp_path, capsys):
     path = make_run(tmp_path / "run", rows=100, vector=False)
     with h5py.File(path / "measurements.h5", "r+") as file:

@@ -74,6 +74,7 @@ def test_the_documents_of_correlate_have_them(tmp_path, monkeypatch):
     assert documents[0].theory.startswith("quartic theory on")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_has_them(run, tmp_path):
     page = tmp_path / "page.html"
     assert main(["report", str(run), "--page", str(page)]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -40,6 +41,7 @@ __all__ = [
 POINTS = 700  # of a line, beyond which it shows the extremes of bins
 FEW_CHAINS = 4  # drawn one by one; of more, mean and band are drawn
 SMOOTH = 60  # bins of the running mean of a chain
+_BARS: dict[str, Any] = {"color": BLUE, "alpha": 0.85, "linewidth": 0}  # of a histogram
 BAND_POINTS = 200  # lags at which the error of an autocorrelation function is drawn
 
 
@@ -79,7 +81,11 @@ def history_plot(
         history.set_ylabel(label)
         values = production[1][np.isfinite(production[1])]
         low, high = _limits(history, values)
-        _horizontal_histogram(histogram, values, np.linspace(low, high, 41))
+        counts, edges = np.histogram(values, np.linspace(low, high, 41))
+        histogram.stairs(
+            counts / max(1, counts.max()), edges, orientation="horizontal", fill=True, **_BARS
+        )
+        _without_counts(histogram)
         histogram.axhline(estimate.mean, color=RED, linewidth=1.0)
         histogram.sharey(history)
         histogram.tick_params(labelleft=False)
@@ -133,7 +139,10 @@ def topological_charge_plot(
                 lane.tick_params(labelbottom=False)
                 lane.set_xlabel("")
         edges = np.arange(-bound - 0.5, bound + 1.5)
-        _horizontal_histogram(axes[1], values, edges, gap=0.2)
+        counts, _ = np.histogram(values, edges)
+        charges, heights = 0.5 * (edges[:-1] + edges[1:]), 0.8 * np.diff(edges)
+        axes[1].barh(charges, counts / max(1, counts.max()), height=heights, **_BARS)
+        _without_counts(axes[1])
         axes[1].set_ylim(-bound - 0.6, bound + 0.6)
         axes[1].yaxis.set_major_locator(MaxNLocator(integer=True))
         several = production[1].shape[1] > 1 and not layout.is_narrow
@@ -319,7 +328,7 @@ def _history(
         colour = BLUE if counts else GREY
         rows = np.array_split(np.arange(len(updates)), min(len(updates), POINTS // 2))
         centre = [updates[row].mean() for row in rows]
-        low, high = np.array([np.quantile(values[row], [0.16, 0.84]) for row in rows]).T
+        low, high = _band(values, len(rows))
         axes.fill_between(
             centre,
             low,
@@ -347,6 +356,20 @@ def _history(
     _shade(axes, thermalization[0], production[0])
 
 
+def _band(values: NDArray, bins: int) -> NDArray:
+    """Return the quantiles 16 % and 84 % of the bins of ``numpy.array_split``, (2, bins)."""
+    size, larger = divmod(len(values), bins)
+    parts = [values[: larger * (size + 1)], values[larger * (size + 1) :]]
+    return np.concatenate(
+        [
+            np.quantile(part.reshape(count, -1), [0.16, 0.84], axis=1)
+            for part, count in zip(parts, (larger, bins - larger), strict=True)
+            if count
+        ],
+        axis=1,
+    )
+
+
 def _shade(axes: Axes, thermalization: NDArray, production: NDArray) -> None:
     start = float(min(thermalization.min(), 0)) if len(thermalization) else 0.0
     end = float(production.max())
@@ -364,17 +387,7 @@ def _limits(axes: Axes, values: NDArray) -> tuple[float, float]:
     return axes.get_ylim()
 
 
-def _horizontal_histogram(axes: Axes, values: NDArray, edges: NDArray, gap: float = 0.0) -> None:
-    counts, _ = np.histogram(values, edges)
-    heights = np.diff(edges)
-    axes.barh(
-        0.5 * (edges[:-1] + edges[1:]),
-        counts / max(1, counts.max()),
-        height=heights * (1 - gap),
-        color=BLUE,
-        alpha=0.85,
-        linewidth=0,
-    )
+def _without_counts(axes: Axes) -> None:
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
 
