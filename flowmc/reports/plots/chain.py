@@ -139,7 +139,7 @@ def topological_charge_plot(
                 lane.tick_params(labelbottom=False)
                 lane.set_xlabel("")
         edges = np.arange(-bound - 0.5, bound + 1.5)
-        counts, _ = np.histogram(values, edges)
+        counts = np.histogram(values, edges)[0]
         charges, heights = 0.5 * (edges[:-1] + edges[1:]), 0.8 * np.diff(edges)
         axes[1].barh(charges, counts / max(1, counts.max()), height=heights, **_BARS)
         _without_counts(axes[1])
