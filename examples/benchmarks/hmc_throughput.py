@@ -13,7 +13,7 @@ import argparse
 import torch
 from machine import CLOCKS, interleaved, native, print_header, print_row, processor
 
-from flowmc.actions import ImprovedGauge, Iwasaki, Phi4, Wilson
+from flowmc.actions import ImprovedGauge, Iwasaki, Phi4, SchroedingerFunctional, Wilson
 from flowmc.kernels.integrators import trajectory
 from flowmc.native import find_trajectory
 from flowmc.splitting import INTEGRATORS
@@ -44,6 +44,8 @@ LOOPS = [
             (Iwasaki, {"beta": 2.6}),
             (Iwasaki, {"beta": 2.6, "time_boundary": "open"}),
             (ImprovedGauge, {"beta": 4.0, "c1": -0.1, "c3": -0.03}),
+            (SchroedingerFunctional, {"beta": 5.7}),
+            (SchroedingerFunctional, {"beta": 2.6, "c1": -0.331}),
         )
     ),
     (Wilson("SU(2)", (8,) * 4, beta=2.3), 1, torch.float64),

@@ -57,8 +57,8 @@ class DefectFlow(MaskedLinkFlow):
         super().__init__()
         if not isinstance(action, DefectWilson):
             raise ValueError(
-                f"a defect flow moves links near a defect, but {action!r} has none: use the action "
-                "wilson_defect"
+                "a defect flow moves links near the defect of the action wilson_defect, not of "
+                f"{action!r}: give wilson_defect, or ladders of this action without flows"
             )
         if width < 0:
             raise ValueError(f"width = {width}: the largest shell that moves is 0 or more")
