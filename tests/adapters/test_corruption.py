@@ -123,8 +123,18 @@ def test_every_checksum_notices_a_flipped_bit(
     assert not copy.exists()
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("index", [(0, 0, 0, 0, 0, 0, 0), (2, 1, 0, 1, 3, 2, 0)])
+FIRST, INNER = (0, 0, 0, 0, 0, 0, 0), (2, 1, 0, 1, 3, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("value", "index"),
+    [
+        # Each value at one place, each place with a value, of every format; the rest is slow.
+        *[(np.nan, INNER), (np.inf, FIRST), (-np.inf, INNER)],
+        *[pytest.param(v, FIRST, marks=pytest.mark.slow) for v in (np.nan, -np.inf)],
+        pytest.param(np.inf, INNER, marks=pytest.mark.slow),
+    ],
+)
 def test_numbers_that_are_not_finite(tmp_path, make_configuration, writable_at, value, index):
     """Found wherever they are, with file, byte and site, and never written."""
     format, precision = writable_at

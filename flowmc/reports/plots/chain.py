@@ -140,8 +140,8 @@ def topological_charge_plot(
                 lane.set_xlabel("")
         edges = np.arange(-bound - 0.5, bound + 1.5)
         counts = np.histogram(values, edges)[0]
-        charges, heights = 0.5 * (edges[:-1] + edges[1:]), 0.8 * np.diff(edges)
-        axes[1].barh(charges, counts / max(1, counts.max()), height=heights, **_BARS)
+        charges, thickness = 0.5 * (edges[:-1] + edges[1:]), 0.8 * np.diff(edges)
+        axes[1].barh(charges, counts / max(1, counts.max()), height=thickness, **_BARS)
         _without_counts(axes[1])
         axes[1].set_ylim(-bound - 0.6, bound + 0.6)
         axes[1].yaxis.set_major_locator(MaxNLocator(integer=True))
