@@ -36,6 +36,7 @@ def short_run(campaign, name, folder, updates=8, **theory):
     ("module", "theory"),
     [
         ("u1_ladders", {}),
+        pytest.param("u1_external", {}, marks=pytest.mark.slow),
         pytest.param("su3_ladders", {"lattice": [4, 4, 4, 4]}, marks=pytest.mark.slow),
     ],
 )

@@ -322,13 +322,21 @@ def test_kappa_line_script_runs():
     assert all(abs(pulls[kappa]) < 5 for kappa in ("0.2", "0.25", "0.3"))
 
 
-def test_the_picture_of_the_charge(tmp_path):
-    """`charge_history.py` draws both chains; `docs/figures/charge.svg` is from it."""
-    picture = tmp_path / "charge.svg"
-    command = [str(EXAMPLES / "charge_history.py"), str(picture), "--updates", "4"]
+@pytest.mark.parametrize(
+    ("script", "options", "words"),
+    [
+        ("charge_history.py", ["--updates", "4"], "HMC and 4 proposals of a flow"),
+        ("ladder_walkers.py", ["--updates", "4"], "walkers, one of them in colour"),
+        ("zoo_ess.py", [], "64x64"),
+    ],
+)
+def test_the_pictures_of_the_documents(tmp_path, script, options, words):
+    """`docs/figures` is from these scripts."""
+    picture = tmp_path / "a.svg"
+    command = [str(EXAMPLES / script), str(picture), *options]
     done = subprocess.run(
         forked(*command), env=environment(), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     text = picture.read_text()
-    assert "HMC and 4 proposals of a flow" in text and "<svg" in text
+    assert words in text and "<svg" in text
