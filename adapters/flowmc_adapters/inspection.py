@@ -143,10 +143,15 @@ def examine(
     if not ignore_checksum:
         reasons += [reason for name, reason in failed.items() if name != U1_CHECK]
     if U1_CHECK in failed:
-        field = read_field(path, check_checksum=False)
-        report["warnings"].append(f"U(1) plaquette {compact_plaquette(field.values):.12f}")
-        if not ignore_checksum:
-            reasons += field.failed_checks.values()
+        try:
+            field = read_field(path, check_checksum=False)
+        except CheckError as error:  # not finite, which is no question of a checksum
+            report["warnings"].append(error.reason)
+            reasons.append(error.reason)
+        else:
+            report["warnings"].append(f"U(1) plaquette {compact_plaquette(field.values):.12f}")
+            if not ignore_checksum:
+                reasons += field.failed_checks.values()
     if verdict.group_error is not None:
         reasons.append(verdict.group_error)
     status = CHECK_FAILED if reasons else FINE

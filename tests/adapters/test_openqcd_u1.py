@@ -114,6 +114,17 @@ def test_damage_to_the_u1_field(fixture, request):
         read(path)
 
 
+@pytest.mark.parametrize("fixture", ["both", "alone"])
+def test_a_u1_field_that_is_not_finite(fixture, request, capsys):
+    path = request.getfixturevalue(fixture)
+    raw = bytearray(path.read_bytes())
+    raw[-8:] = struct.pack("<d", math.nan)
+    path.write_bytes(raw)
+    assert main(["inspect", "--json", str(path)]) == 1
+    (report,) = json.loads(capsys.readouterr().out)
+    assert any("finite" in text for text in [*report["warnings"], report["error"] or ""])
+
+
 def test_layouts_of_files_without_it(tmp_path, make_configuration, make_links):
     path = tmp_path / "conf"
     write(path, make_configuration(DIMS), "openqcd")
