@@ -94,6 +94,8 @@ class ChainsInMotion:
     def move(self) -> dict[int, Info]:
         """Do one update of all chains; return what the kernels report, by block of this rank.
 
+        It is done when the caller, who may find what is reported unusable, has counted it.
+
         Raises:
             NonFiniteStateError: naming update and chain.
             ConfigError, UpdateFailedError: from a kernel.
@@ -115,7 +117,6 @@ class ChainsInMotion:
             state = settled(state)
             self._check_finite(state, update, first)
             self.states[block], infos[block] = state, info
-        self.update = update
         return infos
 
     def replicas(self) -> list[tuple[int, int, int, State]]:

@@ -249,6 +249,7 @@ class Regeneration:
                 try:
                     while chains.update < update:
                         chains.move()
+                        chains.update += 1
                 except NonFiniteStateError as error:
                     raise ConfigError(
                         f"{self.path}: {error}, though it was in the run: {self._reasons()}"

@@ -275,7 +275,7 @@ class Runner(ChainsInMotion):
     def _advance(self) -> None:
         """Do one update of all chains and everything that is due after it."""
         infos = self.move()
-        update, run, kernel = self.update, self.config.run, self.assembly.kernel
+        update, run, kernel = self.update + 1, self.config.run, self.assembly.kernel
         for block, info in infos.items():
             first, last = self.config.chains.blocks[block]
             for name, leaf in leaves(info, kernel.parts):
@@ -285,6 +285,7 @@ class Runner(ChainsInMotion):
                     self.tuner.add(first, last, pair, leaf)
         if update <= run.thermalization and kernel.adapts:
             kernel.adapt(of_all_ranks(infos, self.communicator), update - 1)
+        self.update = update
 
         phase = "thermalization" if update <= run.thermalization else "production"
         count = update if phase == "thermalization" else update - run.thermalization

@@ -110,7 +110,7 @@ MODES = {
             "defect_extents": [2],
         },
         measure={"observables": ["plaquette"]},
-        run={"updates": 5, "thermalization": 1},
+        run={"measure_every": 1, "updates": 5, "thermalization": 1},
     )
     | {"theory": {"action": "external", "group": "U(1)", "lattice": [4, 4]}},
     "carried": config(
