@@ -143,7 +143,7 @@ def read_seeds(path: PathLike) -> Seeds:
         text = " ".join(str(error).split()) or type(error).__name__
         raise FormatError(
             path, None, f"damaged or truncated file of seeds ({text}): {_COPY}"
-        ) from (error)
+        ) from error
     if isinstance(content, dict) and isinstance(content.get("layout"), int):
         if content["layout"] != LAYOUT:
             raise FormatError(
