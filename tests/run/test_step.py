@@ -263,6 +263,16 @@ def test_open_boundaries_in_time(tmp_path, start, form, capsys):
     )
 
 
+def run_whole_and_in_halves(tables, folder, capsys):
+    """Four updates at once in `folder/whole`, and two and two in `folder/halves`."""
+    for name, updates in (("whole", 4), ("halves", 2), ("halves", 4)):
+        tables["run"] = {"updates": updates, "save_every": 2, "report": False}
+        (folder / "a.toml").write_text(toml_text(tables))
+        more = ["--resume"] if updates == 4 and name == "halves" else []
+        arguments = ["run", str(folder / "a.toml"), "--output", str(folder / name), *more]
+        assert main(arguments) == 0, capsys.readouterr().err
+
+
 def test_a_run_with_open_boundaries(tmp_path, capsys):
     """From nothing to a directory of openQCD's files, killed and resumed: the same bytes."""
     theory = TABLES["theory"] | {"action": "symanzik", "time_boundary": "open", "c_g": 1.2}
@@ -271,12 +281,7 @@ def test_a_run_with_open_boundaries(tmp_path, capsys):
         "chains": {"seed": 3, "start": "hot"},
         "ensemble": {"format": "openqcd"},
     }
-    for name, updates in (("whole", 4), ("halves", 2), ("halves", 4)):
-        tables["run"] = {"updates": updates, "save_every": 2, "report": False}
-        (tmp_path / "a.toml").write_text(toml_text(tables))
-        more = ["--resume"] if updates == 4 and name == "halves" else []
-        arguments = ["run", str(tmp_path / "a.toml"), "--output", str(tmp_path / name), *more]
-        assert main(arguments) == 0, capsys.readouterr().err
+    run_whole_and_in_halves(tables, tmp_path, capsys)
     files = [
         [one for one in sorted((tmp_path / name / "ensemble").rglob("*")) if one.is_file()][-1:]
         for name in ("whole", "halves")
@@ -297,12 +302,7 @@ def test_a_run_with_fixed_boundaries(tmp_path, start, form, capsys):
         "ensemble": {"format": form},
         "measure": {"observables": ["plaquette", "action"]},
     }
-    for name, updates in (("whole", 4), ("halves", 2), ("halves", 4)):
-        tables["run"] = {"updates": updates, "save_every": 2, "report": False}
-        (tmp_path / "a.toml").write_text(toml_text(tables))
-        more = ["--resume"] if updates == 4 and name == "halves" else []
-        arguments = ["run", str(tmp_path / "a.toml"), "--output", str(tmp_path / name), *more]
-        assert main(arguments) == 0, capsys.readouterr().err
+    run_whole_and_in_halves(tables, tmp_path, capsys)
     whole, halves = (
         [one for one in sorted((tmp_path / name / "ensemble").rglob("*")) if one.is_file()][-1]
         for name in ("whole", "halves")
